@@ -1,0 +1,1 @@
+//! Properties, models and the tidy test.

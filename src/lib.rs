@@ -1,0 +1,4 @@
+//! tidelog: a real-time database whose documents merge.
+pub mod document;
+pub mod id;
+pub mod limits;

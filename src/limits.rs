@@ -1,0 +1,123 @@
+//! Every bound tidelog keeps, in one struct.
+//!
+//! Nothing in the engine grows without a limit from here. The defaults are [`Limits::DEFAULT`]; an embedder changes
+//! them with `DatabaseBuilder::limits`. What happens at a limit is said beside it.
+
+/// Bounds on queues, frames, documents and batches. Sizes are bytes unless the name says otherwise.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Limits {
+    /// Changes and commands waiting for the writer. A full queue makes `change` return `Busy` before it edits.
+    pub write_queue_items: usize,
+    /// Bytes of changes waiting for the writer; as above.
+    pub write_queue_bytes: usize,
+    /// Records in one commit group. More wait for the next group.
+    pub group_records_max: usize,
+    /// Payload bytes in one commit group. One larger record travels alone.
+    pub group_bytes_max: usize,
+    /// One change, as its Automerge chunk. A larger one is refused where it enters.
+    pub change_bytes_max: usize,
+    /// Operations in one change. A larger one is refused where it enters.
+    pub change_ops_max: u64,
+    /// One document chunk, compressed. A larger one is refused where it enters.
+    pub document_bytes_max: usize,
+    /// How far above everything known an operation counter may begin, so that a hostile change cannot use it up.
+    pub start_op_window: u64,
+    /// Changes of one document that wait for a dependency. Beyond it the oldest is dropped and asked for again.
+    pub pending_changes_per_document: usize,
+    /// Bytes of changes of one document that wait for a dependency; as above.
+    pub pending_bytes_per_document: usize,
+    /// Bytes of all changes that wait for a dependency; as above.
+    pub pending_bytes: usize,
+    /// Materialised documents kept in memory. The least recently used are dropped beyond it.
+    pub memory_budget: usize,
+    /// Change graphs kept in memory. The least recently used are dropped beyond it.
+    pub graph_budget: usize,
+    /// Authors listed in a document's row. A document with more reads its change graph to learn its clock.
+    pub clock_entries_in_row: usize,
+    /// One part of a snapshot or of a streamed chunk.
+    pub part_bytes: usize,
+    /// One frame on a link, its length prefix not counted. A longer one closes the link.
+    pub frame_bytes_max: usize,
+    /// One frame before the peer has said who it is.
+    pub hello_bytes_max: usize,
+    /// Payload bytes that one `ChangeBatch` aims for.
+    pub batch_bytes: usize,
+    /// `ChangeBatch` frames sent and not yet acknowledged. The sender then stops reading its log for that peer.
+    pub batches_in_flight: usize,
+    /// Rows in one `Inventory` frame.
+    pub inventory_rows: usize,
+    /// Documents being exchanged with one peer at a time. Others wait their turn.
+    pub exchanges_per_peer: usize,
+    /// Streamed chunks a peer may have under way at a time.
+    pub bulk_streams_per_peer: usize,
+    /// Missing changes of a document above which a peer is sent its snapshot, if there is one.
+    pub snapshot_instead_of_changes: u64,
+    /// Changes since the last snapshot that make a new one due (or a quarter of the document, if that is more).
+    pub snapshot_tail_min: u64,
+    /// Bytes of changes since the last snapshot that make a new one due.
+    pub snapshot_tail_bytes: u64,
+    /// Records between two `checkpoint` records: what an open has to read again.
+    pub checkpoint_records: u64,
+    /// Free bytes on the disk below which writes are refused with `StorageFull`; reads go on.
+    pub disk_free_min: u64,
+    /// Nodes and clients connected at a time. Others are refused.
+    pub connections_max: usize,
+}
+
+impl Limits {
+    /// What a database has unless it is told otherwise.
+    pub const DEFAULT: Self = Self {
+        write_queue_items: 8192,
+        write_queue_bytes: 64 * MIB,
+        group_records_max: 1024,
+        group_bytes_max: MIB,
+        change_bytes_max: 8 * MIB,
+        change_ops_max: 4_000_000,
+        document_bytes_max: 256 * MIB,
+        start_op_window: 1 << 20,
+        pending_changes_per_document: 1000,
+        pending_bytes_per_document: 8 * MIB,
+        pending_bytes: 64 * MIB,
+        memory_budget: 256 * MIB,
+        graph_budget: 64 * MIB,
+        clock_entries_in_row: 64,
+        part_bytes: 256 * KIB,
+        frame_bytes_max: MIB,
+        hello_bytes_max: 4 * KIB,
+        batch_bytes: 256 * KIB,
+        batches_in_flight: 4,
+        inventory_rows: 4096,
+        exchanges_per_peer: 32,
+        bulk_streams_per_peer: 4,
+        snapshot_instead_of_changes: 256,
+        snapshot_tail_min: 1024,
+        snapshot_tail_bytes: MIB as u64,
+        checkpoint_records: 1 << 16,
+        disk_free_min: 64 * MIB as u64,
+        connections_max: 1024,
+    };
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
+const KIB: usize = 1024;
+const MIB: usize = 1024 * KIB;
+
+// How the defaults relate. A group that is full still fits a frame's worth of batches, a part fits a frame, and a
+// waiting table for one document cannot use up the table for all.
+const _: () = {
+    let l = Limits::DEFAULT;
+    assert!(l.part_bytes + 4 * KIB <= l.frame_bytes_max);
+    assert!(l.batch_bytes + l.part_bytes + 64 * KIB <= l.frame_bytes_max);
+    assert!(l.hello_bytes_max <= l.frame_bytes_max);
+    assert!(l.pending_bytes_per_document <= l.pending_bytes);
+    assert!(l.change_bytes_max <= l.pending_bytes_per_document);
+    assert!(l.group_bytes_max <= l.write_queue_bytes);
+    assert!(l.inventory_rows * 40 <= l.frame_bytes_max);
+    assert!(l.change_bytes_max <= l.document_bytes_max);
+};
