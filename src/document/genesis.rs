@@ -28,11 +28,10 @@ pub fn genesis(collection: &CollectionName, name: &str, json: &serde_json::Value
     }
     let actor = ActorId::new(&hasher.finalize().as_bytes()[..16]).ok_or(ViewError::RootNotMap)?;
     let mut document = Automerge::new().with_actor(automerge::ActorId::from(actor.as_bytes()));
-    let options = CommitOptions::default().with_time(0);
     let mut tx = document.transaction();
     json::reconcile(&mut tx, &ROOT, &node)?;
-    if tx.commit_with(options.clone()).0.is_none() {
-        document.empty_commit(options);
+    if tx.commit_with(CommitOptions::default().with_time(0)).0.is_none() {
+        document.empty_commit(CommitOptions::default().with_time(0));
     }
     let change = document.get_last_local_change().ok_or_else(|| ViewError::Automerge("no change was made".into()))?;
     Ok(Change::from_automerge(change)?)
