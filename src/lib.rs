@@ -2,3 +2,5 @@
 pub mod document;
 pub mod id;
 pub mod limits;
+#[cfg(feature = "node")]
+pub mod node;
