@@ -2,5 +2,6 @@
 pub mod document;
 pub mod id;
 pub mod limits;
+pub mod log;
 #[cfg(feature = "node")]
 pub mod node;
