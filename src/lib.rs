@@ -4,3 +4,5 @@ pub mod history;
 pub mod id;
 pub mod limits;
 pub mod log;
+#[cfg(feature = "node")]
+pub mod node;

@@ -4,6 +4,7 @@
 //! each was made on top of: enough to synchronise it. A [`View`] is the document itself, built only for those who read
 //! or edit it. The document does not know that it is logged.
 
+mod branching;
 mod change;
 mod edit;
 mod genesis;
@@ -16,6 +17,7 @@ mod replay;
 mod slots;
 mod view;
 
+pub use branching::{BranchingError, Scratch, TEXT_KEY, TextEdit};
 pub use change::{Change, ChangeError};
 pub use edit::Edit;
 pub use genesis::genesis;
