@@ -2,3 +2,5 @@
 pub mod document;
 pub mod id;
 pub mod limits;
+#[cfg(feature = "quic")]
+pub mod net;
