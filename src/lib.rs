@@ -1,6 +1,10 @@
 //! tidelog: a real-time database whose documents merge.
 pub mod document;
+pub mod history;
 pub mod id;
 pub mod limits;
+pub mod log;
 #[cfg(feature = "quic")]
 pub mod net;
+#[cfg(feature = "node")]
+pub mod node;
