@@ -1,1 +1,2 @@
 //! Properties, models and the tidy test.
+mod codec;
