@@ -177,8 +177,8 @@ pub struct CollectionKey(pub [u8; 8]);
 pub struct NodeId(pub [u8; 32]);
 
 /// RFC 4648 base32 in lower case and without padding.
-fn base32() -> &'static data_encoding::Encoding {
-    &data_encoding::BASE32_NOPAD_NOCASE
+fn base32() -> data_encoding::Encoding {
+    data_encoding::BASE32_NOPAD_NOCASE
 }
 
 impl NodeId {

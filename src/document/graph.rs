@@ -186,6 +186,13 @@ impl ChangeGraph {
         Ok(true)
     }
 
+    /// The change whose bytes are at `lsn`, if one's are.
+    #[must_use]
+    pub fn hash_of(&self, lsn: Lsn) -> Option<ChangeHash> {
+        let at = self.entries.binary_search_by_key(&lsn, |entry| entry.lsn).ok()?;
+        Some(self.entries[at].hash)
+    }
+
     /// Whether the change is here.
     #[must_use]
     pub fn contains(&self, hash: &ChangeHash) -> bool {

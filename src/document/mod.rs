@@ -1,8 +1,28 @@
 //! One document: its changes, its change graph, and the materialised CRDT when somebody reads or edits it.
+//!
+//! A [`Change`] is one verified Automerge change chunk. A [`ChangeGraph`] knows which changes a document has and what
+//! each was made on top of: enough to synchronise it. A [`View`] is the document itself, built only for those who read
+//! or edit it. The document does not know that it is logged.
 
+mod branching;
 mod change;
+mod edit;
+mod genesis;
 mod graph;
+pub mod json;
+mod lists;
+mod path;
+mod reading;
+mod replay;
 mod slots;
+mod view;
 
+pub use branching::{BranchingError, Scratch, TEXT_KEY, TextEdit};
 pub use change::{Change, ChangeError};
+pub use edit::Edit;
+pub use genesis::genesis;
 pub use graph::{ChangeGraph, GraphError, Index, Node, NodeInfo};
+pub use json::JsonError;
+pub use path::Path;
+pub use reading::Reading;
+pub use view::{Applied, EditOptions, View, ViewError};

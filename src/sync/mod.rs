@@ -4,4 +4,8 @@
 //! on it; see `docs/protocol.md`. [`wire`] is the bytes, [`Exchange`] one document's Automerge sync answered from its
 //! change graph, [`Session`] the whole conversation as a state machine that does no IO.
 
+mod exchange;
+pub mod gate;
 pub mod wire;
+
+pub use exchange::{Exchange, ExchangeError, Received};

@@ -1,0 +1,200 @@
+//! The rows of the projections: what the log says, arranged for looking things up.
+//!
+//! Every row is `version 1`, a bincode body, and the XXH3-64 of keyspace, key, version and body (8 bytes,
+//! little-endian), so that a row that was damaged, or found under another key, is refused and rebuilt from the log.
+//! A mutable row names the last record it took in: that is what it is trusted by.
+
+use bincode::{Decode, Encode};
+
+use super::record::{NameKind, NameRef, RECORD_VERSION, RecordError, decode, encode};
+use super::storage::Keyspace;
+
+/// A row of `doc_ix`, keyed by document and LSN: one record about a document. Written once.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum IndexRow {
+    /// A change: what the change graph is made of.
+    Change {
+        /// Its SHA-256.
+        hash: [u8; 32],
+        /// Its author's name.
+        actor: NameRef,
+        /// Its number among the author's changes.
+        seq: u64,
+        /// The counter of its first operation.
+        start_op: u64,
+        /// How many operations it holds.
+        op_count: u64,
+        /// How far back its dependencies lie.
+        deps: Vec<u64>,
+    },
+    /// A lifecycle statement, by its id.
+    Lifecycle([u8; 32]),
+}
+
+/// One of a document's heads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct HeadRow {
+    /// The change.
+    pub hash: [u8; 32],
+    /// Its record.
+    pub lsn: u64,
+    /// The counter of its last operation.
+    pub max_op: u64,
+}
+
+/// The rank, Lamport time and id by which lifecycle statements are ordered, and where the statement is.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct StatementRow {
+    /// The statement's id.
+    pub id: [u8; 32],
+    /// Its record.
+    pub lsn: u64,
+    /// Its rank, for creations; whether it purges, for others.
+    pub rank: u8,
+    /// Its Lamport time.
+    pub lamport: u64,
+    /// What it says: a [`super::record::LifecycleKind`] as a number.
+    pub kind: u8,
+}
+
+/// The newest verified snapshot of a document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct SnapshotRef {
+    /// The last record it holds.
+    pub lsn: u64,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// How many changes it holds.
+    pub changes: u64,
+}
+
+/// A row of `docs`, keyed by document: where the document stands.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct DocumentRow {
+    /// The newest record about it.
+    pub last_lsn: u64,
+    /// The record that first named it.
+    pub created_lsn: u64,
+    /// The collection's name.
+    pub collection: NameRef,
+    /// The collection's key, its place in `by_seq`.
+    pub collection_key: [u8; 8],
+    /// The document's own name, if it was created by name.
+    pub name: Option<String>,
+    /// Its heads, ascending by hash.
+    pub heads: Vec<HeadRow>,
+    /// How many changes it has.
+    pub change_count: u64,
+    /// How many bytes of chunks.
+    pub change_bytes: u64,
+    /// The highest operation counter.
+    pub max_op: u64,
+    /// The authors and their last sequence numbers, ascending; `None` when there are too many to list.
+    pub clock: Option<Vec<(NameRef, u64)>>,
+    /// The creation that decides collection and name.
+    pub creation: Option<StatementRow>,
+    /// The statement that decides whether it is visible.
+    pub winner: Option<StatementRow>,
+    /// The newest snapshot.
+    pub snapshot: Option<SnapshotRef>,
+}
+
+/// A row of `state` under a peer's node id: how far we have followed its log.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct PeerRow {
+    /// Its log.
+    pub log_id: [u8; 16],
+    /// The last footer followed.
+    pub lsn: u64,
+    /// The chain digest there.
+    pub chain: [u8; 16],
+}
+
+/// An entry of the dictionary, a row of `state` under its reference.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct NameRow {
+    /// What it names.
+    pub kind: NameKind,
+    /// The name.
+    pub bytes: Vec<u8>,
+}
+
+/// The first part of a snapshot, a row of `snap`.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct SnapshotRow {
+    /// The heads it was saved at.
+    pub heads: Vec<[u8; 32]>,
+    /// How many changes it holds.
+    pub changes: u64,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// BLAKE3 of the whole.
+    pub digest: [u8; 32],
+    /// How many parts follow.
+    pub parts: u32,
+}
+
+/// The row of `state` that says which projections are there.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct ProjectionRow {
+    /// The layout's version; another one means a rebuild.
+    pub layout: u32,
+    /// A rebuild is under way, up to this record.
+    pub rebuilding: Option<u64>,
+}
+
+/// Encodes a row for `keyspace` and `key`.
+#[must_use]
+pub fn encode_row<T: Encode>(keyspace: Keyspace, key: &[u8], row: &T) -> Vec<u8> {
+    let mut out = vec![RECORD_VERSION];
+    out.extend(encode(row));
+    let checksum = row_checksum(keyspace, key, &out);
+    out.extend_from_slice(&checksum);
+    out
+}
+
+/// Decodes the row found in `keyspace` under `key`.
+///
+/// # Errors
+/// [`RecordError`] when any byte is not as it was written for that place.
+pub fn decode_row<T: Decode<()>>(keyspace: Keyspace, key: &[u8], bytes: &[u8]) -> Result<T, RecordError> {
+    let Some((body, stated)) = bytes.split_last_chunk::<8>() else {
+        return Err(RecordError::Length);
+    };
+    if row_checksum(keyspace, key, body) != *stated {
+        return Err(RecordError::Checksum);
+    }
+    match body.split_first() {
+        Some((&RECORD_VERSION, body)) => decode(body),
+        Some((&version, _)) => Err(RecordError::Version(version)),
+        None => Err(RecordError::Length),
+    }
+}
+
+fn row_checksum(keyspace: Keyspace, key: &[u8], body: &[u8]) -> [u8; 8] {
+    let mut hasher = xxhash_rust::xxh3::Xxh3::new();
+    hasher.update(keyspace.name().as_bytes());
+    hasher.update(&[0]);
+    hasher.update(key);
+    hasher.update(body);
+    hasher.digest().to_le_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_is_refused_elsewhere_and_when_any_bit_flips() {
+        let row = PeerRow { log_id: [1; 16], lsn: 2, chain: [3; 16] };
+        let bytes = encode_row(Keyspace::State, b"peer", &row);
+        assert_eq!(decode_row(Keyspace::State, b"peer", &bytes), Ok(row));
+        assert!(decode_row::<PeerRow>(Keyspace::State, b"pear", &bytes).is_err());
+        assert!(decode_row::<PeerRow>(Keyspace::Docs, b"peer", &bytes).is_err());
+        for bit in 0..bytes.len() * 8 {
+            let mut bad = bytes.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode_row::<PeerRow>(Keyspace::State, b"peer", &bad).is_err(), "bit {bit}");
+        }
+    }
+}
