@@ -147,8 +147,7 @@ impl Exchange {
         }
         let chunks = if self.read_only { Vec::new() } else { chunks };
         let their = Their { heads: Heads::new(heads), need, have };
-        self.unsettled =
-            Some(Unsettled { their, brought_changes: !chunks.is_empty(), heads_before: graph.heads() });
+        self.unsettled = Some(Unsettled { their, brought_changes: !chunks.is_empty(), heads_before: graph.heads() });
         if chunks.is_empty() {
             self.settle(graph, Vec::new());
         }
@@ -266,8 +265,7 @@ impl Exchange {
     fn need(&self, graph: &ChangeGraph) -> Vec<ChangeHash> {
         let mut need = BTreeSet::new();
         let mut seen = BTreeSet::new();
-        let mut left: Vec<ChangeHash> =
-            self.their.iter().flat_map(|their| their.heads.as_slice()).copied().collect();
+        let mut left: Vec<ChangeHash> = self.their.iter().flat_map(|their| their.heads.as_slice()).copied().collect();
         while let Some(hash) = left.pop() {
             if graph.contains(&hash) || !seen.insert(hash) {
                 continue;
@@ -307,13 +305,14 @@ impl Exchange {
         graph: &ChangeGraph,
         budget_bytes: usize,
         change_bytes: &mut dyn FnMut(Lsn) -> Result<Vec<u8>, E>,
-    ) -> Result<(Vec<ChangeHash>, Vec<Vec<u8>>), GenerateError<E>> {
-        let (mut hashes, mut chunks, mut bytes) = (Vec::new(), Vec::new(), 0);
-        let Some(their) = self.their.as_ref().filter(|their| !self.peer_read_only && their.heads != graph.heads())
-        else {
+    ) -> Result<(BTreeSet<ChangeHash>, Vec<Vec<u8>>), GenerateError<E>> {
+        let (mut hashes, mut chunks, mut bytes) = (BTreeSet::new(), Vec::new(), 0);
+        let wants_some = |their: &&Their| !self.peer_read_only && their.heads != graph.heads();
+        let Some(their) = self.their.as_ref().filter(wants_some) else {
+            self.backlog.clear();
             return Ok((hashes, chunks));
         };
-        if self.backlog.is_empty() && !self.in_flight {
+        if self.backlog.is_empty() {
             self.backlog = lacking(graph, &their.have)?.into();
         }
         let asked: BTreeSet<Index> = their.need.iter().filter_map(|hash| graph.index_of(hash)).collect();
@@ -331,7 +330,7 @@ impl Exchange {
                 break;
             }
             bytes += chunk.len();
-            hashes.push(hash);
+            hashes.insert(hash);
             chunks.push(chunk);
         }
         Ok((hashes, chunks))
@@ -346,7 +345,7 @@ impl Exchange {
             heads: to_automerge(our_heads.as_slice()),
             need: Vec::new(),
             have: vec![Have::default()],
-            changes: Vec::new().into(),
+            changes: Vec::<Vec<u8>>::new().into(),
             flags: Some(flags),
             version: MessageVersion::V1,
         };

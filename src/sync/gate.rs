@@ -264,7 +264,10 @@ mod tests {
     fn a_message_is_read_as_automerge_reads_it() {
         let bytes = message(3, 5);
         let (ours, theirs) = (read_message(&bytes).unwrap(), Message::decode(&bytes).unwrap());
-        assert_eq!(ours.heads.iter().map(|h| h.0).collect::<Vec<_>>(), theirs.heads.iter().map(|h| h.0).collect::<Vec<_>>());
+        assert_eq!(
+            ours.heads.iter().map(|h| h.0).collect::<Vec<_>>(),
+            theirs.heads.iter().map(|h| h.0).collect::<Vec<_>>()
+        );
         assert_eq!((ours.have, ours.flags), (theirs.have, theirs.flags));
         assert_eq!(ours.need, [ChangeHash([3; 32])]);
         assert_eq!(ours.chunks.len(), 3);

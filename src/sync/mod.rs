@@ -8,4 +8,4 @@ mod exchange;
 pub mod gate;
 pub mod wire;
 
-pub use exchange::{Exchange, ExchangeError, Received};
+pub use exchange::{Arrival, Exchange, ExchangeError, GenerateError, Received};
