@@ -22,7 +22,7 @@ use serde_json::Value;
 use super::edit::Edit;
 use super::reading::Reading;
 use super::json::JsonError;
-use super::replay::{Clock, Outcome, replay};
+use super::replay::{Clock, Outcome, replay, spoils_index};
 use super::{Change, ChangeError, Path};
 use crate::id::{ActorId, ChangeHash, Heads, shortened};
 
@@ -318,6 +318,9 @@ impl View {
             let change = Change::from_automerge(made.ok_or_else(|| ViewError::Automerge("no change was made".into()))?)?;
             if let Some(clock) = &mut view.clock {
                 clock.add(&change);
+            }
+            if spoils_index(&change) {
+                view.document = Automerge::load(&view.document.save())?;
             }
             Ok(Ok((answer, Some(change))))
         });
