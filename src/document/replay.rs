@@ -13,7 +13,7 @@
 //! What is replayed: text, list and map inserts, puts, deletes and new objects of all types, conflicts overwritten as a
 //! whole or resolved to the value that won, counters, marks and empty changes. What is not: increments
 //! over a conflict, values of an unknown type, empty strings as text elements (they have no width, so no index names
-//! them), operations inside tables, and changes with extra bytes other than an author.
+//! them), tables, and changes with extra bytes other than an author.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -249,6 +249,7 @@ impl Replayer<'_> {
                 }
                 self.tx.put(object, prop, value.clone())
             }
+            OpType::Make(ObjType::Table) => return None,
             OpType::Make(kind) => self.tx.put_object(object, prop, *kind).map(drop),
             // Over a conflict, automerge's own increment leaves its index wrong: see `spoils_index`.
             OpType::Increment(by) if counters && count == 1 => self.tx.increment(object, prop, *by),
@@ -279,6 +280,7 @@ impl Replayer<'_> {
                 self.tx.insert(object, index, value.clone()).ok()?;
                 (1, if text { width(&Value::Scalar(std::borrow::Cow::Borrowed(value))) } else { 1 })
             }
+            OpType::Make(ObjType::Table) => return None,
             OpType::Make(kind) => {
                 self.tx.insert_object(object, index, *kind).ok()?;
                 (1, 1)
