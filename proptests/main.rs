@@ -1,1 +1,3 @@
 //! Properties, models and the tidy test.
+
+mod replay;

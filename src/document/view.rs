@@ -20,8 +20,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::edit::Edit;
-use super::reading::Reading;
 use super::json::JsonError;
+use super::reading::Reading;
 use super::replay::{Clock, Outcome, replay};
 use super::{Change, ChangeError, Path};
 use crate::id::{ActorId, ChangeHash, Heads, shortened};
@@ -315,7 +315,8 @@ impl View {
             }
             let Some(_) = edit.into_transaction().commit_with(commit).0 else { return Ok(Ok((answer, None))) };
             let made = view.document.get_last_local_change();
-            let change = Change::from_automerge(made.ok_or_else(|| ViewError::Automerge("no change was made".into()))?)?;
+            let change =
+                Change::from_automerge(made.ok_or_else(|| ViewError::Automerge("no change was made".into()))?)?;
             if let Some(clock) = &mut view.clock {
                 clock.add(&change);
             }
