@@ -15,7 +15,9 @@ mod verify;
 
 pub use graphs::Graphs;
 pub use names::Names;
+pub(crate) use open::CHECKPOINT_KEY;
 pub use open::{Opened, open};
+pub(crate) use reader::{peer_key, snapshot_key};
 pub use reader::{DocumentState, Entry, EntryKind, Location, Origin, Reader, Snapshot};
 pub use rebuild::rebuild;
 pub use verify::{Fault, Verification, verify};

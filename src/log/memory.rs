@@ -91,7 +91,7 @@ impl MemoryStorage {
 
     /// Up to [`PAGE`] rows between two keys; `None` when nothing can be between them.
     fn page(&self, keyspace: Keyspace, from: &Bound<Vec<u8>>, to: &Bound<Vec<u8>>, descending: bool) -> Option<Rows> {
-        let ((Bound::Included(first) | Bound::Excluded(first)), Bound::Excluded(end)) = (from, to) else { return None };
+        let (Bound::Included(first) | Bound::Excluded(first), Bound::Excluded(end)) = (from, to) else { return None };
         if first >= end {
             return None;
         }
