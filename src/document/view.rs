@@ -21,6 +21,7 @@ use serde_json::Value;
 
 use super::edit::Edit;
 use super::json::JsonError;
+use super::reading::Reading;
 use super::replay::{Clock, Outcome, replay, spoils_index};
 use super::{Change, ChangeError, Path};
 use crate::id::{ActorId, ChangeHash, Heads, shortened};
