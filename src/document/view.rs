@@ -568,9 +568,7 @@ mod tests {
         let then = view.heads();
         let mut other = View::load(&view.save().unwrap()).unwrap();
         let theirs = edit(&mut other, |edit| edit.put("b", 2));
-        edit(&mut view, |edit| {
-            edit.put("", json!({"a": "one more", "b": {"x": 1}, "list": []}))
-        });
+        edit(&mut view, |edit| edit.put("", json!({"a": "one more", "b": {"x": 1}, "list": []})));
         view.apply(&[theirs]).unwrap();
         assert_eq!(view.to_json_at(&then).unwrap(), json!({"a": "one", "list": [1]}));
         assert_eq!(view.at(&then).unwrap().json("list.0").unwrap(), Some(json!(1)));
