@@ -316,13 +316,16 @@ impl Source {
             EntryKind::Footer { chain } => Some(Position { lsn: last.lsn, chain }),
             _ => None,
         };
-        self.phase = Phase::Streaming(last.lsn);
+        let last_lsn = last.lsn;
+        self.phase = Phase::Streaming(last_lsn);
         self.skipped += entries.len();
         let mut rows = Rows::default();
         for entry in entries {
             self.add_entry(entry, &mut rows);
         }
-        if rows.rows.is_empty() && (end.is_none() || self.skipped < SKIPPED_MAX) {
+        // Where the log ended when the link was made, the peer learns that it has caught up.
+        let catches_up = after < self.tail_met && last_lsn >= self.tail_met;
+        if rows.rows.is_empty() && (end.is_none() || self.skipped < SKIPPED_MAX && !catches_up) {
             return Ok(true);
         }
         self.skipped = 0;
