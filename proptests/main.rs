@@ -2,3 +2,4 @@
 
 mod codec;
 mod replay;
+mod sync_sessions;
