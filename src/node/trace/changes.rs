@@ -88,7 +88,7 @@ impl<'a> TraceChanges<'a> {
     /// # Cost
     /// 26 to 250 us for a transaction on top of its author's last one, by history. For each that merges another's,
     /// automerge walks the text: 4 ms on average in a history that ends at 21,000 characters, nearly all its time.
-    /// All changes are held in memory, about 1 kB for a keystroke.
+    /// All changes are held in memory.
     pub fn build(
         trace: &'a Trace,
         options: &'a TraceOptions,
