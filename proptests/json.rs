@@ -24,10 +24,7 @@ fn leaf() -> impl Strategy<Value = Value> {
 
 fn any_value() -> impl Strategy<Value = Value> {
     leaf().prop_recursive(4, 40, 6, |inner| {
-        prop_oneof![
-            prop::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
-            object(inner),
-        ]
+        prop_oneof![prop::collection::vec(inner.clone(), 0..6).prop_map(Value::from), object(inner),]
     })
 }
 

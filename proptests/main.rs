@@ -1,3 +1,4 @@
 //! Properties, models and the tidy test.
 
+mod json;
 mod replay;

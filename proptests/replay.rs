@@ -13,10 +13,28 @@ type Edit = (u8, u32, u32, u32);
 
 /// Every kind of edit.
 const KINDS: [&str; 22] = [
-    "map put", "map put counter", "map new object", "map delete", "map increment", "map resolve a conflict",
-    "list insert", "list new object", "list put", "list put object", "list delete", "list increment",
-    "text insert", "text delete", "text replace", "text insert at once", "text put", "text block",
-    "mark", "mark empty", "unmark", "list insert behind an overwritten element",
+    "map put",
+    "map put counter",
+    "map new object",
+    "map delete",
+    "map increment",
+    "map resolve a conflict",
+    "list insert",
+    "list new object",
+    "list put",
+    "list put object",
+    "list delete",
+    "list increment",
+    "text insert",
+    "text delete",
+    "text replace",
+    "text insert at once",
+    "text put",
+    "text block",
+    "mark",
+    "mark empty",
+    "unmark",
+    "list insert behind an overwritten element",
 ];
 
 fn scalar(n: u32) -> ScalarValue {
@@ -55,12 +73,16 @@ fn objects<D: ReadDoc>(document: &D, wanted: ObjType) -> Vec<ObjId> {
     while let Some(object) = open.pop() {
         let kind = document.object_type(&object).unwrap();
         let children: Vec<ObjId> = match kind {
-            ObjType::Map | ObjType::Table => {
-                document.map_range(&object, ..).filter(|i| i.value.clone().into_value().is_object()).map(|i| i.id()).collect()
-            }
-            ObjType::List | ObjType::Text => {
-                document.list_range(&object, ..).filter(|i| i.value.clone().into_value().is_object()).map(|i| i.id()).collect()
-            }
+            ObjType::Map | ObjType::Table => document
+                .map_range(&object, ..)
+                .filter(|i| i.value.clone().into_value().is_object())
+                .map(|i| i.id())
+                .collect(),
+            ObjType::List | ObjType::Text => document
+                .list_range(&object, ..)
+                .filter(|i| i.value.clone().into_value().is_object())
+                .map(|i| i.id())
+                .collect(),
         };
         open.extend(children);
         if kind == wanted {
@@ -349,7 +371,17 @@ fn nearly_every_kind_of_edit_in_a_linear_history_is_replayed() {
                 // What two authors do at one time gives conflicts; nothing of it is counted.
                 world.merge_all();
                 for copy in 0..2 {
-                    world.edit(copy, &[(0, 0, n, next()), (0, next(), next(), 8), (6, next(), n, 10), (6, next(), n, 6), (12, next(), n, 1)], 2);
+                    world.edit(
+                        copy,
+                        &[
+                            (0, 0, n, next()),
+                            (0, next(), next(), 8),
+                            (6, next(), n, 10),
+                            (6, next(), n, 6),
+                            (12, next(), n, 1),
+                        ],
+                        2,
+                    );
                 }
                 world.merge_all();
                 view.apply(&world.changes).unwrap();
@@ -358,7 +390,8 @@ fn nearly_every_kind_of_edit_in_a_linear_history_is_replayed() {
             let copy = next() as usize % 4;
             (0..4).for_each(|from| world.merge(copy, from));
             let before = world.changes.len();
-            let kinds = world.edit(copy, &[(next() as u8 % KINDS.len() as u8, next(), next(), next())], i64::from(next()));
+            let kinds =
+                world.edit(copy, &[(next() as u8 % KINDS.len() as u8, next(), next(), next())], i64::from(next()));
             let applied = view.apply(&world.changes[before..]).unwrap();
             for kind in kinds {
                 let counts = of_kind.entry(kind).or_default();

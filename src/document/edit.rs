@@ -159,7 +159,11 @@ impl<'a> Edit<'a> {
             Node::Scalar(value) => value,
             Node::Text(text) => ScalarValue::Str(text.into()),
             Node::Map(_) | Node::List(_) => {
-                return Err(ViewError::WrongKind { path, expected: "a mark with a plain value", found: "a mark with an object" });
+                return Err(ViewError::WrongKind {
+                    path,
+                    expected: "a mark with a plain value",
+                    found: "a mark with an object",
+                });
             }
         };
         let text = self.object(&path, ObjType::Text)?;

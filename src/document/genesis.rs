@@ -86,7 +86,8 @@ mod tests {
 
     #[test]
     fn equal_values_make_one_change_on_any_replica_and_version() {
-        let one = genesis(&collection(), "config", &json!({"b": [1, {"$counter": 2}], "a": "text", "$$x": 1.0})).unwrap();
+        let one =
+            genesis(&collection(), "config", &json!({"b": [1, {"$counter": 2}], "a": "text", "$$x": 1.0})).unwrap();
         let other = serde_json::from_str(r#"{"$$x":1.0,"a":"text","b":[1,{"$counter":2}]}"#).unwrap();
         let two = genesis(&collection(), "config", &other).unwrap();
         assert_eq!(one.bytes(), two.bytes());
@@ -110,7 +111,8 @@ mod tests {
 
     #[test]
     fn different_beginnings_merge_and_the_empty_one_is_a_change_too() {
-        let changes = [json!({"a": 1}), json!({"b": 2}), json!({})].map(|json| genesis(&collection(), "x", &json).unwrap());
+        let changes =
+            [json!({"a": 1}), json!({"b": 2}), json!({})].map(|json| genesis(&collection(), "x", &json).unwrap());
         let mut view = View::new();
         view.apply(&changes).unwrap();
         assert_eq!(view.to_json().unwrap(), json!({"a": 1, "b": 2}));

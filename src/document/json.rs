@@ -466,7 +466,11 @@ mod tests {
             (list(json!([1, 2, 3, 4])), list(json!([1, 3, 4])), 1),
             (list(json!([1, 2, 3])), list(json!([0, 1, 2, 3])), 1),
             (list(json!([1, 2, 3, 4, 5])), list(json!([1, 9, 3, 5, 6])), 3),
-            (list(json!([{"id": 1, "n": 1}, {"id": 2, "n": 1}])), list(json!([{"id": 1, "n": 1}, {"id": 2, "n": 2}])), 1),
+            (
+                list(json!([{"id": 1, "n": 1}, {"id": 2, "n": 1}])),
+                list(json!([{"id": 1, "n": 1}, {"id": 2, "n": 2}])),
+                1,
+            ),
             (list(json!(["a", "b"])), list(json!(["a", "bc"])), 1),
         ] {
             assert_eq!(written(&[before.clone(), after.clone()]).1[1], ops, "{before} -> {after}");

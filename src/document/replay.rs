@@ -153,7 +153,8 @@ fn commit_same_edits(document: &mut Automerge, change: &Change) -> Option<Change
     // Decoding reads only the change, so what it trips over is the change's fault and touches nothing.
     let ops = catch_unwind(AssertUnwindSafe(|| change.as_automerge().decode().operations)).ok()?;
     let actor = change.as_automerge().actor_id();
-    let mut replayer = Replayer { tx: document.transaction(), ops: &ops, actor, start_op: change.start_op(), caret: None };
+    let mut replayer =
+        Replayer { tx: document.transaction(), ops: &ops, actor, start_op: change.start_op(), caret: None };
     match replayer.run() {
         Some(()) => replayer.tx.commit_with(options).0.map(|hash| ChangeHash(hash.0)),
         None => {
@@ -343,7 +344,8 @@ impl Replayer<'_> {
             Key::Seq(ElementId::Id(element)) => element,
             Key::Map(_) => return None,
         };
-        if let Some(caret) = self.caret.as_ref().filter(|caret| caret.element == element.0 && &element.1 == self.actor) {
+        if let Some(caret) = self.caret.as_ref().filter(|caret| caret.element == element.0 && &element.1 == self.actor)
+        {
             return Some(caret.after);
         }
         let index = self.position(object, element)?;
