@@ -1,4 +1,5 @@
 //! Properties, models and the tidy test.
 
+mod codec;
 mod json;
 mod replay;

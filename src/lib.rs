@@ -1,5 +1,52 @@
 //! tidelog: a real-time database whose documents merge.
+//!
+//! Every document is an Automerge CRDT. Every change to any document is appended to one durable log. Replicas
+//! exchange changes over QUIC and converge, however long they were apart.
+//!
+//! ```
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let folder = tempfile::tempdir()?;
+//! # let path = folder.path().join("data");
+//! let database = tidelog::Database::open(&path)?;
+//! let notes = database.collection("notes")?;
+//! let (note, created) = notes.create(serde_json::json!({ "title": "Tides", "text": "High at noon." }))?;
+//! note.change(|edit| Ok(edit.splice("text", 0, 0, "Spring tide. ")?))?.wait()?;
+//! created.wait()?;
+//! assert_eq!(note.read::<String>("text")?.as_deref(), Some("Spring tide. High at noon."));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The rooms, from the ground up; imports point down only:
+//!
+//! | room | owns |
+//! |---|---|
+//! | [`id`], [`limits`] | the names of things; every bound |
+//! | [`document`] | one document: its changes, its change graph, the CRDT itself |
+//! | [`log`] | the append-only log and its tables |
+//! | [`history`] | what the log holds of each document |
+//! | [`sync`] | conversations with one peer, without IO |
+//! | [`engine`] | the one place that orders writes: [`Database`], [`Collection`], [`DocHandle`] |
+//! | `net` | keys, tickets, links over QUIC (feature `quic`) |
+//! | `node` | a serving node and its commands (feature `node`) |
+
 pub mod document;
+pub mod engine;
+pub mod error;
+pub mod history;
 pub mod id;
 pub mod limits;
 pub mod log;
+#[cfg(feature = "quic")]
+pub mod net;
+#[cfg(feature = "node")]
+pub mod node;
+pub mod sync;
+
+pub use automerge;
+pub use document::{Change, Edit, Path};
+pub use engine::{Collection, Commit, Committed, Database, DocHandle};
+pub use error::Error;
+pub use id::{ChangeHash, CollectionName, DocumentId, Heads, Lsn, NodeId};
+pub use limits::Limits;
+pub use log::Durability;

@@ -186,6 +186,14 @@ impl ChangeGraph {
         Ok(true)
     }
 
+    /// Says whether [`Self::add`] would take a change that is not known yet.
+    ///
+    /// # Errors
+    /// As [`Self::add`].
+    pub fn check_next(&self, node: &Node<'_>) -> Result<(), GraphError> {
+        self.check(node).map(|_| ())
+    }
+
     /// The change whose bytes are at `lsn`, if one's are.
     #[must_use]
     pub fn hash_of(&self, lsn: Lsn) -> Option<ChangeHash> {

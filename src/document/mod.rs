@@ -4,6 +4,7 @@
 //! each was made on top of: enough to synchronise it. A [`View`] is the document itself, built only for those who read
 //! or edit it. The document does not know that it is logged.
 
+mod branching;
 mod change;
 mod edit;
 mod genesis;
@@ -14,8 +15,10 @@ mod path;
 mod reading;
 mod replay;
 mod slots;
+mod split;
 mod view;
 
+pub use branching::{BranchingError, Scratch, TEXT_KEY, TextEdit};
 pub use change::{Change, ChangeError};
 pub use edit::Edit;
 pub use genesis::genesis;
@@ -23,4 +26,5 @@ pub use graph::{ChangeGraph, GraphError, Index, Node, NodeInfo};
 pub use json::JsonError;
 pub use path::Path;
 pub use reading::Reading;
+pub use split::split;
 pub use view::{Applied, EditOptions, View, ViewError};

@@ -169,6 +169,12 @@ impl View {
         Heads::new(self.document.get_heads().iter().map(|hash| ChangeHash(hash.0)).collect())
     }
 
+    /// How many changes the document has.
+    #[must_use]
+    pub fn change_count(&self) -> u64 {
+        self.document.stats().num_changes
+    }
+
     /// Whether the view must be dropped: see the module.
     #[must_use]
     pub fn is_broken(&self) -> bool {

@@ -1,12 +1,16 @@
 //! A disk in memory, with the faults of a real one: what was not synced is gone after a crash, and the n-th write fails.
 
 use std::collections::BTreeMap;
-use std::ops::{Bound, ControlFlow};
+use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::storage::{Durability, Keyspace, Storage, StorageError, TailMark, Visit, WriteBatch};
 
 type Table = BTreeMap<(Keyspace, Vec<u8>), Vec<u8>>;
+type Rows = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// Rows copied out at a time.
+const PAGE: usize = 256;
 
 /// A [`Storage`] in memory. Clones share it; [`MemoryStorage::crashed`] gives what a power cut would have left.
 #[derive(Debug, Clone, Default)]
@@ -85,6 +89,19 @@ impl MemoryStorage {
         apply(&mut disk.synced_rows, &batch);
     }
 
+    /// Up to [`PAGE`] rows between two keys; `None` when nothing can be between them.
+    fn page(&self, keyspace: Keyspace, from: &Bound<Vec<u8>>, to: &Bound<Vec<u8>>, descending: bool) -> Option<Rows> {
+        let (Bound::Included(first) | Bound::Excluded(first), Bound::Excluded(end)) = (from, to) else { return None };
+        if first >= end {
+            return None;
+        }
+        let disk = self.lock();
+        let within = |bound: &Bound<Vec<u8>>| bound.clone().map(|key| (keyspace, key));
+        let rows = disk.rows.range((within(from), within(to)));
+        let copy = |(key, value): (&(Keyspace, Vec<u8>), &Vec<u8>)| (key.1.clone(), value.clone());
+        Some(if descending { rows.rev().take(PAGE).map(copy).collect() } else { rows.take(PAGE).map(copy).collect() })
+    }
+
     fn lock(&self) -> MutexGuard<'_, Disk> {
         self.disk.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -112,15 +129,15 @@ impl Storage for MemoryStorage {
         descending: bool,
         visit: Visit<'_>,
     ) -> Result<(), StorageError> {
-        if from >= to {
-            return Ok(());
+        let (mut from, mut to) = (Bound::Included(from.to_vec()), Bound::Excluded(to.to_vec()));
+        // Page by page, so that a visitor may use the disk too.
+        while let Some(page) = self.page(keyspace, &from, &to, descending) {
+            let Some((last, _)) = page.last().cloned() else { break };
+            if page.iter().any(|(key, value)| visit(key, value).is_break()) {
+                break;
+            }
+            *(if descending { &mut to } else { &mut from }) = Bound::Excluded(last);
         }
-        let disk = self.lock();
-        let bounds = (Bound::Included((keyspace, from.to_vec())), Bound::Excluded((keyspace, to.to_vec())));
-        let rows = disk.rows.range(bounds);
-        let mut step = |(key, value): (&(Keyspace, Vec<u8>), &Vec<u8>)| visit(&key.1, value);
-        let _: ControlFlow<()> =
-            if descending { rows.rev().try_for_each(&mut step) } else { { rows }.try_for_each(&mut step) };
         Ok(())
     }
 

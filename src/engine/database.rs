@@ -1,0 +1,429 @@
+//! The database: a store, its writer, and everything that hangs on them.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use tokio::sync::watch;
+
+use super::collection::Collection;
+use super::commit::{Commit, block_on};
+use super::core::{Admitted, Core, Incoming, Input};
+use super::driver::{Queue, Room, Writer};
+use super::handle::DocHandle;
+use super::snapshots::Snapshots;
+use super::working_set::{InFlight, WorkingSet};
+use crate::document::Change;
+use crate::error::Error;
+use crate::history::{Reader, Verification, open, verify};
+use crate::id::{ActorId, CollectionName, DocumentId, LogCursor, Lsn, NodeId, first, random_bytes};
+use crate::limits::Limits;
+use crate::log::{Durability, Log, RecoverOptions, Storage};
+
+/// How a database is opened. Every setting has a default.
+pub struct DatabaseBuilder {
+    place: Place,
+    node: Option<NodeId>,
+    durability: Durability,
+    limits: Limits,
+    create: bool,
+    recover: RecoverOptions,
+    progress: Box<dyn FnMut(u64, Lsn) + Send>,
+}
+
+enum Place {
+    #[cfg(feature = "fjall")]
+    Directory(std::path::PathBuf),
+    Storage(Arc<dyn Storage>),
+}
+
+impl DatabaseBuilder {
+    fn new(place: Place) -> Self {
+        Self {
+            place,
+            node: None,
+            durability: Durability::Synced,
+            limits: Limits::DEFAULT,
+            create: true,
+            recover: RecoverOptions::default(),
+            progress: Box::new(|_, _| {}),
+        }
+    }
+
+    /// Who writes here: the node's public key. Default: a random name, for a database that never meets another.
+    #[must_use]
+    pub fn node(mut self, node: NodeId) -> Self {
+        self.node = Some(node);
+        self
+    }
+
+    /// What a commit waits for. Default: [`Durability::Synced`].
+    #[must_use]
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
+        self
+    }
+
+    /// Bytes of materialised documents kept in memory. Default: 256 MiB. More means fewer loads.
+    #[must_use]
+    pub fn memory_budget(mut self, bytes: usize) -> Self {
+        self.limits.memory_budget = bytes;
+        self
+    }
+
+    /// All bounds at once. Default: [`Limits::DEFAULT`].
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Whether to make the store when it is absent. Default: yes.
+    #[must_use]
+    pub fn create(mut self, create: bool) -> Self {
+        self.create = create;
+        self
+    }
+
+    /// Goes on, under a new log id, when acknowledged records are missing. Default: no.
+    #[must_use]
+    pub fn accept_tail_loss(mut self, accept: bool) -> Self {
+        self.recover.accept_tail_loss = accept;
+        self
+    }
+
+    /// Opens a copy of a data directory, under a new log id. Default: no.
+    #[must_use]
+    pub fn restored(mut self, restored: bool) -> Self {
+        self.recover.restored = restored;
+        self
+    }
+
+    /// Is told how a rebuild of the projections goes: records done, and the last position.
+    #[must_use]
+    pub fn on_rebuild(mut self, progress: impl FnMut(u64, Lsn) + Send + 'static) -> Self {
+        self.progress = Box::new(progress);
+        self
+    }
+
+    /// Opens the database: recovers the log, checks its tail, and starts the writer.
+    ///
+    /// # Errors
+    /// [`Error::Directory`] when the directory cannot be used, [`Error::History`] when acknowledged data is missing or
+    /// damaged. Nothing was changed then.
+    ///
+    /// # Cost
+    /// Blocks; reads at most `Limits::checkpoint_records` records.
+    pub fn open(mut self) -> Result<Database, Error> {
+        let span = tracing::info_span!("recovery").entered();
+        let node = self.node.unwrap_or_else(|| NodeId(random_bytes()));
+        let (storage, hold): (Arc<dyn Storage>, Hold) = match self.place {
+            #[cfg(feature = "fjall")]
+            Place::Directory(path) => {
+                let options = crate::log::OpenDirectory { create: self.create, restored: self.recover.restored };
+                let directory = crate::log::Directory::open(&path, options)?;
+                self.recover.restored = directory.restored();
+                let storage = crate::log::FjallStorage::open(directory.path())?;
+                (Arc::new(storage), Some(directory))
+            }
+            Place::Storage(storage) => (storage, Hold::default()),
+        };
+        let opened = open(&*storage, self.recover, &mut self.progress)?;
+        drop(span);
+        let tail = opened.recovered.tail;
+        tracing::info!(log = %tail.log_id, tail = %tail.lsn, checked = opened.checked, rebuilt = opened.rebuilt, "store open");
+        let reader = Reader::new(storage.clone(), node, tail, &self.limits);
+        let working_set = Arc::new(WorkingSet::new(self.limits.memory_budget));
+        let (tail_sender, tail_receiver) = watch::channel(tail);
+        let (snapshots, idle) = Snapshots::new();
+        let writer = Writer {
+            core: Core::new(reader.clone(), self.limits.clone(), &opened.recovered)?,
+            log: Log::new(storage, self.durability, &opened.recovered),
+            reader: reader.clone(),
+            working_set: working_set.clone(),
+            snapshots: snapshots.clone(),
+            tail: tail_sender,
+            limits: self.limits.clone(),
+        };
+        let thread_failed = |error: std::io::Error| crate::log::StorageError::io("start a thread", &error);
+        let (queue, writer) = writer.start().map_err(thread_failed)?;
+        let saver = idle.start(reader.clone(), working_set.clone(), queue.clone()).map_err(thread_failed)?;
+        Ok(Database {
+            inner: Arc::new(Inner {
+                reader,
+                queue: Mutex::new(Some(queue)),
+                working_set,
+                snapshots,
+                tail: tail_receiver,
+                limits: self.limits,
+                durability: self.durability,
+                nonce: random_bytes(),
+                threads: Mutex::new(Some((saver, writer))),
+                renewed: opened.recovered.renewed,
+                _hold: hold,
+            }),
+        })
+    }
+}
+
+#[cfg(feature = "fjall")]
+type Hold = Option<crate::log::Directory>;
+#[cfg(not(feature = "fjall"))]
+type Hold = ();
+
+/// An open database. Cheap to clone; the last clone closes it.
+#[derive(Clone)]
+pub struct Database {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    reader: Reader,
+    // Protects the one way to end the writer: when no queue is left, it ends.
+    queue: Mutex<Option<Queue>>,
+    working_set: Arc<WorkingSet>,
+    snapshots: Snapshots,
+    tail: watch::Receiver<LogCursor>,
+    limits: Limits,
+    durability: Durability,
+    /// Makes this process's actors its own.
+    nonce: [u8; 32],
+    threads: Mutex<Option<(JoinHandle<()>, JoinHandle<()>)>>,
+    renewed: bool,
+    _hold: Hold,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Inner {
+    fn close(&self) {
+        let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some((saver, writer)) = threads else { return };
+        self.snapshots.stop();
+        // Neither thread panics on anything that a store may hold; if one did, there is nothing more to end.
+        let _ = saver.join();
+        drop(self.queue.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let _ = writer.join();
+    }
+}
+
+/// How the database is doing.
+#[derive(Debug, Clone)]
+pub struct Status {
+    /// Whose it is.
+    pub node: NodeId,
+    /// The last durable footer.
+    pub tail: LogCursor,
+    /// What a commit waits for.
+    pub durability: Durability,
+    /// Documents materialised now.
+    pub materialized: usize,
+    /// About how many bytes they take.
+    pub materialized_bytes: usize,
+    /// Views built since the database was opened.
+    pub materializations: u64,
+    /// Why nothing more is written, if so.
+    pub failure: Option<String>,
+    /// The disk is almost full.
+    pub disk_full: bool,
+}
+
+impl Database {
+    /// Opens, or makes, the database in the directory `path`.
+    #[cfg(feature = "fjall")]
+    #[must_use]
+    pub fn builder(path: impl Into<std::path::PathBuf>) -> DatabaseBuilder {
+        DatabaseBuilder::new(Place::Directory(path.into()))
+    }
+
+    /// Opens the database in the directory `path` with every setting at its default.
+    ///
+    /// # Errors
+    /// As [`DatabaseBuilder::open`].
+    #[cfg(feature = "fjall")]
+    pub fn open(path: impl Into<std::path::PathBuf>) -> Result<Self, Error> {
+        Self::builder(path).open()
+    }
+
+    /// Opens a database on another disk: one in memory, say.
+    #[must_use]
+    pub fn on(storage: impl Storage + 'static) -> DatabaseBuilder {
+        DatabaseBuilder::new(Place::Storage(Arc::new(storage)))
+    }
+
+    /// The collection called `name`. It exists once a document is in it.
+    ///
+    /// # Errors
+    /// [`Error::Id`] when that is no name for a collection.
+    pub fn collection(&self, name: &str) -> Result<Collection, Error> {
+        Ok(Collection::new(self.clone(), CollectionName::new(name)?))
+    }
+
+    /// The collections that hold, or held, a document, by name.
+    ///
+    /// # Errors
+    /// [`Error::History`] when the store cannot be read.
+    pub fn collections(&self) -> Result<Vec<CollectionName>, Error> {
+        Ok(self.reader().collections()?.into_iter().map(|(_, name)| name).collect())
+    }
+
+    /// The document `id`, wherever it is.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when nobody created it here; [`Error::History`] when the store cannot be read.
+    pub fn find(&self, id: DocumentId) -> Result<DocHandle, Error> {
+        let state = self.reader().document(id)?.ok_or(Error::NotFound(id))?;
+        Ok(DocHandle::new(self.clone(), id, state.collection))
+    }
+
+    /// What is committed, for those who follow the log.
+    #[must_use]
+    pub fn reader(&self) -> &Reader {
+        &self.inner.reader
+    }
+
+    /// The log's tail as it moves. A receiver that falls behind sees the newest position only.
+    #[must_use]
+    pub fn tail(&self) -> watch::Receiver<LogCursor> {
+        self.inner.tail.clone()
+    }
+
+    /// Every bound in force.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.inner.limits
+    }
+
+    /// Whose database it is.
+    #[must_use]
+    pub fn node(&self) -> NodeId {
+        self.reader().node()
+    }
+
+    /// Whether this opening gave the log a new id, since its tail was lost or it is a restored copy.
+    #[must_use]
+    pub fn log_renewed(&self) -> bool {
+        self.inner.renewed
+    }
+
+    /// How it is doing.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let (materialized, materialized_bytes) = self.inner.working_set.usage();
+        let queue = self.queue().ok();
+        Status {
+            node: self.node(),
+            tail: self.reader().tail(),
+            durability: self.inner.durability,
+            materialized,
+            materialized_bytes,
+            materializations: self.inner.working_set.materialized(),
+            failure: queue.as_ref().and_then(|queue| queue.state().failure().map(str::to_owned)),
+            disk_full: queue.is_some_and(|queue| queue.state().disk_full()),
+        }
+    }
+
+    /// Offers rows from a peer or an import to the log. Resolves once what was taken is durable; `cursor` is stored
+    /// with it if nothing had to wait.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`], [`Error::StorageFull`], [`Error::Closed`]. What is wrong with single rows is in the answer.
+    ///
+    /// # Cancel safety
+    /// Dropped while it waits for room, nothing happens; dropped later, the rows may be taken unheard.
+    pub async fn admit(
+        &self,
+        rows: Vec<Incoming>,
+        via: Option<NodeId>,
+        cursor: Option<LogCursor>,
+    ) -> Result<Admitted, Error> {
+        self.ask(Input::Admit { rows, via, cursor }).await
+    }
+
+    /// [`Self::admit`], for a thread that may block.
+    ///
+    /// # Errors
+    /// As [`Self::admit`].
+    pub fn admit_blocking(&self, rows: Vec<Incoming>) -> Result<Admitted, Error> {
+        block_on(self.admit(rows, None, None))
+    }
+
+    /// Stores how far a peer's log was followed, when no row comes with it.
+    ///
+    /// # Errors
+    /// As [`Self::admit`].
+    ///
+    /// # Cancel safety
+    /// As [`Self::admit`].
+    pub async fn store_cursor(&self, peer: NodeId, cursor: LogCursor) -> Result<(), Error> {
+        self.ask(Input::StoreCursor { peer, cursor }).await.map(|_| ())
+    }
+
+    async fn ask(&self, input: Input) -> Result<Admitted, Error> {
+        let queue = self.queue()?;
+        let answer = queue.send_when_free(input).await?;
+        drop(queue);
+        answer.await.map_err(|_| Error::Closed)?.map(|(admitted, _)| admitted)
+    }
+
+    /// Checks the whole store against itself; see [`verify`]. Reading and writing go on meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::History`] when the disk fails.
+    pub fn verify(&self, deep: bool, progress: &mut dyn FnMut(&'static str, u64)) -> Result<Verification, Error> {
+        Ok(verify(self.reader(), deep, progress)?)
+    }
+
+    /// Closes the database: everything sent to the writer is answered, then its thread ends. Later writes fail with
+    /// [`Error::Closed`].
+    pub fn close(&self) {
+        self.inner.close();
+    }
+
+    pub(super) fn working_set(&self) -> &Arc<WorkingSet> {
+        &self.inner.working_set
+    }
+
+    /// The author under which this process edits a document: its own in each document and each process, since an
+    /// author's changes must be numbered without a gap and no number may be used twice.
+    pub(super) fn actor(&self, document: DocumentId) -> Result<ActorId, Error> {
+        let digest = blake3::keyed_hash(&self.inner.nonce, &document.0);
+        ActorId::new(&first::<16>(digest.as_bytes())).ok_or(Error::Closed)
+    }
+
+    /// Takes room for one edit, or says why there is none.
+    pub(super) fn reserve(&self) -> Result<(Queue, Room), Error> {
+        let queue = self.queue()?;
+        let room = queue.reserve()?;
+        Ok((queue, room))
+    }
+
+    /// Sends an edit for which there is room.
+    pub(super) fn send(
+        (queue, room): (Queue, Room),
+        document: DocumentId,
+        statements: Vec<Vec<u8>>,
+        changes: Vec<Change>,
+        in_flight: Option<InFlight>,
+    ) -> Result<Commit, Error> {
+        let change = changes.last().map(Change::hash);
+        let answer = queue.send(room, Input::Local { document, statements, changes }, in_flight)?;
+        Ok(Commit::waiting(answer, change))
+    }
+
+    fn queue(&self) -> Result<Queue, Error> {
+        self.inner.queue.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(Error::Closed)
+    }
+}
+
+impl std::fmt::Debug for Database {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Database")
+            .field("node", &self.node())
+            .field("tail", &self.reader().tail())
+            .finish_non_exhaustive()
+    }
+}

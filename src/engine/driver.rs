@@ -1,0 +1,279 @@
+//! The writer: the one thread that appends. It takes what waits, makes a group of it, waits for the disk, and answers.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+
+use super::commit::Answer;
+use super::core::{Core, Input, Step};
+use super::snapshots::Snapshots;
+use super::working_set::{InFlight, WorkingSet};
+use crate::error::Error;
+use crate::history::Reader;
+use crate::id::{LogCursor, Lsn};
+use crate::limits::Limits;
+use crate::log::{Log, LogError};
+
+/// How often the high-water mark is synced and free space is looked at.
+const TICK: Duration = Duration::from_secs(1);
+/// Queue bytes are counted in units of this many, since permits are 32-bit.
+const UNIT: usize = 1024;
+
+/// One input, the room it takes in the queue, and who waits for it.
+struct Job {
+    input: Input,
+    answer: oneshot::Sender<Answer>,
+    /// Held until the answer: what must end with it.
+    held: (Room, Option<InFlight>),
+}
+
+/// Room in the queue. It is given back when the input was answered.
+#[derive(Debug)]
+pub(crate) struct Room {
+    _item: OwnedSemaphorePermit,
+    bytes: Option<OwnedSemaphorePermit>,
+}
+
+/// The sending end of the writer's queue, bounded in items and bytes.
+#[derive(Clone)]
+pub(crate) struct Queue {
+    jobs: SyncSender<Job>,
+    items: Arc<Semaphore>,
+    bytes: Arc<Semaphore>,
+    units: usize,
+    state: Arc<WriterState>,
+}
+
+/// What others may see of the writer.
+#[derive(Debug, Default)]
+pub(crate) struct WriterState {
+    disk_full: AtomicBool,
+    failure: OnceLock<String>,
+}
+
+impl WriterState {
+    /// Whether writes are taken now.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        if let Some(why) = self.failure.get() {
+            return Err(Error::ReadOnly(why.clone()));
+        }
+        if self.disk_full.load(Ordering::Relaxed) {
+            return Err(Error::StorageFull);
+        }
+        Ok(())
+    }
+
+    /// Why no more writes are taken, if none are.
+    pub(crate) fn failure(&self) -> Option<&str> {
+        self.failure.get().map(String::as_str)
+    }
+
+    pub(crate) fn disk_full(&self) -> bool {
+        self.disk_full.load(Ordering::Relaxed)
+    }
+}
+
+impl Queue {
+    /// Takes room for one input, before its bytes are known.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] when the queue is full, [`Error::ReadOnly`], [`Error::StorageFull`].
+    pub(crate) fn reserve(&self) -> Result<Room, Error> {
+        self.state.check()?;
+        if self.bytes.available_permits() == 0 {
+            return Err(Error::Busy);
+        }
+        let item = self.items.clone().try_acquire_owned().map_err(|_| Error::Busy)?;
+        Ok(Room { _item: item, bytes: None })
+    }
+
+    /// Sends an input for which there is room.
+    pub(crate) fn send(
+        &self,
+        mut room: Room,
+        input: Input,
+        in_flight: Option<InFlight>,
+    ) -> Result<oneshot::Receiver<Answer>, Error> {
+        // An edit is made already, so it is never turned away here; what it takes beyond the bound delays the next.
+        let units = input.bytes().div_ceil(UNIT).min(self.bytes.available_permits());
+        room.bytes = self.bytes.clone().try_acquire_many_owned(u32::try_from(units).unwrap_or(u32::MAX)).ok();
+        let (answer, answered) = oneshot::channel();
+        match self.jobs.try_send(Job { input, answer, held: (room, in_flight) }) {
+            Ok(()) => Ok(answered),
+            Err(TrySendError::Full(_)) => Err(Error::Busy),
+            Err(TrySendError::Disconnected(_)) => Err(Error::Closed),
+        }
+    }
+
+    /// Waits for room, then sends.
+    ///
+    /// # Cancel safety
+    /// Dropping it before it resolves sends nothing.
+    pub(crate) async fn send_when_free(&self, input: Input) -> Result<oneshot::Receiver<Answer>, Error> {
+        self.state.check()?;
+        let units = input.bytes().div_ceil(UNIT).min(self.units);
+        let units = u32::try_from(units).unwrap_or(u32::MAX);
+        let closed = |_| Error::Closed;
+        let bytes = self.bytes.clone().acquire_many_owned(units).await.map_err(closed)?;
+        let item = self.items.clone().acquire_owned().await.map_err(closed)?;
+        let (answer, answered) = oneshot::channel();
+        let job = Job { input, answer, held: (Room { _item: item, bytes: Some(bytes) }, None) };
+        self.jobs.try_send(job).map_err(|error| match error {
+            TrySendError::Full(_) => Error::Busy,
+            TrySendError::Disconnected(_) => Error::Closed,
+        })?;
+        Ok(answered)
+    }
+
+    pub(crate) fn state(&self) -> &WriterState {
+        &self.state
+    }
+}
+
+/// Everything the writer's thread owns or tells.
+pub(crate) struct Writer {
+    pub(crate) core: Core,
+    pub(crate) log: Log,
+    pub(crate) reader: Reader,
+    pub(crate) working_set: Arc<WorkingSet>,
+    pub(crate) snapshots: Snapshots,
+    pub(crate) tail: watch::Sender<LogCursor>,
+    pub(crate) limits: Limits,
+}
+
+impl Writer {
+    /// Starts the thread. It ends when every [`Queue`] is gone, after the last input was answered.
+    ///
+    /// # Errors
+    /// When the operating system gives no thread.
+    pub(crate) fn start(self) -> std::io::Result<(Queue, JoinHandle<()>)> {
+        let items = self.limits.write_queue_items;
+        let units = (self.limits.write_queue_bytes / UNIT).max(1);
+        // Permits bound the queue; the channel is as large, so that it never turns a permit's holder away.
+        let (jobs, receiver) = sync_channel(items);
+        let state = Arc::new(WriterState::default());
+        let queue = Queue {
+            jobs,
+            items: Arc::new(Semaphore::new(items)),
+            bytes: Arc::new(Semaphore::new(units)),
+            units,
+            state: state.clone(),
+        };
+        let thread =
+            std::thread::Builder::new().name("tidelog-writer".into()).spawn(move || self.run(&receiver, &state))?;
+        Ok((queue, thread))
+    }
+
+    fn run(mut self, jobs: &Receiver<Job>, state: &WriterState) {
+        let mut next_tick = Instant::now();
+        loop {
+            if Instant::now() >= next_tick {
+                self.tick(state);
+                next_tick = Instant::now() + TICK;
+            }
+            match jobs.recv_timeout(next_tick.saturating_duration_since(Instant::now())) {
+                Ok(first) => {
+                    let batch = self.drain(first, jobs);
+                    self.commit(batch, state);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        if let Err(error) = self.log.close() {
+            tracing::warn!(%error, "the log was not closed in order; the next open finds its end by itself");
+        }
+    }
+
+    /// Once a second: what need not be done for every group.
+    fn tick(&mut self, state: &WriterState) {
+        if let Err(error) = self.log.sync_mark() {
+            fail(state, &error);
+        }
+        match self.reader.storage().free_bytes() {
+            Ok(Some(free)) => {
+                let full = free < self.limits.disk_free_min;
+                if full != state.disk_full.swap(full, Ordering::Relaxed) {
+                    tracing::warn!(
+                        free,
+                        full,
+                        "writes are {} for want of room",
+                        if full { "refused" } else { "taken again" }
+                    );
+                }
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, "free space is unknown"),
+        }
+    }
+
+    /// Takes what waits now, up to a group's bounds. It never waits for more: the sync before was the wait.
+    fn drain(&self, first: Job, jobs: &Receiver<Job>) -> Vec<Job> {
+        let mut bytes = first.input.bytes();
+        let mut batch = vec![first];
+        while batch.len() < self.limits.group_records_max && bytes < self.limits.group_bytes_max {
+            let Ok(job) = jobs.try_recv() else { break };
+            bytes += job.input.bytes();
+            batch.push(job);
+        }
+        batch
+    }
+
+    fn commit(&mut self, batch: Vec<Job>, state: &WriterState) {
+        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+        let (inputs, waiting): (Vec<_>, Vec<_>) =
+            batch.into_iter().map(|job| (job.input, (job.answer, job.held))).unzip();
+        let records = inputs.len();
+        let step = self.core.step(now_ms, Instant::now(), inputs);
+        let span = tracing::debug_span!("commit", lsn = tracing::field::Empty, inputs = records).entered();
+        let Step { group, rows, answers, changed, snapshots_due } = step;
+        let committed = match group {
+            Some(group) => self.log.commit(group),
+            None if rows.rows.is_empty() => Ok(self.reader.tail()),
+            None => self.log.commit_rows(rows).map(|()| self.reader.tail()),
+        };
+        match committed {
+            Ok(end) => {
+                span.record("lsn", end.lsn.0);
+                self.tell(end, &changed, snapshots_due);
+                for ((answer, _), admitted) in waiting.into_iter().zip(answers) {
+                    // Nobody may be waiting any more; the edit stays.
+                    let _ = answer.send(admitted.map(|admitted| (admitted, end.lsn)).map_err(Error::from));
+                }
+            }
+            Err(error) => {
+                fail(state, &error);
+                self.working_set.discard_views();
+                for (answer, _) in waiting {
+                    let _ = answer.send(Err(Error::from(error.clone())));
+                }
+            }
+        }
+    }
+
+    /// Persist, then tell: the group is on the disk, so everybody may know.
+    fn tell(
+        &mut self,
+        end: LogCursor,
+        changed: &[(crate::id::DocumentId, Lsn)],
+        snapshots_due: Vec<crate::id::DocumentId>,
+    ) {
+        if end.lsn != self.reader.tail().lsn {
+            self.reader.advance(end);
+            self.working_set.note_changes(changed);
+            self.tail.send_replace(end);
+        }
+        for id in snapshots_due {
+            self.snapshots.request(id);
+        }
+    }
+}
+
+fn fail(state: &WriterState, error: &LogError) {
+    // The first failure is the cause; later ones follow from it.
+    let _ = state.failure.set(error.to_string());
+}

@@ -1,0 +1,25 @@
+//! The engine: the only place that orders writes.
+//!
+//! A [`Database`] owns a store and its one writer thread. An edit runs in memory at once and goes to the writer's
+//! bounded queue; the writer takes what waits, makes one commit group of it, waits for the disk, and answers: that is
+//! the [`Commit`]. Rows from peers go the same road. What is appended, and in which order, is decided without IO in
+//! `core.rs`; `driver.rs` waits, writes and tells. Nobody hears of anything before it is on the disk.
+//!
+//! Documents are materialised when they are read or edited, within a budget of bytes (`working_set.rs`), and saved in
+//! the background (`snapshots.rs`).
+
+mod collection;
+mod commit;
+mod core;
+mod database;
+mod driver;
+mod handle;
+mod pending;
+mod snapshots;
+mod working_set;
+
+pub use collection::Collection;
+pub use commit::{Commit, Committed};
+pub use core::{Admitted, Incoming, IncomingBody};
+pub use database::{Database, DatabaseBuilder, Status};
+pub use handle::{DocHandle, HistoryEntry};

@@ -1,0 +1,126 @@
+//! Saving documents in the background, so that they load fast and travel small.
+//!
+//! A snapshot is a cache. It is loaded back and compared before it is kept, never taken from a view that has failed,
+//! and never the reason to drop a record.
+
+use std::collections::HashSet;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use super::commit::block_on;
+use super::core::Input;
+use super::driver::Queue;
+use super::working_set::{WorkingSet, materialize};
+use crate::document::View;
+use crate::error::Error;
+use crate::history::Reader;
+use crate::history::fold::heads_of;
+use crate::id::{DocumentId, Heads, Lsn};
+
+/// Documents waiting for their snapshot. More are found due again at their next change.
+const WAITING_MAX: usize = 64;
+
+enum Request {
+    Save(DocumentId),
+    Stop,
+}
+
+/// Where to ask for a snapshot. Clones ask the same thread.
+#[derive(Clone)]
+pub(crate) struct Snapshots {
+    requests: SyncSender<Request>,
+    // Protects which documents are waiting, so that a hot one waits once.
+    waiting: Arc<Mutex<HashSet<DocumentId>>>,
+}
+
+/// The receiving end, before its thread runs.
+pub(crate) struct Idle {
+    requests: Receiver<Request>,
+    waiting: Arc<Mutex<HashSet<DocumentId>>>,
+}
+
+impl Snapshots {
+    /// Makes both ends.
+    pub(crate) fn new() -> (Self, Idle) {
+        let (sender, requests) = sync_channel(WAITING_MAX);
+        let waiting = Arc::default();
+        (Self { requests: sender, waiting: Arc::clone(&waiting) }, Idle { requests, waiting })
+    }
+
+    /// Asks for a snapshot of `id`; does nothing when too many wait.
+    pub(crate) fn request(&self, id: DocumentId) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.len() < WAITING_MAX && waiting.insert(id) && self.requests.try_send(Request::Save(id)).is_err() {
+            waiting.remove(&id);
+        }
+    }
+
+    /// Ends the thread after the snapshot it is at.
+    pub(crate) fn stop(&self) {
+        // The thread may have ended already.
+        let _ = self.requests.send(Request::Stop);
+    }
+}
+
+impl Idle {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When the operating system gives no thread.
+    pub(crate) fn start(
+        self,
+        reader: Reader,
+        working_set: Arc<WorkingSet>,
+        queue: Queue,
+    ) -> std::io::Result<JoinHandle<()>> {
+        std::thread::Builder::new().name("tidelog-snapshots".into()).spawn(move || {
+            let Self { requests, waiting } = self;
+            while let Ok(Request::Save(id)) = requests.recv() {
+                waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+                match save(&reader, &working_set, id) {
+                    Ok(Some(input)) => {
+                        if let Ok(answer) = block_on(queue.send_when_free(input)) {
+                            // Kept or not: the next change will tell.
+                            let _ = block_on(answer);
+                        }
+                    }
+                    Ok(None) => {}
+                    Err(error) => tracing::warn!(document = %id, %error, "no snapshot was made"),
+                }
+            }
+        })
+    }
+}
+
+/// Saves one document and loads the bytes back. `None` when the document moved on meanwhile: it will be due again.
+fn save(reader: &Reader, working_set: &WorkingSet, id: DocumentId) -> Result<Option<Input>, Error> {
+    let Some(row) = reader.row(id)? else { return Ok(None) };
+    let (heads, bytes) = match saved_view(working_set, id, &heads_of(&row)) {
+        Some(saved) => saved?,
+        None => {
+            let view = materialize(reader, id)?;
+            (view.heads(), view.save()?)
+        }
+    };
+    if heads != heads_of(&row) {
+        return Ok(None);
+    }
+    let again = View::load(&bytes)?;
+    if again.heads() != heads || again.change_count() != row.change_count {
+        tracing::error!(document = %id, "a snapshot does not load back as what was saved; it is not kept");
+        return Ok(None);
+    }
+    let changes = row.change_count;
+    Ok(Some(Input::Snapshot { document: id, lsn: Lsn(row.last_lsn), heads, changes, bytes }))
+}
+
+/// The view's own bytes, if it is materialised, free, and in the state `heads`.
+fn saved_view(working_set: &WorkingSet, id: DocumentId, heads: &Heads) -> Option<Result<(Heads, Vec<u8>), Error>> {
+    let cell = working_set.cell(id);
+    if cell.heads().as_ref() != Some(heads) {
+        return None;
+    }
+    let saved = cell.try_save()?;
+    Some(saved.map_err(Error::from))
+}

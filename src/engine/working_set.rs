@@ -1,0 +1,294 @@
+//! The documents that are materialised now, within a budget of bytes.
+//!
+//! A document costs nothing until somebody reads or edits it. Then a [`Cell`] holds its view, until the budget needs
+//! the memory for others. A view is brought up to date when it is used, from the log: nothing is queued for it.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use crate::document::{Change, View, ViewError};
+use crate::error::Error;
+use crate::history::Reader;
+use crate::id::{DocumentId, Lsn};
+use crate::log::rows::IndexRow;
+
+/// One document in use.
+#[derive(Debug)]
+pub(crate) struct Cell {
+    pub(crate) id: DocumentId,
+    // Protects the materialised document. Held while an application's closure runs, and never by the writer.
+    view: Mutex<Held>,
+    /// The last change from elsewhere.
+    newest: AtomicU64,
+    /// Edits made here that the writer has not answered yet: a view with some cannot be built from the log.
+    in_flight: AtomicUsize,
+    bytes: AtomicUsize,
+    used: AtomicU64,
+}
+
+#[derive(Default)]
+struct Held {
+    view: Option<View>,
+    /// Every change up to here is in the view.
+    applied: Lsn,
+    /// Of which generation the view is.
+    generation: u64,
+}
+
+impl std::fmt::Debug for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Held").field("applied", &self.applied).finish_non_exhaustive()
+    }
+}
+
+/// All cells of a database.
+#[derive(Debug)]
+pub(crate) struct WorkingSet {
+    // Protects which cells exist.
+    cells: Mutex<HashMap<DocumentId, Weak<Cell>>>,
+    /// Materialised cells are kept alive here, so that a document stays warm between two handles.
+    warm: Mutex<HashMap<DocumentId, Arc<Cell>>>,
+    uses: AtomicU64,
+    budget: usize,
+    /// Views built since the database was opened.
+    materialized: AtomicU64,
+    /// Views of an older generation show edits that may be lost.
+    generation: AtomicU64,
+}
+
+/// An edit made here that the writer has not answered yet.
+#[derive(Debug)]
+pub(crate) struct InFlight(Arc<Cell>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl WorkingSet {
+    pub(crate) fn new(budget: usize) -> Self {
+        Self {
+            cells: Mutex::default(),
+            warm: Mutex::default(),
+            uses: AtomicU64::new(0),
+            budget,
+            materialized: AtomicU64::new(0),
+            generation: AtomicU64::new(0),
+        }
+    }
+
+    /// The cell of `id`.
+    pub(crate) fn cell(&self, id: DocumentId) -> Arc<Cell> {
+        let mut cells = lock(&self.cells);
+        if let Some(cell) = cells.get(&id).and_then(Weak::upgrade) {
+            return cell;
+        }
+        // Cells that nobody holds any more go when there are many of them.
+        if cells.len() >= 1024 && cells.len().is_power_of_two() {
+            cells.retain(|_, cell| cell.strong_count() > 0);
+        }
+        let cell = Arc::new(Cell {
+            id,
+            view: Mutex::default(),
+            newest: AtomicU64::new(0),
+            in_flight: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
+            used: AtomicU64::new(0),
+        });
+        cells.insert(id, Arc::downgrade(&cell));
+        cell
+    }
+
+    /// How many views were built since the database was opened.
+    pub(crate) fn materialized(&self) -> u64 {
+        self.materialized.load(Ordering::Relaxed)
+    }
+
+    /// How many documents are materialised now, and about how many bytes they take.
+    pub(crate) fn usage(&self) -> (usize, usize) {
+        let warm = lock(&self.warm);
+        (warm.len(), warm.values().map(|cell| cell.bytes.load(Ordering::Relaxed)).sum())
+    }
+
+    /// Tells the cells that the log has news for them.
+    pub(crate) fn note_changes(&self, changed: &[(DocumentId, Lsn)]) {
+        if changed.is_empty() {
+            return;
+        }
+        let cells = lock(&self.cells);
+        for (id, lsn) in changed {
+            if let Some(cell) = cells.get(id).and_then(Weak::upgrade) {
+                cell.newest.fetch_max(lsn.0, Ordering::AcqRel);
+            }
+        }
+    }
+
+    /// Drops every view: an append failed, and what they show may be lost.
+    pub(crate) fn discard_views(&self) {
+        // A view that is in use now is dropped by its next user.
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        lock(&self.warm).clear();
+    }
+
+    /// Runs `use_view` on the document, materialised and up to date.
+    ///
+    /// # Errors
+    /// Whatever `use_view` returns; [`Error`] when the document cannot be read from the log or built.
+    pub(crate) fn with_view<R>(
+        &self,
+        cell: &Arc<Cell>,
+        reader: &Reader,
+        use_view: impl FnOnce(&mut View) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        let mut held = lock(&cell.view);
+        if held.generation != self.generation.load(Ordering::Acquire) || held.view.as_ref().is_some_and(View::is_broken)
+        {
+            held.view = None;
+        }
+        if held.view.is_some()
+            && let Err(error) = catch_up(cell, &mut held, reader)
+        {
+            tracing::warn!(document = %cell.id, %error, "a materialised document is dropped and built again from the log");
+            held.view = None;
+        }
+        let fresh = held.view.is_none();
+        if fresh {
+            self.build(cell, &mut held, reader)?;
+        }
+        let view = held.view.get_or_insert_default();
+        let result = use_view(view);
+        if fresh || cell.used.load(Ordering::Relaxed).is_multiple_of(64) {
+            cell.bytes.store(view.bytes_estimate(), Ordering::Relaxed);
+        }
+        drop(held);
+        self.keep_warm(cell, fresh);
+        result
+    }
+
+    /// Gives a new document, which is not in the log yet, its view.
+    pub(crate) fn adopt(&self, cell: &Arc<Cell>, view: View) {
+        let mut held = lock(&cell.view);
+        held.generation = self.generation.load(Ordering::Acquire);
+        cell.bytes.store(view.bytes_estimate(), Ordering::Relaxed);
+        held.view = Some(view);
+        drop(held);
+        self.keep_warm(cell, true);
+    }
+
+    /// Counts an edit that was just sent to the writer.
+    pub(crate) fn in_flight(cell: &Arc<Cell>) -> InFlight {
+        cell.in_flight.fetch_add(1, Ordering::AcqRel);
+        InFlight(cell.clone())
+    }
+
+    fn build(&self, cell: &Cell, held: &mut Held, reader: &Reader) -> Result<(), Error> {
+        if cell.in_flight.load(Ordering::Acquire) > 0 {
+            // Built now, it would lack edits that are on their way, and the next one would take their number.
+            return Err(Error::Busy);
+        }
+        held.generation = self.generation.load(Ordering::Acquire);
+        held.applied = reader.tail().lsn;
+        held.view = Some(materialize(reader, cell.id)?);
+        self.materialized.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Notes the use, and makes room when a new view came in.
+    fn keep_warm(&self, cell: &Arc<Cell>, fresh: bool) {
+        cell.used.store(self.uses.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+        if !fresh {
+            return;
+        }
+        let mut warm = lock(&self.warm);
+        warm.insert(cell.id, cell.clone());
+        let mut bytes: usize = warm.values().map(|cell| cell.bytes.load(Ordering::Relaxed)).sum();
+        if bytes <= self.budget {
+            return;
+        }
+        let mut oldest_first: Vec<Arc<Cell>> = warm.values().cloned().collect();
+        oldest_first.sort_unstable_by_key(|cell| cell.used.load(Ordering::Relaxed));
+        for old in oldest_first {
+            if bytes <= self.budget || Arc::ptr_eq(&old, cell) {
+                break;
+            }
+            // A view in use, or with edits on their way to the log, stays.
+            let Ok(mut held) = old.view.try_lock() else { continue };
+            if old.in_flight.load(Ordering::Acquire) > 0 {
+                continue;
+            }
+            held.view = None;
+            bytes -= old.bytes.swap(0, Ordering::Relaxed).min(bytes);
+            warm.remove(&old.id);
+        }
+    }
+}
+
+/// Applies what came from elsewhere since the view was last used.
+fn catch_up(cell: &Cell, held: &mut Held, reader: &Reader) -> Result<(), Error> {
+    let newest = Lsn(cell.newest.load(Ordering::Acquire));
+    if newest <= held.applied {
+        return Ok(());
+    }
+    // Read before the index: what is committed in between is found twice, and skipped the second time.
+    let upto = reader.tail().lsn;
+    let changes = read_changes(reader, cell.id, held.applied)?;
+    if let Some(view) = &mut held.view {
+        view.apply(&changes)?;
+    }
+    held.applied = upto;
+    Ok(())
+}
+
+/// Builds a document from its snapshot and the changes after it.
+///
+/// # Errors
+/// [`Error`] when the log cannot be read or automerge cannot build it.
+pub(crate) fn materialize(reader: &Reader, id: DocumentId) -> Result<View, Error> {
+    let snapshot = reader.snapshot(id)?;
+    let (after, mut chunks) = snapshot.map_or((Lsn::ZERO, Vec::new()), |snapshot| (snapshot.lsn, snapshot.bytes));
+    for (lsn, row) in reader.index(id, after)? {
+        if matches!(row, IndexRow::Change { .. }) {
+            chunks.extend(reader.change_bytes(lsn)?);
+        }
+    }
+    if chunks.is_empty() {
+        return Ok(View::new());
+    }
+    Ok(View::load(&chunks)?)
+}
+
+fn read_changes(reader: &Reader, id: DocumentId, after: Lsn) -> Result<Vec<Change>, Error> {
+    let mut changes = Vec::new();
+    for (lsn, row) in reader.index(id, after)? {
+        if matches!(row, IndexRow::Change { .. }) {
+            changes.push(Change::parse(reader.change_bytes(lsn)?)?);
+        }
+    }
+    Ok(changes)
+}
+
+impl Cell {
+    /// Whether the view is there and nobody's edits are on their way: then it equals the log.
+    pub(crate) fn settled(&self) -> bool {
+        self.in_flight.load(Ordering::Acquire) == 0
+    }
+
+    /// The view's state if it is materialised and free.
+    pub(crate) fn try_save(&self) -> Option<Result<(crate::id::Heads, Vec<u8>), ViewError>> {
+        let held = self.view.try_lock().ok()?;
+        let view = held.view.as_ref()?;
+        Some(view.save().map(|bytes| (view.heads(), bytes)))
+    }
+
+    /// The heads of the view, if it is materialised and free.
+    pub(crate) fn heads(&self) -> Option<crate::id::Heads> {
+        let held = self.view.try_lock().ok()?;
+        held.view.as_ref().map(View::heads)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

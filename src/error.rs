@@ -1,0 +1,194 @@
+//! Everything that can go wrong, as a user of the library meets it.
+//!
+//! Each error has a fixed code (`E01xx` directory and configuration, `E03xx` protocol, `E04xx` storage, `E05xx`
+//! replication, `E06xx` documents, `E07xx` limits) and, where there is something to do, a remedy.
+
+use crate::document::{ChangeError, ViewError};
+use crate::history::HistoryError;
+use crate::id::{CollectionName, DocumentId, IdError};
+use crate::log::{LogError, StorageError};
+
+/// What went wrong.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The data directory cannot be used.
+    #[cfg(feature = "fjall")]
+    #[error(transparent)]
+    Directory(#[from] crate::log::DirectoryError),
+    /// The store cannot be opened or read.
+    #[error(transparent)]
+    History(HistoryError),
+    /// An append failed. What was being written may be lost; the database only reads until it is opened again.
+    #[error("the database only reads since an append failed: {0}")]
+    ReadOnly(String),
+    /// So little room is left on the disk that nothing more is written.
+    #[error("the disk is almost full; nothing was written")]
+    StorageFull,
+    /// More waits to be written than the queue holds. Nothing was edited.
+    #[error("too much is waiting to be written; nothing was edited")]
+    Busy,
+    /// The database was closed.
+    #[error("the database is closed")]
+    Closed,
+    /// Nobody created such a document here.
+    #[error("there is no document {0}")]
+    NotFound(DocumentId),
+    /// The document is deleted.
+    #[error("document {0} is deleted")]
+    Deleted(DocumentId),
+    /// The document is in another collection.
+    #[error("document {document} is in collection {found}, not {expected}")]
+    OtherCollection {
+        /// The document.
+        document: DocumentId,
+        /// Where it is.
+        found: CollectionName,
+        /// Where it was looked for.
+        expected: CollectionName,
+    },
+    /// The materialised document cannot be built, edited or read.
+    #[error(transparent)]
+    View(#[from] ViewError),
+    /// Bytes are no change.
+    #[error(transparent)]
+    Change(#[from] ChangeError),
+    /// Text is no identifier.
+    #[error(transparent)]
+    Id(#[from] IdError),
+    /// A change that was offered cannot be taken.
+    #[error("document {document}: {why}")]
+    Refused {
+        /// The document.
+        document: DocumentId,
+        /// Why not.
+        why: String,
+    },
+    /// The application's own error, out of the closure it gave.
+    #[error("{0}")]
+    Application(String),
+}
+
+impl Error {
+    /// Its fixed code.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            #[cfg(feature = "fjall")]
+            Self::Directory(error) => directory_code(error),
+            Self::History(HistoryError::Log(LogError::TailLost { .. })) => "E0405",
+            Self::History(
+                HistoryError::Storage(StorageError::Full(_))
+                | HistoryError::Log(LogError::Storage(StorageError::Full(_))),
+            ) => "E0403",
+            Self::History(
+                HistoryError::Storage(StorageError::Io { .. })
+                | HistoryError::Log(LogError::Storage(StorageError::Io { .. })),
+            ) => "E0402",
+            Self::History(_) => "E0401",
+            Self::ReadOnly(_) => "E0404",
+            Self::StorageFull => "E0403",
+            Self::Busy => "E0701",
+            Self::Closed => "E0406",
+            Self::NotFound(_) => "E0601",
+            Self::Deleted(_) => "E0602",
+            Self::OtherCollection { .. } => "E0603",
+            Self::View(ViewError::Json(_)) => "E0604",
+            Self::View(_) => "E0605",
+            Self::Change(_) => "E0606",
+            Self::Id(_) => "E0607",
+            Self::Refused { .. } => "E0608",
+            Self::Application(_) => "E0609",
+        }
+    }
+
+    /// Whether trying again later may help, with nothing else changed.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Busy | Self::StorageFull)
+    }
+
+    /// Whether something on the disk is not what was written there.
+    #[must_use]
+    pub fn is_corruption(&self) -> bool {
+        matches!(self.code(), "E0401" | "E0405" | "E0106")
+    }
+
+    /// What to do about it, if there is something.
+    #[must_use]
+    pub fn remedy(&self) -> Option<&'static str> {
+        Some(match self {
+            #[cfg(feature = "fjall")]
+            Self::Directory(error) => return directory_remedy(error),
+            Self::History(HistoryError::Log(LogError::TailLost { .. })) => {
+                "if the disk lost data, restart with --accept-tail-loss: the log goes on under a new id and peers refill it"
+            }
+            Self::History(HistoryError::Storage(_)) => "look at the disk and the system's log, then start again",
+            Self::History(_) => {
+                "run `tidelog verify --deep` to see every fault; peers or a backup can refill a new store"
+            }
+            Self::ReadOnly(_) => "look at the disk, then start again; nothing acknowledged is lost",
+            Self::StorageFull => "free some space; writing goes on by itself",
+            Self::Busy => "wait for earlier commits, then try again",
+            Self::Deleted(_) => "`tidelog restore <id>` makes it visible again",
+            Self::NotFound(_) => "`tidelog ls` lists what is here",
+            _ => return None,
+        })
+    }
+}
+
+impl From<HistoryError> for Error {
+    fn from(error: HistoryError) -> Self {
+        match error {
+            HistoryError::Log(LogError::Poisoned(why)) => Self::ReadOnly(why),
+            other => Self::History(other),
+        }
+    }
+}
+
+impl From<LogError> for Error {
+    fn from(error: LogError) -> Self {
+        HistoryError::from(error).into()
+    }
+}
+
+impl From<StorageError> for Error {
+    fn from(error: StorageError) -> Self {
+        HistoryError::from(error).into()
+    }
+}
+
+#[cfg(feature = "fjall")]
+fn directory_code(error: &crate::log::DirectoryError) -> &'static str {
+    use crate::log::DirectoryError as D;
+    match error {
+        D::Foreign { .. } => "E0101",
+        D::Absent { .. } => "E0102",
+        D::Newer { .. } => "E0103",
+        D::InUse { .. } => "E0104",
+        D::Copied { .. } => "E0105",
+        D::Damaged { .. } => "E0106",
+        D::Storage(StorageError::Full(_)) => "E0403",
+        D::Storage(_) => "E0402",
+    }
+}
+
+#[cfg(feature = "fjall")]
+fn directory_remedy(error: &crate::log::DirectoryError) -> Option<&'static str> {
+    use crate::log::DirectoryError as D;
+    Some(match error {
+        D::Foreign { .. } => {
+            "give the path of a tidelog data directory, or of a folder that is empty or does not exist yet"
+        }
+        D::Absent { .. } => "check --data, or run `tidelog serve` to make one",
+        D::Newer { .. } => "use the tidelog that made it, or a newer one",
+        D::InUse { .. } => {
+            "stop the other process, or let it do the work: commands find a running node by its data directory"
+        }
+        D::Copied { .. } => {
+            "start once with --restored: the copy gets a log of its own, so that its peers are not misled"
+        }
+        D::Damaged { .. } => "restore the directory from a backup, or start a new one and let peers refill it",
+        D::Storage(_) => return None,
+    })
+}

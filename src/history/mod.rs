@@ -1,0 +1,60 @@
+//! What the log holds of each document: its row, its change graph, its chunks and its snapshot.
+//!
+//! The log knows no documents and a document knows no log; this room is where the two meet, for reading. Everything it
+//! answers is committed. [`Reader`] is a cheap clone over the store, for sessions, feeds and handles; [`fold`] says how
+//! a document's row follows from its records; [`open`] holds the projections against the log's tail and [`rebuild`]s
+//! them when they are missing or wrong; [`verify`] checks everything against everything.
+
+pub mod fold;
+mod graphs;
+mod names;
+mod open;
+mod reader;
+mod rebuild;
+mod verify;
+
+pub use graphs::Graphs;
+pub use names::Names;
+pub(crate) use open::CHECKPOINT_KEY;
+pub use open::{Opened, open};
+pub use reader::{DocumentState, Entry, EntryKind, Location, Origin, Reader, Snapshot};
+pub(crate) use reader::{peer_key, snapshot_key};
+pub use rebuild::rebuild;
+pub use verify::{Fault, Verification, verify};
+
+use crate::id::{DocumentId, Lsn};
+use crate::log::record::RecordError;
+use crate::log::{LogError, StorageError};
+
+/// Why the store does not answer.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum HistoryError {
+    /// The log failed.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The disk failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// A row is not what was written.
+    #[error("{place}: {error}")]
+    Row {
+        /// Which row.
+        place: String,
+        /// What is wrong with it.
+        error: RecordError,
+    },
+    /// Something another row speaks of is not there.
+    #[error("{0} is missing")]
+    Missing(String),
+    /// A document's rows contradict each other or the log.
+    #[error("document {document} at record {lsn}: {why}")]
+    Document {
+        /// Which document.
+        document: DocumentId,
+        /// Where.
+        lsn: Lsn,
+        /// What is wrong.
+        why: String,
+    },
+}

@@ -1,0 +1,171 @@
+//! Making the projections again from the log.
+
+use std::ops::ControlFlow;
+
+use super::fold::{fold_change, fold_lifecycle, index_key, lsn_in, new_row, project_row};
+use super::open::{LAYOUT, PROJECTIONS_KEY, Walk, walk_log};
+use super::reader::{document_row, read_snapshot, snapshot_key};
+use super::{HistoryError, Names};
+use crate::id::{DocumentId, Lsn};
+use crate::limits::Limits;
+use crate::log::record::{Lifecycle, Record};
+use crate::log::rows::{DocumentRow, IndexRow, ProjectionRow, SnapshotRef, SnapshotRow, decode_row, encode_row};
+use crate::log::{Durability, Keyspace, LogError, Storage, WriteBatch};
+
+/// Rows written or removed at a time.
+const PAGE: usize = 4096;
+
+/// Removes the projections and makes them again from the log, which ends at `tail`. An interrupted rebuild begins
+/// again at the next open. `progress` is told how many records are done, and the last position.
+///
+/// # Errors
+/// [`HistoryError`] when the log itself is damaged: then the projections stay away, and nothing is served from them.
+///
+/// # Cost
+/// One pass over the log.
+pub fn rebuild(storage: &dyn Storage, tail: Lsn, progress: &mut dyn FnMut(u64, Lsn)) -> Result<(), HistoryError> {
+    mark(storage, Some(tail))?;
+    for (keyspace, from, to) in [
+        (Keyspace::DocIx, &[][..], &[0xff; 25][..]),
+        (Keyspace::Docs, &[], &[0xff; 17]),
+        (Keyspace::BySeq, &[], &[0xff; 17]),
+        (Keyspace::State, b"n", b"o"),
+        (Keyspace::State, b"N", b"O"),
+    ] {
+        remove_all(storage, keyspace, from, to)?;
+    }
+    let mut walk = Walk::from_footer(storage, Lsn::ZERO)?;
+    let mut page = Page::default();
+    walk_log(storage, Lsn(1), &mut walk, &mut |lsn, record| {
+        page.take(storage, lsn, record)?;
+        if page.records >= PAGE {
+            page.write(storage)?;
+            progress(page.total, tail);
+        }
+        Ok(())
+    })?;
+    page.write(storage)?;
+    progress(page.total, tail);
+    find_snapshots(storage)?;
+    mark(storage, None)
+}
+
+fn mark(storage: &dyn Storage, rebuilding: Option<Lsn>) -> Result<(), HistoryError> {
+    let row = ProjectionRow { layout: LAYOUT, rebuilding: rebuilding.map(|lsn| lsn.0) };
+    let mut batch = WriteBatch::default();
+    batch.put(Keyspace::State, PROJECTIONS_KEY, encode_row(Keyspace::State, PROJECTIONS_KEY, &row));
+    Ok(storage.commit(batch, Durability::Synced)?)
+}
+
+fn remove_all(storage: &dyn Storage, keyspace: Keyspace, from: &[u8], to: &[u8]) -> Result<(), HistoryError> {
+    loop {
+        let mut batch = WriteBatch::default();
+        storage.scan(keyspace, from, to, false, &mut |key, _| {
+            batch.remove(keyspace, key);
+            if batch.rows.len() >= PAGE { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        if batch.rows.is_empty() {
+            return Ok(());
+        }
+        storage.commit(batch, Durability::Buffered)?;
+    }
+}
+
+/// The rows that follow from a stretch of the log.
+#[derive(Default)]
+struct Page {
+    batch: WriteBatch,
+    documents: std::collections::BTreeMap<DocumentId, (Option<DocumentRow>, DocumentRow)>,
+    records: usize,
+    total: u64,
+}
+
+impl Page {
+    fn take(&mut self, storage: &dyn Storage, lsn: Lsn, record: Record) -> Result<(), HistoryError> {
+        self.records += 1;
+        self.total += 1;
+        match record {
+            Record::Change(header, chunk) => {
+                let id = DocumentId(header.document);
+                let entries = Limits::DEFAULT.clock_entries_in_row;
+                fold_change(self.row(storage, id, lsn)?, lsn, &header, chunk.len(), entries);
+                let row = IndexRow::Change {
+                    hash: header.hash,
+                    actor: header.actor,
+                    seq: header.seq,
+                    start_op: header.start_op,
+                    op_count: header.op_count,
+                    deps: header.deps,
+                };
+                self.index(id, lsn, &row);
+            }
+            Record::Lifecycle(header, bytes) => {
+                let id = DocumentId(header.document);
+                let said = Lifecycle::decode(&bytes).map_err(|error| LogError::Record { lsn, error })?;
+                let statement = Lifecycle::id_of(&bytes);
+                fold_lifecycle(self.row(storage, id, lsn)?, lsn, statement, &said, header.collection);
+                self.index(id, lsn, &IndexRow::Lifecycle(statement.0));
+            }
+            Record::Name(header) => Names::project(&mut self.batch, &header),
+            Record::Footer(_) | Record::Gap(_) | Record::Checkpoint => {}
+        }
+        Ok(())
+    }
+
+    fn index(&mut self, id: DocumentId, lsn: Lsn, row: &IndexRow) {
+        let key = index_key(id, lsn);
+        self.batch.put(Keyspace::DocIx, key, encode_row(Keyspace::DocIx, &key, row));
+    }
+
+    fn row(&mut self, storage: &dyn Storage, id: DocumentId, lsn: Lsn) -> Result<&mut DocumentRow, HistoryError> {
+        use std::collections::btree_map::Entry;
+        match self.documents.entry(id) {
+            Entry::Occupied(entry) => Ok(&mut entry.into_mut().1),
+            Entry::Vacant(entry) => {
+                let bytes = storage.get(Keyspace::Docs, &id.0)?;
+                let before = bytes.map(|bytes| document_row(&id.0, &bytes)).transpose()?.map(|(_, row)| row);
+                let row = before.clone().unwrap_or_else(|| new_row(lsn));
+                Ok(&mut entry.insert((before, row)).1)
+            }
+        }
+    }
+
+    fn write(&mut self, storage: &dyn Storage) -> Result<(), HistoryError> {
+        let mut batch = std::mem::take(&mut self.batch);
+        for (id, (before, row)) in std::mem::take(&mut self.documents) {
+            project_row(&mut batch, id, before.as_ref(), &row);
+        }
+        self.records = 0;
+        Ok(storage.commit(batch, Durability::Buffered)?)
+    }
+}
+
+/// Notes the newest intact snapshot of each document in its row again.
+fn find_snapshots(storage: &dyn Storage) -> Result<(), HistoryError> {
+    let mut found: std::collections::BTreeMap<DocumentId, Lsn> = std::collections::BTreeMap::new();
+    storage.scan(Keyspace::Snap, &[], &[0xff; 29], false, &mut |key, _| {
+        if let (Some(id), Some(lsn), true) = (key.get(..16), key.get(..24).and_then(lsn_in), key.ends_with(&[0; 4]))
+            && let Ok(id) = id.try_into()
+        {
+            found.insert(DocumentId(id), lsn);
+        }
+        ControlFlow::Continue(())
+    })?;
+    for (id, lsn) in found {
+        let Some(bytes) = storage.get(Keyspace::Docs, &id.0)? else { continue };
+        let (_, mut row) = document_row(&id.0, &bytes)?;
+        let key = snapshot_key(id, lsn, 0);
+        let described = storage.get(Keyspace::Snap, &key)?;
+        let described = described.and_then(|bytes| decode_row::<SnapshotRow>(Keyspace::Snap, &key, &bytes).ok());
+        if let Some(described) = described
+            && lsn.0 <= row.last_lsn
+            && read_snapshot(storage, id, lsn)?.is_some()
+        {
+            row.snapshot = Some(SnapshotRef { lsn: lsn.0, bytes: described.bytes, changes: described.changes });
+            let mut batch = WriteBatch::default();
+            batch.put(Keyspace::Docs, id.0, encode_row(Keyspace::Docs, &id.0, &row));
+            storage.commit(batch, Durability::Buffered)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,307 @@
+//! Checking a store: everything against everything, each fault with its place.
+
+use std::ops::ControlFlow;
+
+use super::fold::{by_seq_key, fold_change, fold_lifecycle, heads_of, index_key, lsn_in, new_row};
+use super::open::Walk;
+use super::reader::{document_row, read_snapshot};
+use super::{HistoryError, Reader};
+use crate::document::{Change, View};
+use crate::id::{CollectionKey, DocumentId, Lsn};
+use crate::limits::Limits;
+use crate::log::record::{ChangeHeader, Lifecycle, Record, payload_digest};
+use crate::log::rows::{DocumentRow, IndexRow, decode_row};
+use crate::log::{Keyspace, log_key, lsn_of_key};
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// Where: a record, a row, a document.
+    pub place: String,
+    /// What is wrong there.
+    pub why: String,
+}
+
+/// What a check found.
+#[derive(Debug, Clone, Default)]
+pub struct Verification {
+    /// Records read.
+    pub records: u64,
+    /// Commit groups whose chain was recomputed.
+    pub groups: u64,
+    /// Documents whose rows were compared.
+    pub documents: u64,
+    /// Documents rebuilt from the log, with `deep`.
+    pub rebuilt: u64,
+    /// Snapshots loaded and compared, with `deep`.
+    pub snapshots: u64,
+    /// What is wrong, at most [`Verification::FAULTS_MAX`].
+    pub faults: Vec<Fault>,
+    /// Faults beyond those.
+    pub more_faults: u64,
+}
+
+impl Verification {
+    /// Faults that are listed; the rest is counted.
+    pub const FAULTS_MAX: usize = 1000;
+
+    fn fault(&mut self, place: impl Into<String>, why: impl std::fmt::Display) {
+        if self.faults.len() < Self::FAULTS_MAX {
+            self.faults.push(Fault { place: place.into(), why: why.to_string() });
+        } else {
+            self.more_faults += 1;
+        }
+    }
+}
+
+/// Checks the whole store: replays the groups and recomputes the chain, compares index, documents and log, and, if
+/// `deep`, rebuilds every document and compares its heads. `progress` is told the phase and how much of it is done.
+///
+/// # Errors
+/// [`HistoryError`] when the disk fails. What is merely wrong becomes a [`Fault`].
+///
+/// # Cost
+/// Two passes over the log; `deep` also materialises every document, one at a time.
+pub fn verify(
+    reader: &Reader,
+    deep: bool,
+    progress: &mut dyn FnMut(&'static str, u64),
+) -> Result<Verification, HistoryError> {
+    let mut report = Verification::default();
+    check_log(reader, &mut report, progress)?;
+    let documents = check_documents(reader, &mut report, progress)?;
+    check_orphans(reader, &mut report)?;
+    if deep {
+        for (n, id) in documents.into_iter().enumerate() {
+            if let Err(error) = rebuild_document(reader, id, &mut report) {
+                report.fault(format!("document {id}"), error);
+            }
+            progress("rebuild documents", n as u64 + 1);
+        }
+    }
+    Ok(report)
+}
+
+/// Pass 1: every record, the chain, and the index row of each record about a document.
+fn check_log(
+    reader: &Reader,
+    report: &mut Verification,
+    progress: &mut dyn FnMut(&'static str, u64),
+) -> Result<(), HistoryError> {
+    let storage = reader.storage();
+    let mut walk = Walk::from_footer(&**storage, Lsn::ZERO)?;
+    let mut failed = None;
+    let mut last = Lsn::ZERO;
+    let to = log_key(reader.tail().lsn.next());
+    storage.scan(Keyspace::Log, &[], &to, false, &mut |key, value| {
+        let lsn = match lsn_of_key(key) {
+            Ok(lsn) => lsn,
+            Err(error) => {
+                report.fault("log", error);
+                return ControlFlow::Continue(());
+            }
+        };
+        last = lsn;
+        let record = match walk.step(lsn, value) {
+            Ok(record) => record,
+            Err(error) => {
+                report.fault(format!("record {lsn}"), error);
+                walk.resume_after(lsn, Record::read(lsn, value).ok().as_ref());
+                return ControlFlow::Continue(());
+            }
+        };
+        if let Err(error) = check_record(reader, report, lsn, &record) {
+            failed = Some(error);
+            return ControlFlow::Break(());
+        }
+        if walk.records.is_multiple_of(4096) {
+            progress("replay the log", walk.records);
+        }
+        ControlFlow::Continue(())
+    })?;
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    if !walk.at_footer() {
+        report.fault(format!("record {last}"), "the last commit group has no footer");
+    }
+    report.records = walk.records;
+    report.groups = walk.groups;
+    progress("replay the log", walk.records);
+    Ok(())
+}
+
+fn check_record(reader: &Reader, report: &mut Verification, lsn: Lsn, record: &Record) -> Result<(), HistoryError> {
+    let place = || format!("record {lsn}");
+    let (document, expected) = match record {
+        Record::Change(header, chunk) => {
+            if payload_digest(chunk) != header.payload_digest {
+                report.fault(place(), "the payload's digest does not match");
+            }
+            match Change::parse(chunk.clone()) {
+                Ok(change) if change.hash().0 == header.hash => {}
+                Ok(change) => report.fault(place(), format!("it holds change {}", change.hash())),
+                Err(error) => report.fault(place(), error),
+            }
+            (header.document, index_row(header))
+        }
+        Record::Lifecycle(header, bytes) => {
+            if let Err(error) = Lifecycle::decode(bytes) {
+                report.fault(place(), error);
+            }
+            (header.document, IndexRow::Lifecycle(Lifecycle::id_of(bytes).0))
+        }
+        Record::Name(header) => {
+            match reader.names().name(header.reference) {
+                Ok(row) if row.bytes == header.bytes && row.kind == header.kind => {}
+                Ok(_) => report.fault(format!("name {}", header.reference), format!("differs from record {lsn}")),
+                Err(error) => report.fault(format!("name {}", header.reference), error),
+            }
+            return Ok(());
+        }
+        _ => return Ok(()),
+    };
+    let id = DocumentId(document);
+    let key = index_key(id, lsn);
+    match reader.storage().get(Keyspace::DocIx, &key)? {
+        None => report.fault(format!("index of {id}"), format!("record {lsn} is missing")),
+        Some(bytes) => match decode_row::<IndexRow>(Keyspace::DocIx, &key, &bytes) {
+            Ok(row) if row == expected => {}
+            Ok(_) => report.fault(format!("index of {id}"), format!("differs from record {lsn}")),
+            Err(error) => report.fault(format!("index of {id} at record {lsn}"), error),
+        },
+    }
+    Ok(())
+}
+
+fn index_row(header: &ChangeHeader) -> IndexRow {
+    IndexRow::Change {
+        hash: header.hash,
+        actor: header.actor,
+        seq: header.seq,
+        start_op: header.start_op,
+        op_count: header.op_count,
+        deps: header.deps.clone(),
+    }
+}
+
+/// Pass 2: every document's row, made again from its records, and its place in its collection.
+fn check_documents(
+    reader: &Reader,
+    report: &mut Verification,
+    progress: &mut dyn FnMut(&'static str, u64),
+) -> Result<Vec<DocumentId>, HistoryError> {
+    let mut ids = Vec::new();
+    let mut damaged = Vec::new();
+    reader.storage().scan(Keyspace::Docs, &[], &[0xff; 17], false, &mut |key, bytes| {
+        match document_row(key, bytes) {
+            Ok((id, _)) => ids.push(id),
+            Err(error) => damaged.push(error),
+        }
+        ControlFlow::Continue(())
+    })?;
+    for error in damaged {
+        report.fault("docs", error);
+    }
+    for (n, id) in ids.iter().enumerate() {
+        if let Err(error) = check_document(reader, *id, report) {
+            report.fault(format!("document {id}"), error);
+        }
+        if (n + 1).is_multiple_of(256) || n + 1 == ids.len() {
+            progress("compare documents", n as u64 + 1);
+        }
+    }
+    report.documents = ids.len() as u64;
+    Ok(ids)
+}
+
+fn check_document(reader: &Reader, id: DocumentId, report: &mut Verification) -> Result<(), HistoryError> {
+    let Some(row) = reader.row(id)? else { return Ok(()) };
+    let mut again: Option<DocumentRow> = None;
+    for (lsn, _) in reader.index(id, Lsn::ZERO)? {
+        let folded = again.get_or_insert_with(|| new_row(lsn));
+        match reader.record(lsn)? {
+            Some(Record::Change(header, chunk)) if header.document == id.0 => {
+                fold_change(folded, lsn, &header, chunk.len(), Limits::DEFAULT.clock_entries_in_row);
+            }
+            Some(Record::Lifecycle(header, bytes)) if header.document == id.0 => {
+                if let Ok(said) = Lifecycle::decode(&bytes) {
+                    fold_lifecycle(folded, lsn, Lifecycle::id_of(&bytes), &said, header.collection);
+                }
+            }
+            _ => report.fault(format!("index of {id}"), format!("record {lsn} is not about this document")),
+        }
+    }
+    let again = again.map(|again| DocumentRow { snapshot: row.snapshot, ..again });
+    if again.as_ref() != Some(&row) {
+        report.fault(format!("document {id}"), "its row does not follow from the log");
+    }
+    let key = by_seq_key(CollectionKey(row.collection_key), Lsn(row.last_lsn));
+    if reader.storage().get(Keyspace::BySeq, &key)?.is_none() {
+        report.fault(format!("document {id}"), "it is not listed in its collection");
+    }
+    Ok(())
+}
+
+/// Rows of the projections that no record or document stands behind.
+fn check_orphans(reader: &Reader, report: &mut Verification) -> Result<(), HistoryError> {
+    let storage = reader.storage();
+    let mut orphans = Vec::new();
+    storage.scan(Keyspace::DocIx, &[], &[0xff; 25], false, &mut |key, _| {
+        let lsn = lsn_in(key).unwrap_or_default();
+        if key.len() != 24 || !matches!(storage.get(Keyspace::Log, &log_key(lsn)), Ok(Some(_))) {
+            orphans.push(("doc_ix", format!("a row names record {lsn}, which is not there")));
+        }
+        ControlFlow::Continue(())
+    })?;
+    storage.scan(Keyspace::BySeq, &[], &[0xff; 17], false, &mut |key, bytes| {
+        let place = || format!("record {}", lsn_in(key).unwrap_or_default());
+        match decode_row::<[u8; 16]>(Keyspace::BySeq, key, bytes) {
+            Ok(id) => {
+                let row = storage.get(Keyspace::Docs, &id).ok().flatten();
+                let row = row.and_then(|bytes| document_row(&id, &bytes).ok()).map(|(_, row)| row);
+                let stands =
+                    row.is_some_and(|row| key == by_seq_key(CollectionKey(row.collection_key), Lsn(row.last_lsn)));
+                if !stands {
+                    orphans.push(("by_seq", format!("{} is not where {} stands", place(), DocumentId(id))));
+                }
+            }
+            Err(error) => orphans.push(("by_seq", format!("{}: {error}", place()))),
+        }
+        ControlFlow::Continue(())
+    })?;
+    for (place, why) in orphans {
+        report.fault(place, why);
+    }
+    Ok(())
+}
+
+/// Builds a document from its changes alone, and compares it with its row and its snapshot.
+fn rebuild_document(reader: &Reader, id: DocumentId, report: &mut Verification) -> Result<(), HistoryError> {
+    let Some(row) = reader.row(id)? else { return Ok(()) };
+    let mut chunks = Vec::new();
+    for (lsn, entry) in reader.index(id, Lsn::ZERO)? {
+        if matches!(entry, IndexRow::Change { .. }) {
+            chunks.extend(reader.change_bytes(lsn)?);
+        }
+    }
+    let place = format!("document {id}");
+    match View::load(&chunks) {
+        Ok(view) if view.heads() == heads_of(&row) => {}
+        Ok(view) => report.fault(place.clone(), format!("rebuilt from the log it has the heads {}", view.heads())),
+        Err(error) => report.fault(place.clone(), error),
+    }
+    report.rebuilt += 1;
+    let Some(snapshot) = row.snapshot else { return Ok(()) };
+    report.snapshots += 1;
+    let place = format!("snapshot of {id} at record {}", snapshot.lsn);
+    match read_snapshot(&**reader.storage(), id, Lsn(snapshot.lsn))? {
+        None => report.fault(place, "it is damaged or incomplete"),
+        Some(snapshot) => match View::load(&snapshot.bytes) {
+            Ok(view) if view.heads() == snapshot.heads => {}
+            Ok(_) => report.fault(place, "it has other heads than it says"),
+            Err(error) => report.fault(place, error),
+        },
+    }
+    Ok(())
+}
