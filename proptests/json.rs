@@ -1,5 +1,7 @@
 //! JSON written into a document reads back, over whatever was there, and merges with what others write.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tidelog::document::{Change, EditOptions, View, ViewError};
