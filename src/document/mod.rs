@@ -15,6 +15,7 @@ mod path;
 mod reading;
 mod replay;
 mod slots;
+mod split;
 mod view;
 
 pub use branching::{BranchingError, Scratch, TEXT_KEY, TextEdit};
@@ -25,4 +26,5 @@ pub use graph::{ChangeGraph, GraphError, Index, Node, NodeInfo};
 pub use json::JsonError;
 pub use path::Path;
 pub use reading::Reading;
+pub use split::split;
 pub use view::{Applied, EditOptions, View, ViewError};

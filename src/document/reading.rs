@@ -116,11 +116,11 @@ pub(super) fn find<D: ReadDoc>(
 
 /// What `step` means in an object of that kind; `None` when it can mean nothing.
 ///
-/// The characters of a text are no values, so no step leads into it.
+/// The characters of a text are no values, so no step leads into it; nor into a table (see [`json`](super::json)).
 pub(super) fn prop_of(kind: ObjType, step: &str) -> Option<Prop> {
     match kind {
-        ObjType::Map | ObjType::Table => Some(Prop::Map(step.to_owned())),
+        ObjType::Map => Some(Prop::Map(step.to_owned())),
         ObjType::List => step.parse().ok().map(Prop::Seq),
-        ObjType::Text => None,
+        ObjType::Text | ObjType::Table => None,
     }
 }

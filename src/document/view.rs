@@ -22,7 +22,7 @@ use serde_json::Value;
 use super::edit::Edit;
 use super::json::JsonError;
 use super::reading::Reading;
-use super::replay::{Clock, Outcome, replay};
+use super::replay::{Clock, Outcome, replay, spoils_index};
 use super::{Change, ChangeError, Path};
 use crate::id::{ActorId, ChangeHash, Heads, shortened};
 
@@ -326,6 +326,9 @@ impl View {
             if let Some(clock) = &mut view.clock {
                 clock.add(&change);
             }
+            if spoils_index(&change) {
+                view.document = Automerge::load(&view.document.save())?;
+            }
             Ok(Ok((answer, Some(change))))
         });
         done.unwrap_or_else(|error| Err(error.into()))
@@ -424,4 +427,205 @@ fn together_is_cheaper(ops: u64, ops_in_document: u64) -> bool {
 fn message_of(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
     shortened(text.unwrap_or("of an unknown kind"))
+}
+
+#[cfg(test)]
+mod tests {
+    use automerge::marks::ExpandMark;
+    use automerge::transaction::Transactable;
+    use automerge::{ObjType, ScalarValue};
+    use serde_json::json;
+
+    use super::*;
+
+    fn options() -> EditOptions {
+        EditOptions { actor: ActorId::random(), time: 7, message: Some("why".into()) }
+    }
+
+    fn edit(view: &mut View, edits: impl FnOnce(&mut Edit<'_>) -> Result<(), ViewError>) -> Change {
+        view.edit(options(), edits).unwrap().1.unwrap()
+    }
+
+    #[test]
+    fn an_edit_is_one_change_that_another_view_replays() {
+        let mut view = View::new();
+        let change = edit(&mut view, |edit| {
+            edit.put("", json!({"title": "Hällo", "n": {"$counter": 1}, "items": [1, 2]}))?;
+            edit.splice("title", 1, 1, "a")?;
+            edit.mark("title", 0..3, "bold", true, ExpandMark::After)?;
+            edit.increment("n", 4)?;
+            edit.insert("items", 1, json!({"x": null}))?;
+            edit.put("items.-", 3)?;
+            edit.put("items.0", 0)?;
+            assert!(edit.delete("items.2")?);
+            assert!(!edit.delete("items.9")?);
+            assert_eq!(edit.length("items")?, Some(3));
+            assert_eq!(edit.read::<String>("title")?.as_deref(), Some("Hallo"));
+            Ok(())
+        });
+        assert_eq!((change.time(), change.message()), (7, Some("why")));
+        let expected = json!({"title": "Hallo", "n": {"$counter": 5}, "items": [0, {"x": null}, 3]});
+        assert_eq!(view.to_json().unwrap(), expected);
+        let mut other = View::new();
+        other.edit(options(), |edit| edit.put("mine", 1)).unwrap();
+        assert_eq!(other.apply(&[change.clone(), change.clone()]).unwrap(), Applied { replayed: 0, grouped: 1 });
+        assert_eq!(other.now().json("items").unwrap(), Some(json!([0, {"x": null}, 3])));
+        let mut small = View::new();
+        let keystroke = edit(&mut small, |edit| edit.put("text", "a"));
+        let next = edit(&mut small, |edit| edit.splice("text", 1, 0, "b"));
+        let mut third = View::new();
+        assert_eq!(third.apply(&[keystroke, next]).unwrap(), Applied { replayed: 2, grouped: 0 });
+        assert_eq!(third.heads(), small.heads());
+    }
+
+    #[test]
+    fn a_failing_edit_and_an_empty_one_change_nothing() {
+        let mut view = View::new();
+        edit(&mut view, |edit| edit.put("", json!({"a": "text", "list": [1, 2]})));
+        let (before, heads) = (view.save().unwrap(), view.heads());
+        let failed = view.edit(options(), |edit| {
+            edit.put("", json!({"list": [2, {"deep": [true]}], "b": {"$counter": 1}}))?;
+            edit.splice("nowhere", 0, 0, "x")
+        });
+        assert!(matches!(failed, Err(ViewError::NotFound(path)) if path == Path::from("nowhere")));
+        let (answer, change) = view.edit(options(), |edit| edit.put("a", "text").map(|()| 5)).unwrap();
+        assert!(answer == 5 && change.is_none());
+        assert_eq!((view.save().unwrap(), view.heads()), (before, heads));
+        assert_eq!(view.document().stats().num_actors, 1, "no author of nothing is left behind");
+        edit(&mut view, |edit| edit.put("a", "more text"));
+    }
+
+    #[test]
+    fn errors_say_where_and_why() {
+        let mut view = View::new();
+        edit(&mut view, |edit| edit.put("", json!({"text": "äb", "list": [1], "n": 1, "map": {}})));
+        let error = |edits: &dyn Fn(&mut Edit<'_>) -> Result<(), ViewError>| {
+            let mut copy = View::load(&view.save().unwrap()).unwrap();
+            copy.edit(options(), |edit| edits(edit)).unwrap_err().to_string()
+        };
+        assert_eq!(error(&|e| e.put("list.2", 1)), "position 2 is outside of /list/2, which has 1");
+        assert_eq!(error(&|e| e.put("list.x", 1)), "there is nothing at /list/x");
+        assert_eq!(error(&|e| e.put("a.b", 1)), "there is nothing at /a");
+        assert_eq!(error(&|e| e.put("n.b", 1)), "the value at /n is a number, not an object or a list");
+        assert_eq!(error(&|e| e.put("text.0", 1)), "the value at /text is a text, not an object or a list");
+        assert_eq!(error(&|e| e.put("", 1)), "a document is a JSON object at its root");
+        assert_eq!(error(&|e| e.splice("text", 1, 2, "")), "position 3 is outside of /text, which has 2");
+        assert_eq!(error(&|e| e.splice("map", 0, 0, "")), "the value at /map is an object, not a text");
+        assert_eq!(error(&|e| e.increment("n", 1)), "the value at /n is a number, not a counter");
+        assert_eq!(error(&|e| e.increment("m", 1)), "there is nothing at /m");
+        assert_eq!(error(&|e| e.insert("list", 2, 1)), "position 2 is outside of /list, which has 1");
+    }
+
+    #[test]
+    fn a_panic_breaks_the_view_for_good() {
+        let mut view = View::new();
+        edit(&mut view, |edit| edit.put("a", 1));
+        let done = view.edit::<(), ViewError>(options(), |_| panic!("of the caller"));
+        assert!(matches!(done, Err(ViewError::Panicked(text)) if text == "of the caller"));
+        assert!(view.is_broken());
+        assert!(matches!(view.to_json(), Err(ViewError::Broken)));
+        assert!(matches!(view.save(), Err(ViewError::Broken)));
+        assert!(matches!(view.apply(&[]), Err(ViewError::Broken)));
+        assert!(matches!(view.edit(options(), |edit| edit.put("a", 2)), Err(ViewError::Broken)));
+    }
+
+    #[test]
+    fn changes_without_what_they_depend_on_are_refused() {
+        let mut view = View::new();
+        let first = edit(&mut view, |edit| edit.put("a", 1));
+        let second = edit(&mut view, |edit| edit.put("a", 2));
+        let mut other = View::new();
+        let refused = other.apply(std::slice::from_ref(&second));
+        assert!(matches!(refused, Err(ViewError::Incomplete(hash)) if hash == second.hash()));
+        assert!(other.is_broken());
+        assert!(matches!(View::load(second.bytes()), Err(ViewError::Unloadable(_))));
+        let mut snapshot = View::new();
+        snapshot.edit(options(), |edit| edit.put("b", 1)).unwrap();
+        let snapshot = snapshot.save().unwrap();
+        assert!(matches!(View::load(&[&snapshot, second.bytes()].concat()), Err(ViewError::Unloadable(_))));
+        let whole = View::load(&[&snapshot, second.bytes(), first.bytes()].concat()).unwrap();
+        assert_eq!(whole.to_json().unwrap(), json!({"a": 2, "b": 1}));
+    }
+
+    #[test]
+    fn damaged_chunks_are_refused() {
+        let mut view = View::new();
+        edit(&mut view, |edit| edit.put("", json!({"a": "some text", "b": [1, 2, 3]})));
+        let whole = view.save().unwrap();
+        for at in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 0x55;
+            assert!(View::load(&damaged).is_err(), "byte {at}");
+            assert!(at == 0 || View::load(&whole[..at]).is_err(), "cut at {at}");
+        }
+        assert!(View::load(&[]).unwrap().heads().is_empty());
+    }
+
+    #[test]
+    fn the_past_and_conflicts_can_be_read() {
+        let mut view = View::new();
+        edit(&mut view, |edit| edit.put("", json!({"a": "one", "list": [1]})));
+        let then = view.heads();
+        let mut other = View::load(&view.save().unwrap()).unwrap();
+        let theirs = edit(&mut other, |edit| edit.put("b", 2));
+        edit(&mut view, |edit| edit.put("", json!({"a": "one more", "b": {"x": 1}, "list": []})));
+        view.apply(&[theirs]).unwrap();
+        assert_eq!(view.to_json_at(&then).unwrap(), json!({"a": "one", "list": [1]}));
+        assert_eq!(view.at(&then).unwrap().json("list.0").unwrap(), Some(json!(1)));
+        assert_eq!(view.at(&then).unwrap().json("b").unwrap(), None);
+        let mut conflicts = view.conflicts("b").unwrap();
+        assert_eq!(conflicts.pop(), view.now().json("b").unwrap());
+        assert_eq!(conflicts.len(), 1);
+        assert_eq!(view.conflicts("a").unwrap(), [json!("one more")]);
+        assert!(view.conflicts("nowhere.x").unwrap().is_empty());
+        assert!(view.at(&then).unwrap().conflicts("b").unwrap().is_empty());
+        let unknown = Heads::new(vec![ChangeHash([1; 32])]);
+        assert!(matches!(view.to_json_at(&unknown), Err(ViewError::UnknownHead(_))));
+        assert_eq!(view.to_json_at(&Heads::default()).unwrap(), json!({}));
+    }
+
+    #[test]
+    fn an_increment_over_a_conflict_leaves_one_value() {
+        let mut base = View::new();
+        edit(&mut base, |edit| edit.put("list", json!([0, 1])));
+        let bytes = base.save().unwrap();
+        let theirs = [json!({"$counter": 1}), json!(3), json!({"$counter": 5})].map(|value| {
+            edit(&mut View::load(&bytes).unwrap(), |edit| {
+                edit.put("k", &value)?;
+                edit.put("list.0", value)
+            })
+        });
+        base.apply(&theirs).unwrap();
+        edit(&mut base, |edit| {
+            let list = edit.tx().get(automerge::ROOT, "list")?.unwrap().1;
+            edit.tx().increment(&list, 0, 10)?;
+            Ok(edit.tx().increment(automerge::ROOT, "k", 10)?)
+        });
+        assert_eq!(base.document().keys(automerge::ROOT).count(), 2);
+        assert_eq!(base.now().json("list").unwrap().unwrap().as_array().unwrap().len(), 2);
+        let loaded = View::load(&base.save().unwrap()).unwrap();
+        assert_eq!(loaded.to_json().unwrap(), base.to_json().unwrap());
+    }
+
+    #[test]
+    fn a_change_that_only_looks_like_a_local_edit_is_applied_all_the_same() {
+        let mut writer = View::new();
+        let base = edit(&mut writer, |edit| {
+            edit.tx().put_object(automerge::ROOT, "table", ObjType::Table)?;
+            Ok(edit.tx().put(automerge::ROOT, "a", ScalarValue::Unknown { type_code: 12, bytes: vec![1, 2] })?)
+        });
+        // An edit that automerge would not make: the value is there already.
+        let mut expanded = edit(&mut writer, |edit| edit.put("b", 1)).as_automerge().decode();
+        expanded.actor_id = automerge::ActorId::from(&[3; 16][..]);
+        expanded.deps = writer.document().get_heads();
+        expanded.start_op = std::num::NonZeroU64::new(4).unwrap();
+        expanded.operations[0].pred = vec![automerge::legacy::OpId(3, writer.document().get_actor().clone())].into();
+        let odd = Change::from_automerge(expanded.into()).unwrap();
+        let mut view = View::load(&writer.save().unwrap()).unwrap();
+        assert_eq!(view.apply(&[base, odd.clone()]).unwrap(), Applied { replayed: 0, grouped: 1 });
+        assert_eq!(view.heads(), Heads::new(vec![odd.hash()]));
+        assert_eq!(view.to_json().unwrap()["b"], 1);
+        assert!(view.document().get_change_by_hash(&automerge::ChangeHash(odd.hash().0)).is_some());
+        View::load(&view.save().unwrap()).unwrap();
+    }
 }

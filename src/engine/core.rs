@@ -376,9 +376,8 @@ impl Core {
         let op_max = row.max_op.saturating_add(1).saturating_add(self.limits.start_op_window).min(OP_END_MAX - 1);
         let fits =
             (op_min..=op_max).contains(&change.start_op()) && change.op_count() <= OP_END_MAX - change.start_op();
-        (!fits).then(|| {
-            format!("its operations begin at {}, between {op_min} and {op_max} is allowed", change.start_op())
-        })
+        (!fits)
+            .then(|| format!("its operations begin at {}, between {op_min} and {op_max} is allowed", change.start_op()))
     }
 
     /// The same check for a change that was not made on top of the heads.
@@ -624,12 +623,7 @@ impl Core {
         Ok((of(origin.node)?, via.map_or(Ok(0), of)?))
     }
 
-    fn reference_if_known(
-        &self,
-        work: &Work,
-        kind: NameKind,
-        name: &[u8],
-    ) -> Result<Option<NameRef>, HistoryError> {
+    fn reference_if_known(&self, work: &Work, kind: NameKind, name: &[u8]) -> Result<Option<NameRef>, HistoryError> {
         match work.names.get(&(kind, name.to_vec())) {
             Some(reference) => Ok(Some(*reference)),
             None => self.reader.names().find(kind, name),

@@ -421,6 +421,9 @@ impl Database {
 
 impl std::fmt::Debug for Database {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Database").field("node", &self.node()).field("tail", &self.reader().tail()).finish_non_exhaustive()
+        f.debug_struct("Database")
+            .field("node", &self.node())
+            .field("tail", &self.reader().tail())
+            .finish_non_exhaustive()
     }
 }

@@ -163,7 +163,8 @@ impl Writer {
             units,
             state: state.clone(),
         };
-        let thread = std::thread::Builder::new().name("tidelog-writer".into()).spawn(move || self.run(&receiver, &state))?;
+        let thread =
+            std::thread::Builder::new().name("tidelog-writer".into()).spawn(move || self.run(&receiver, &state))?;
         Ok((queue, thread))
     }
 
@@ -197,7 +198,12 @@ impl Writer {
             Ok(Some(free)) => {
                 let full = free < self.limits.disk_free_min;
                 if full != state.disk_full.swap(full, Ordering::Relaxed) {
-                    tracing::warn!(free, full, "writes are {} for want of room", if full { "refused" } else { "taken again" });
+                    tracing::warn!(
+                        free,
+                        full,
+                        "writes are {} for want of room",
+                        if full { "refused" } else { "taken again" }
+                    );
                 }
             }
             Ok(None) => {}
@@ -250,7 +256,12 @@ impl Writer {
     }
 
     /// Persist, then tell: the group is on the disk, so everybody may know.
-    fn tell(&mut self, end: LogCursor, changed: &[(crate::id::DocumentId, Lsn)], snapshots_due: Vec<crate::id::DocumentId>) {
+    fn tell(
+        &mut self,
+        end: LogCursor,
+        changed: &[(crate::id::DocumentId, Lsn)],
+        snapshots_due: Vec<crate::id::DocumentId>,
+    ) {
         if end.lsn != self.reader.tail().lsn {
             self.reader.advance(end);
             self.working_set.note_changes(changed);

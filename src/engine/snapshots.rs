@@ -68,7 +68,12 @@ impl Idle {
     ///
     /// # Errors
     /// When the operating system gives no thread.
-    pub(crate) fn start(self, reader: Reader, working_set: Arc<WorkingSet>, queue: Queue) -> std::io::Result<JoinHandle<()>> {
+    pub(crate) fn start(
+        self,
+        reader: Reader,
+        working_set: Arc<WorkingSet>,
+        queue: Queue,
+    ) -> std::io::Result<JoinHandle<()>> {
         std::thread::Builder::new().name("tidelog-snapshots".into()).spawn(move || {
             let Self { requests, waiting } = self;
             while let Ok(Request::Save(id)) = requests.recv() {
@@ -111,11 +116,7 @@ fn save(reader: &Reader, working_set: &WorkingSet, id: DocumentId) -> Result<Opt
 }
 
 /// The view's own bytes, if it is materialised, free, and in the state `heads`.
-fn saved_view(
-    working_set: &WorkingSet,
-    id: DocumentId,
-    heads: &Heads,
-) -> Option<Result<(Heads, Vec<u8>), Error>> {
+fn saved_view(working_set: &WorkingSet, id: DocumentId, heads: &Heads) -> Option<Result<(Heads, Vec<u8>), Error>> {
     let cell = working_set.cell(id);
     if cell.heads().as_ref() != Some(heads) {
         return None;

@@ -143,7 +143,8 @@ impl WorkingSet {
         use_view: impl FnOnce(&mut View) -> Result<R, Error>,
     ) -> Result<R, Error> {
         let mut held = lock(&cell.view);
-        if held.generation != self.generation.load(Ordering::Acquire) || held.view.as_ref().is_some_and(View::is_broken) {
+        if held.generation != self.generation.load(Ordering::Acquire) || held.view.as_ref().is_some_and(View::is_broken)
+        {
             held.view = None;
         }
         if held.view.is_some()

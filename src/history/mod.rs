@@ -17,8 +17,8 @@ pub use graphs::Graphs;
 pub use names::Names;
 pub(crate) use open::CHECKPOINT_KEY;
 pub use open::{Opened, open};
-pub(crate) use reader::{peer_key, snapshot_key};
 pub use reader::{DocumentState, Entry, EntryKind, Location, Origin, Reader, Snapshot};
+pub(crate) use reader::{peer_key, snapshot_key};
 pub use rebuild::rebuild;
 pub use verify::{Fault, Verification, verify};
 

@@ -220,6 +220,16 @@ pub enum NetError {
         /// The words it gave, made safe to print; the code's text when it gave none.
         reason: String,
     },
+    /// The session broke off: the peer broke the protocol, or this side's store does not answer.
+    #[error("the session with {node} ended ({code}): {why}", code = code.name())]
+    Session {
+        /// The peer.
+        node: NodeId,
+        /// What the peer was told.
+        code: CloseCode,
+        /// What happened.
+        why: String,
+    },
     /// We closed the link.
     #[error("this side has closed the link")]
     ClosedHere,
@@ -272,6 +282,7 @@ impl NetError {
             | Self::TruncatedFrame { .. }
             | Self::FrameTooLong { .. } => true,
             Self::Closed { code, .. } => code.is_retryable(),
+            Self::Session { .. } => true,
             Self::KeyFile { .. }
             | Self::Ticket { .. }
             | Self::Invite
@@ -302,6 +313,7 @@ impl NetError {
             Self::TruncatedFrame { .. } | Self::FrameTooLong { .. } => CloseCode::BadFrame,
             Self::TimedOut { .. } => CloseCode::TooSlow,
             Self::ClosedHere => CloseCode::Shutdown,
+            Self::Session { code, .. } => *code,
             _ => CloseCode::Internal,
         }
     }

@@ -1,11 +1,22 @@
 //! Synchronisation: what two nodes say to each other, without sockets.
 //!
 //! A link between two nodes is two one-way followings. In each, one side serves its log and the other keeps a cursor
-//! on it; see `docs/protocol.md`. [`wire`] is the bytes, [`Exchange`] one document's Automerge sync answered from its
-//! change graph, [`Session`] the whole conversation as a state machine that does no IO.
+//! on it; see `docs/protocol.md`. [`wire`] is the bytes, [`gate`] what a sync message must fulfil, [`Exchange`] one
+//! document's Automerge sync answered from its change graph, [`Session`] the whole conversation as a state machine
+//! that does no IO.
 
 mod exchange;
+mod exchanges;
+mod follower;
 pub mod gate;
+mod intake;
+mod session;
+mod source;
 pub mod wire;
 
 pub use exchange::{Arrival, Exchange, ExchangeError, GenerateError, Received};
+pub use gate::GateError;
+pub use session::{
+    Admitted, Channel, IncomingBody, IncomingRow, Opened, Output, Session, SessionConfig, SessionError, SessionEvent,
+    Side,
+};

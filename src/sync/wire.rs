@@ -533,6 +533,7 @@ fn check_rows(rows: &[Row], documents: usize, origins: &[Origin]) -> Result<(), 
     }
     let in_parts = rows.iter().filter(|row| row.flags == ROW_IN_PARTS).count();
     require(in_parts <= 1, "more than one row is in parts")?;
+    require(origins.iter().all(|origin| origin.admission <= 2), "an origin has an unknown admission")?;
     let principals = origins.iter().map(|origin| origin.principal.len());
     require(principals.max().unwrap_or(0) <= PRINCIPAL_BYTES_MAX, "a principal's name is too long")
 }

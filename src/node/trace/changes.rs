@@ -86,7 +86,8 @@ impl<'a> TraceChanges<'a> {
     /// text in the end is not the promised one.
     ///
     /// # Cost
-    /// Some 20 us for a transaction on top of its author's last one, and a walk over the text for each other.
+    /// Some 40 us for a transaction on top of its author's last one; for each that merges another's, automerge walks
+    /// the text, 4 ms at 20,000 characters, which is nearly all the time an interwoven history takes.
     /// All changes are held in memory, about 1 kB for a keystroke.
     pub fn build(
         trace: &'a Trace,
@@ -335,5 +336,172 @@ impl TransactionSet {
         let new = !self.contains(index);
         self.0[index / 64] |= 1 << (index % 64);
         new
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeSet, HashMap};
+
+    use super::*;
+    use crate::id::ChangeHash;
+    use crate::node::trace::{Patch, TraceKind, traces_folder};
+
+    fn transaction(parents: &[u32], agent: u32, patches: &[(usize, usize, &str)]) -> Transaction {
+        let patch = |&(position, deleted, inserted): &(usize, usize, &str)| Patch {
+            position,
+            deleted,
+            inserted: inserted.to_owned(),
+        };
+        Transaction { parents: parents.to_vec(), agent, time: Some(9), patches: patches.iter().map(patch).collect() }
+    }
+
+    fn concurrent(end_content: &str, transactions: Vec<Transaction>) -> Trace {
+        let agents = transactions.iter().map(|transaction| transaction.agent as usize + 1).max().unwrap_or(0);
+        let (start_content, end_content) = (String::new(), end_content.to_owned());
+        Trace { kind: TraceKind::Concurrent, start_content, end_content, agents, transactions }
+    }
+
+    fn build(trace: &Trace) -> Result<Vec<TraceChange>, TraceError> {
+        TraceChanges::build(trace, &TraceOptions::with_salt(*b"document"), &mut |_, _| ())
+    }
+
+    /// Checks that the changes' dependencies are the graph's edges, worked out anew from the transactions.
+    fn assert_graph_is_the_traces(trace: &Trace, changes: &[TraceChange]) {
+        let by_transaction: HashMap<usize, &Change> =
+            changes.iter().filter(|c| c.agent.is_some()).map(|c| (c.transaction, &c.change)).collect();
+        let root = changes[0].change.hash();
+        let mut ancestors: Vec<BTreeSet<usize>> = Vec::new();
+        let mut seqs: HashMap<&ActorId, u64> = HashMap::new();
+        for (index, transaction) in trace.transactions.iter().enumerate() {
+            let mut above = BTreeSet::new();
+            for &parent in &transaction.parents {
+                above.extend(&ancestors[parent as usize]);
+                above.insert(parent as usize);
+            }
+            if let Some(change) = by_transaction.get(&index) {
+                let made = || above.iter().copied().filter(|index| by_transaction.contains_key(index));
+                let implied: BTreeSet<usize> = made().flat_map(|index| ancestors[index].clone()).collect();
+                let tips = made().filter(|index| !implied.contains(index));
+                let mut deps: Vec<ChangeHash> = tips.map(|index| by_transaction[&index].hash()).collect();
+                if deps.is_empty() {
+                    deps.push(root);
+                }
+                deps.sort_unstable();
+                assert_eq!(change.deps(), deps, "transaction {index}");
+                let seq = seqs.entry(change.actor()).or_default();
+                *seq += 1;
+                assert_eq!((change.seq(), change.message()), (*seq, None));
+                assert_eq!(change.time(), transaction.time.unwrap_or(0));
+            }
+            ancestors.push(above);
+        }
+    }
+
+    fn text_of(changes: &[TraceChange]) -> String {
+        let reader = ActorId::new(&[7]).unwrap();
+        Scratch::new(&reader, changes.iter().map(|c| &c.change)).unwrap().text().unwrap()
+    }
+
+    #[test]
+    fn forks_merges_and_empty_transactions_keep_graph_and_text() {
+        let trace = concurrent(
+            "ñBcD!",
+            vec![
+                transaction(&[], 0, &[(0, 0, "ab"), (2, 0, "cd")]),
+                transaction(&[0], 1, &[(3, 1, "D")]),
+                transaction(&[0], 0, &[(0, 1, "ñ")]),
+                // Nothing happens here, twice, and others follow it.
+                transaction(&[1, 2], 2, &[]),
+                transaction(&[3], 1, &[(1, 0, "")]),
+                transaction(&[4], 0, &[(1, 1, "B")]),
+                // A parent that the other implies.
+                transaction(&[0, 5], 1, &[(4, 0, "!")]),
+            ],
+        );
+        let changes = build(&trace).unwrap();
+        assert_eq!(changes.iter().map(|c| c.transaction).collect::<Vec<_>>(), [0, 0, 1, 2, 5, 6]);
+        assert_eq!(changes[0].agent, None);
+        assert_graph_is_the_traces(&trace, &changes);
+        assert_eq!(text_of(&changes), "ñBcD!");
+    }
+
+    #[test]
+    fn an_agent_that_forks_has_an_author_for_each_branch() {
+        let mut transactions = vec![transaction(&[], 0, &[(0, 0, "--------------------------------------------")])];
+        // More branches than replicas are kept, each going on twice, so that replicas are dropped and rebuilt.
+        let branches = REPLICAS_MAX as u32 + 4;
+        for round in 0..2 {
+            for branch in 0..branches {
+                let parent = if round == 0 { 0 } else { 1 + branch };
+                transactions.push(transaction(&[parent], 0, &[(2 * branch as usize, 1, "x")]));
+            }
+        }
+        let tips: Vec<u32> = (1 + branches..1 + 2 * branches).collect();
+        transactions.push(transaction(&tips, 0, &[(0, 0, "m")]));
+        let trace = concurrent(&format!("m{}----", "x-".repeat(branches as usize)), transactions);
+        let changes = build(&trace).unwrap();
+        assert_graph_is_the_traces(&trace, &changes);
+        let authors: BTreeSet<_> = changes[1..].iter().map(|c| c.change.actor().clone()).collect();
+        assert_eq!(authors.len(), branches as usize);
+        assert!(changes[1..].iter().all(|c| c.agent == Some(0)));
+    }
+
+    #[test]
+    fn several_beginnings_all_start_from_the_root_change() {
+        let first = transaction(&[], 0, &[(0, 0, "a")]);
+        let trace = concurrent("a", vec![first, transaction(&[], 1, &[]), transaction(&[], 1, &[])]);
+        assert_eq!(build(&trace).unwrap().len(), 2);
+        let two = concurrent("?", vec![transaction(&[], 0, &[(0, 0, "a")]), transaction(&[], 0, &[(0, 0, "b")])]);
+        assert!(matches!(build(&two), Err(TraceError::EndContent { found: 2, expected: 1, at: 0 })));
+        let nothing = concurrent("", Vec::new());
+        assert_eq!(build(&nothing).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn the_same_history_makes_the_same_changes_and_another_salt_others() {
+        let trace = concurrent("hi", vec![transaction(&[], 0, &[(0, 0, "hi")])]);
+        let hashes = |changes: Vec<TraceChange>| changes.iter().map(|c| c.change.hash()).collect::<Vec<_>>();
+        let one = hashes(build(&trace).unwrap());
+        assert_eq!(one, hashes(build(&trace).unwrap()));
+        // A promise: two nodes of two versions that import one history must make the same changes.
+        assert_eq!(one[1].to_string(), "0e15d4c1ff607c7e14c4669259685c3e5643bed89b07c1442e3425b3ba6b90fd");
+        let other = TraceChanges::build(&trace, &TraceOptions::default(), &mut |_, _| ()).unwrap();
+        assert!(hashes(other).iter().all(|hash| !one.contains(hash)));
+    }
+
+    #[test]
+    fn histories_that_cannot_be_replayed_are_refused() {
+        let beyond = concurrent("", vec![transaction(&[], 0, &[(0, 0, "ab")]), transaction(&[0], 0, &[(1, 2, "")])]);
+        assert!(matches!(build(&beyond), Err(TraceError::Edit { index: 1, .. })));
+        let circular = concurrent("", vec![transaction(&[0], 0, &[(0, 0, "a")])]);
+        assert!(matches!(build(&circular), Err(TraceError::Transaction { index: 0, .. })));
+        let fork = |_| transaction(&[], 0, &[(0, 0, "a")]);
+        let many = concurrent("", (0..=LINES_MAX).map(fork).collect());
+        assert!(matches!(build(&many), Err(TraceError::TooLarge { .. })));
+    }
+
+    #[test]
+    fn a_sequential_history_is_replayed_with_progress() {
+        let json = r#"{"startContent":"añb","endContent":"ab","txns":[{"patches":[[1,1,""]]}]}"#;
+        let trace = Trace::parse(json.as_bytes()).unwrap();
+        let mut seen = Vec::new();
+        let options = TraceOptions::default();
+        let changes = TraceChanges::build(&trace, &options, &mut |done, total| seen.push((done, total))).unwrap();
+        assert_eq!(seen, [(0, 2), (2, 2)]);
+        assert_graph_is_the_traces(&trace, &changes);
+        assert_eq!(text_of(&changes), "ab");
+    }
+
+    #[test]
+    fn a_real_sequential_history_is_replayed_to_its_end() {
+        let Some(folder) = traces_folder().unwrap() else {
+            println!("skipped: traces absent");
+            return;
+        };
+        let trace = Trace::read(&folder.join("sequential/friendsforever_flat.json.gz")).unwrap();
+        let changes = build(&trace).unwrap();
+        assert_eq!(changes.len(), trace.transactions.len() + 1);
+        assert_eq!(text_of(&changes), trace.end_content);
     }
 }

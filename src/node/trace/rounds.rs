@@ -57,3 +57,89 @@ impl AgentFeed {
         self.changes.len()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::document::Scratch;
+    use crate::id::ActorId;
+    use crate::node::trace::{Trace, TraceChanges, TraceOptions, traces_folder};
+
+    fn build(trace: &Trace) -> Vec<TraceChange> {
+        TraceChanges::build(trace, &TraceOptions::default(), &mut |_, _| ()).unwrap()
+    }
+
+    /// Plays `changes` at two nodes that are sets of hashes; returns the rounds it took and one order of admission.
+    fn play(changes: &[TraceChange]) -> (usize, Vec<TraceChange>) {
+        let mut nodes = [HashSet::new(), HashSet::new()];
+        let mut admitted: Vec<TraceChange> = Vec::new();
+        let mut rounds = 0;
+        let mut feeds = [0, 1].map(|agent| AgentFeed::new(changes, &[agent]));
+        while feeds.iter().any(|feed| feed.remaining() > 0) {
+            let before = nodes[0].len();
+            for (feed, node) in feeds.iter_mut().zip(&mut nodes) {
+                let ready = feed.next_ready(|hash| node.contains(hash));
+                for TraceChange { change, .. } in ready {
+                    assert!(change.deps().iter().all(|hash| node.contains(hash)), "causally complete");
+                    node.insert(change.hash());
+                }
+                admitted.extend_from_slice(ready);
+            }
+            let union: HashSet<_> = nodes[0].union(&nodes[1]).copied().collect();
+            assert!(union.len() > before || feeds.iter().all(|feed| feed.remaining() == 0), "a round without progress");
+            nodes = [union.clone(), union];
+            rounds += 1;
+        }
+        assert_eq!(nodes[0].len(), changes.len());
+        (rounds, admitted)
+    }
+
+    const WOVEN: &str = r#"{"kind":"concurrent","numAgents":2,"endContent":"abcd","txns":[
+        {"parents":[],"agent":0,"patches":[[0,0,"a"]]},{"parents":[0],"agent":0,"patches":[[1,0,"b"]]},
+        {"parents":[1],"agent":1,"patches":[[2,0,"c"]]},{"parents":[2],"agent":0,"patches":[[3,0,"d"]]}]}"#;
+
+    #[test]
+    fn a_feed_waits_for_the_first_change_that_is_unseen_and_passes_over_what_is_known() {
+        let changes = build(&Trace::parse(WOVEN.as_bytes()).unwrap());
+        let mut mine = AgentFeed::new(&changes, &[0]);
+        let mut theirs = AgentFeed::new(&changes, &[1]);
+        assert_eq!((mine.total(), mine.remaining(), theirs.remaining()), (4, 4, 2));
+        let ready = mine.next_ready(|_| false);
+        assert_eq!(ready.iter().map(|c| c.agent).collect::<Vec<_>>(), [None, Some(0), Some(0)]);
+        assert_eq!(theirs.next_ready(|_| false).len(), 1, "the root change");
+        assert_eq!((mine.remaining(), theirs.remaining()), (1, 1));
+        assert!(mine.next_ready(|_| false).is_empty());
+        let mut known: HashSet<_> = changes[..3].iter().map(|c| c.change.hash()).collect();
+        assert_eq!(theirs.next_ready(|hash| known.contains(hash))[0].transaction, 2);
+        known.insert(changes[3].change.hash());
+        // A feed made anew goes on where the first one stands.
+        let mut anew = AgentFeed::new(&changes, &[0]);
+        assert_eq!(anew.next_ready(|hash| known.contains(hash))[0].transaction, 3);
+        assert_eq!(anew.remaining(), 0);
+        assert_eq!(AgentFeed::new(&changes, &[0, 1]).next_ready(|_| false).len(), 5);
+        assert_eq!(play(&changes).0, 3);
+    }
+
+    #[test]
+    fn two_nodes_play_an_interwoven_history_in_rounds_to_its_end() {
+        let Some(folder) = traces_folder().unwrap() else {
+            println!("skipped: traces absent");
+            return;
+        };
+        let trace = Trace::read(&folder.join("concurrent/friendsforever.json.gz")).unwrap();
+        let start = std::time::Instant::now();
+        let changes = build(&trace);
+        println!("built in {:?}", start.elapsed());
+        assert_eq!(changes.len(), trace.transactions.len() + 1, "no transaction is empty");
+        let authors: HashSet<_> = changes.iter().map(|c| c.change.actor().clone()).collect();
+        assert_eq!(authors.len(), 3, "the root's and one for each agent");
+        let (rounds, admitted) = play(&changes);
+        println!("{rounds} rounds");
+        assert!(rounds > 100, "interwoven: {rounds} rounds");
+        // Admitted twice is the root change alone.
+        assert_eq!(admitted.len(), changes.len() + 1);
+        let reader = ActorId::new(&[1]).unwrap();
+        let replica = Scratch::new(&reader, admitted.iter().map(|c| &c.change)).unwrap();
+        assert_eq!(replica.text().unwrap(), trace.end_content);
+    }
+}

@@ -1,0 +1,496 @@
+//! One session over one link: bytes between the streams of a connection and the state machine.
+//!
+//! Everything that waits is here. A small task reads each incoming stream and another writes each outgoing one; they
+//! meet in one bounded queue of events, and the loop in [`Conversation::run`] feeds the session from it. A reader hands
+//! over one frame at a time and goes on only when the session took it, so a peer that sends too much is stopped by
+//! the transport's own flow control.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+
+use super::close::CloseCode;
+use super::error::NetError;
+use super::frames::{FrameReader, FrameWriter};
+use super::link::Link;
+use crate::document::split;
+use crate::engine::{Database, Incoming, IncomingBody};
+use crate::error::Error;
+use crate::id::LogCursor;
+use crate::sync::{
+    self, Admitted, Channel, IncomingRow, Opened, Output, Session, SessionConfig, SessionError, SessionEvent, Side,
+};
+
+/// Events of a link that wait for the session.
+const EVENTS_MAX: usize = 64;
+/// Admissions of a link that wait for the writer.
+const ADMISSIONS_MAX: usize = 8;
+/// What the session is asked to do at a stretch before other events get their turn.
+const OUTPUTS_PER_TURN: usize = 64;
+/// How long a peer may take to say who it is.
+const HELLO_TIME: Duration = Duration::from_secs(10);
+
+/// What happens on a link.
+enum Event {
+    /// A frame came, and its reader waits to be told to go on.
+    Frame(Channel, Vec<u8>, oneshot::Sender<()>),
+    /// The peer finished or dropped its side.
+    ReadEnd(Channel),
+    /// The transport has the frame.
+    Sent(Channel),
+    /// A stream cannot be written any more.
+    WriteEnd(Channel),
+    /// The peer opened a stream.
+    Opened(Channel, Option<FrameWriter>, FrameReader),
+    /// A stream of ours is open in both directions.
+    OpenedOurs(Channel, FrameReader),
+    /// The writer answered.
+    Admitted(u64, Result<Admitted, Error>),
+    /// The link is over.
+    Failed(NetError),
+}
+
+/// What an outgoing stream's task is told.
+enum ToWrite {
+    Frame { frame: Vec<u8>, finish: bool },
+    Reset,
+}
+
+/// A link and everything its session needs.
+pub(super) struct Conversation {
+    database: Database,
+    link: Link,
+    session: Session,
+    events: mpsc::Sender<Event>,
+    incoming: mpsc::Receiver<Event>,
+    /// Outgoing streams by channel.
+    writers: HashMap<Channel, mpsc::Sender<ToWrite>>,
+    /// Frames that the session does not take yet.
+    parked: Vec<(Channel, Vec<u8>, oneshot::Sender<()>)>,
+    admissions: mpsc::Sender<(u64, Vec<IncomingRow>, Option<LogCursor>)>,
+    /// Every task of this link; dropped, they end.
+    tasks: JoinSet<()>,
+    peer_said_hello: bool,
+    on_event: Arc<dyn Fn(&SessionEvent) + Send + Sync>,
+}
+
+/// The first frame and the stream it came on, when they were read before the peer was admitted.
+pub(super) struct Opening {
+    pub(super) writer: FrameWriter,
+    pub(super) reader: FrameReader,
+    pub(super) hello: Option<Vec<u8>>,
+}
+
+impl Conversation {
+    /// Prepares the conversation; `on_event` hears what the session has to say.
+    pub(super) fn new(
+        database: Database,
+        link: Link,
+        config: SessionConfig,
+        on_event: Arc<dyn Fn(&SessionEvent) + Send + Sync>,
+    ) -> Self {
+        let (events, incoming) = mpsc::channel(EVENTS_MAX);
+        let (admissions, queue) = mpsc::channel(ADMISSIONS_MAX);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(admit_in_order(database.clone(), config.peer, queue, events.clone()));
+        let (writers, parked) = (HashMap::new(), Vec::new());
+        let session = Session::new(config);
+        Self {
+            database,
+            link,
+            session,
+            events,
+            incoming,
+            writers,
+            parked,
+            admissions,
+            tasks,
+            peer_said_hello: false,
+            on_event,
+        }
+    }
+
+    /// Runs until the link ends or `stop` turns true, and says why it ended. The link is closed then, with a code that
+    /// tells the peer the same.
+    pub(super) async fn run(mut self, opening: Option<Opening>, stop: &mut watch::Receiver<bool>) -> NetError {
+        let ended = self.converse(opening, stop).await;
+        let why = match ended {
+            Ended::Stopped => {
+                self.link.close(CloseCode::Shutdown, "");
+                NetError::ClosedHere
+            }
+            Ended::Link(error) => {
+                self.link.close(error.close_code(), &error.to_string());
+                self.link.close_reason().filter(|_| !self.peer_said_hello).unwrap_or(error)
+            }
+            Ended::Session(error) => {
+                let code = close_code(&error);
+                self.link.close(code, &error.to_string());
+                NetError::Session { node: self.link.node(), code, why: error.to_string() }
+            }
+        };
+        self.tasks.shutdown().await;
+        why
+    }
+
+    async fn converse(&mut self, opening: Option<Opening>, stop: &mut watch::Receiver<bool>) -> Ended {
+        if let Err(error) = self.open_control(opening).await {
+            return Ended::Link(error);
+        }
+        self.accept_streams();
+        let mut tail = self.database.tail();
+        let hello_by = tokio::time::Instant::now() + HELLO_TIME;
+        loop {
+            let more = match self.turn() {
+                Ok(more) => more,
+                Err(error) => return Ended::Session(error),
+            };
+            if more {
+                // Let the readers, writers and the runtime's other tasks have their turn.
+                tokio::task::yield_now().await;
+            }
+            let timeout = self.session.next_timeout().map(tokio::time::Instant::from_std);
+            let event = tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => return Ended::Stopped,
+                event = self.incoming.recv() => event,
+                changed = tail.changed() => {
+                    if changed.is_err() {
+                        return Ended::Stopped;
+                    }
+                    self.session.handle_tail();
+                    continue;
+                }
+                () = tokio::time::sleep_until(hello_by), if !self.peer_said_hello => {
+                    return Ended::Link(NetError::TimedOut { addr: self.link.address() });
+                }
+                () = tokio::time::sleep_until(timeout.unwrap_or(hello_by)), if timeout.is_some() => continue,
+                () = std::future::ready(()), if more => continue,
+            };
+            let Some(event) = event else { return Ended::Stopped };
+            if let Err(ended) = self.take(event) {
+                return ended;
+            }
+            // Whatever else is there already is cheaper to take now than in a turn of its own.
+            for _ in 0..EVENTS_MAX {
+                let Ok(event) = self.incoming.try_recv() else { break };
+                if let Err(ended) = self.take(event) {
+                    return ended;
+                }
+            }
+        }
+    }
+
+    /// The dialler opens the control stream, the other side waits for it.
+    async fn open_control(&mut self, opening: Option<Opening>) -> Result<(), NetError> {
+        let Opening { writer, reader, hello } = match opening {
+            Some(opening) => opening,
+            None if self.link.is_dialled() => {
+                let (writer, reader) = self.link.open_bi().await?;
+                Opening { writer, reader, hello: None }
+            }
+            None => {
+                let accepted = tokio::time::timeout(HELLO_TIME, self.link.accept_bi()).await;
+                let timed_out = |_| NetError::TimedOut { addr: self.link.address() };
+                let (writer, reader) = accepted.map_err(timed_out)??;
+                Opening { writer, reader, hello: None }
+            }
+        };
+        self.write_channel(Channel::Control, Some(writer));
+        if let Some(hello) = hello {
+            let (go_on, _) = oneshot::channel();
+            self.parked.push((Channel::Control, hello, go_on));
+        }
+        self.read_channel(Channel::Control, reader);
+        Ok(())
+    }
+
+    /// Gives the session what it takes and does what it asks for; `true` when it has more to ask.
+    fn turn(&mut self) -> Result<bool, SessionError> {
+        self.offer_parked()?;
+        for _ in 0..OUTPUTS_PER_TURN {
+            let Some(output) = self.session.poll(Instant::now(), self.database.reader())? else {
+                // What it did may have made room for a frame.
+                let before = self.parked.len();
+                self.offer_parked()?;
+                return Ok(self.parked.len() < before);
+            };
+            self.carry_out(output);
+        }
+        Ok(true)
+    }
+
+    fn offer_parked(&mut self) -> Result<(), SessionError> {
+        let mut at = 0;
+        while at < self.parked.len() {
+            if !self.session.accepts(self.parked[at].0) {
+                at += 1;
+                continue;
+            }
+            let (channel, frame, go_on) = self.parked.remove(at);
+            self.session.handle_frame(Instant::now(), channel, &frame, self.database.reader())?;
+            // Its reader may have ended with the stream.
+            let _ = go_on.send(());
+        }
+        Ok(())
+    }
+
+    fn carry_out(&mut self, output: Output) {
+        match output {
+            Output::Send { channel, frame, finish } => {
+                if !self.writers.contains_key(&channel) {
+                    self.write_channel(channel, None);
+                }
+                if let Some(writer) = self.writers.get(&channel) {
+                    // One frame is under way on a channel, and the queue holds two: there is room.
+                    let _ = writer.try_send(ToWrite::Frame { frame, finish });
+                }
+                if finish {
+                    self.writers.remove(&channel);
+                }
+            }
+            Output::Reset(channel) => {
+                if let Some(writer) = self.writers.remove(&channel) {
+                    let _ = writer.try_send(ToWrite::Reset);
+                }
+            }
+            Output::Admit { ticket, rows, cursor } => self.admit(ticket, rows, cursor),
+            Output::StoreCursor { ticket, cursor } => self.admit(ticket, Vec::new(), Some(cursor)),
+            Output::Event(event) => {
+                self.peer_said_hello |= matches!(event, SessionEvent::PeerHello { .. });
+                (self.on_event)(&event);
+            }
+        }
+    }
+
+    fn admit(&mut self, ticket: u64, rows: Vec<IncomingRow>, cursor: Option<LogCursor>) {
+        if let Err(error) = self.admissions.try_send((ticket, rows, cursor)) {
+            let (mpsc::error::TrySendError::Full(job) | mpsc::error::TrySendError::Closed(job)) = error;
+            // The session keeps few admissions under way; when it has more than the queue, one task waits with it.
+            let admissions = self.admissions.clone();
+            self.tasks.spawn(async move {
+                let _ = admissions.send(job).await;
+            });
+        }
+    }
+
+    fn take(&mut self, event: Event) -> Result<(), Ended> {
+        match event {
+            Event::Frame(channel, frame, go_on) => self.parked.push((channel, frame, go_on)),
+            Event::ReadEnd(Channel::Control) => {
+                return Err(Ended::Link(self.link.close_reason().unwrap_or(NetError::StreamClosed)));
+            }
+            Event::ReadEnd(channel) => self.session.handle_channel_closed(channel).map_err(Ended::Session)?,
+            Event::Sent(channel) => self.session.handle_sent(channel),
+            Event::WriteEnd(channel) => {
+                self.writers.remove(&channel);
+                self.session.handle_sent(channel);
+            }
+            Event::Opened(channel, writer, reader) => {
+                if let Some(writer) = writer {
+                    self.write_channel(channel, Some(writer));
+                }
+                self.read_channel(channel, reader);
+            }
+            Event::OpenedOurs(channel, reader) => self.read_channel(channel, reader),
+            Event::Admitted(ticket, Ok(admitted)) => self.session.handle_admitted(ticket, admitted),
+            Event::Admitted(ticket, Err(error)) => {
+                self.session.handle_refused(ticket, &error.to_string()).map_err(Ended::Session)?;
+            }
+            Event::Failed(error) => return Err(Ended::Link(error)),
+        }
+        Ok(())
+    }
+
+    /// Accepts the peer's streams and gives each its number.
+    fn accept_streams(&mut self) {
+        let (link, events) = (self.link.clone(), self.events.clone());
+        self.tasks.spawn(async move {
+            let mut numbers = 0u64..;
+            loop {
+                let Some(number) = numbers.next() else { return };
+                let opened = Opened { by: Side::Peer, number };
+                let event = tokio::select! {
+                    both = link.accept_bi() => both.map(|(writer, reader)| Event::Opened(Channel::Document(opened), Some(writer), reader)),
+                    one = link.accept_uni() => one.map(|reader| Event::Opened(Channel::Stream(opened), None, reader)),
+                };
+                let failed = event.is_err();
+                if events.send(event.unwrap_or_else(Event::Failed)).await.is_err() || failed {
+                    return;
+                }
+            }
+        });
+    }
+
+    fn read_channel(&mut self, channel: Channel, mut reader: FrameReader) {
+        let events = self.events.clone();
+        let limits = self.database.limits();
+        let (mut max, rest) = (limits.hello_bytes_max, limits.frame_bytes_max);
+        if channel != Channel::Control {
+            max = rest;
+        }
+        self.tasks.spawn(async move {
+            loop {
+                let event = match reader.read(max).await {
+                    Ok(Some(frame)) => {
+                        let (go_on, taken) = oneshot::channel();
+                        if events.send(Event::Frame(channel, frame, go_on)).await.is_err() {
+                            return;
+                        }
+                        // Dropped unanswered when the first frame was handed in by other means: read on.
+                        let _ = taken.await;
+                        max = rest;
+                        continue;
+                    }
+                    Ok(None) | Err(NetError::StreamReset { .. }) => Event::ReadEnd(channel),
+                    Err(error) => Event::Failed(error),
+                };
+                let _ = events.send(event).await;
+                return;
+            }
+        });
+    }
+
+    /// Starts the task that writes a channel; without a writer it opens the stream first.
+    fn write_channel(&mut self, channel: Channel, writer: Option<FrameWriter>) {
+        let (sender, mut frames) = mpsc::channel(2);
+        self.writers.insert(channel, sender);
+        let (link, events) = (self.link.clone(), self.events.clone());
+        self.tasks.spawn(async move {
+            let mut writer = match writer {
+                Some(writer) => writer,
+                None => match open(&link, channel, &events).await {
+                    Ok(writer) => writer,
+                    Err(error) => {
+                        let _ = events.send(Event::Failed(error)).await;
+                        return;
+                    }
+                },
+            };
+            if channel == Channel::Control {
+                // A keystroke does not wait behind a document.
+                writer.rank(1);
+            }
+            while let Some(ToWrite::Frame { frame, finish }) = frames.recv().await {
+                let sent = async {
+                    if !frame.is_empty() {
+                        writer.send(&frame).await?;
+                    }
+                    if finish { writer.finish().await } else { Ok(()) }
+                };
+                let event = match sent.await {
+                    Ok(()) => Event::Sent(channel),
+                    Err(NetError::StreamReset { .. } | NetError::StreamClosed) => Event::WriteEnd(channel),
+                    Err(error) => Event::Failed(error),
+                };
+                let over = finish || !matches!(event, Event::Sent(_));
+                if events.send(event).await.is_err() || over {
+                    return;
+                }
+            }
+            writer.reset(0);
+        });
+    }
+}
+
+/// Why a conversation ended.
+enum Ended {
+    Stopped,
+    Link(NetError),
+    Session(SessionError),
+}
+
+async fn open(link: &Link, channel: Channel, events: &mpsc::Sender<Event>) -> Result<FrameWriter, NetError> {
+    if let Channel::Stream(_) = channel {
+        return link.open_uni().await;
+    }
+    let (writer, reader) = link.open_bi().await?;
+    let _ = events.send(Event::OpenedOurs(channel, reader)).await;
+    Ok(writer)
+}
+
+/// Hands the session's rows to the writer, one admission after the other, and tells what became of them.
+async fn admit_in_order(
+    database: Database,
+    peer: crate::id::NodeId,
+    mut queue: mpsc::Receiver<(u64, Vec<IncomingRow>, Option<LogCursor>)>,
+    events: mpsc::Sender<Event>,
+) {
+    while let Some((ticket, rows, cursor)) = queue.recv().await {
+        let admitted = admit(&database, peer, rows, cursor).await;
+        if events.send(Event::Admitted(ticket, admitted)).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn admit(
+    database: &Database,
+    peer: crate::id::NodeId,
+    rows: Vec<IncomingRow>,
+    cursor: Option<LogCursor>,
+) -> Result<Admitted, Error> {
+    if rows.is_empty() {
+        if let Some(cursor) = cursor {
+            database.store_cursor(peer, cursor).await?;
+        }
+        return Ok(Admitted { missing: Vec::new(), cursor_stored: cursor.is_some() });
+    }
+    let limits = database.limits().clone();
+    let (mut group, mut bytes) = (Vec::new(), 0);
+    let mut all = Admitted::default();
+    for row in rows {
+        for row in unpack(row).await? {
+            if group.len() >= limits.group_records_max || bytes >= limits.group_bytes_max {
+                gather(&mut all, database.admit(std::mem::take(&mut group), Some(peer), None).await?);
+                bytes = 0;
+            }
+            bytes += match &row.body {
+                IncomingBody::Change(change) => change.bytes().len(),
+                IncomingBody::Lifecycle(bytes) => bytes.len(),
+            };
+            group.push(row);
+        }
+    }
+    // What an earlier group had to leave waiting keeps the cursor where it is.
+    let cursor = cursor.filter(|_| all.missing.is_empty());
+    let last = database.admit(group, Some(peer), cursor).await?;
+    all.cursor_stored = last.cursor_stored;
+    gather(&mut all, last);
+    Ok(all)
+}
+
+fn gather(all: &mut Admitted, part: crate::engine::Admitted) {
+    for (document, why) in &part.refused {
+        tracing::warn!(%document, %why, "a row from a peer was refused");
+    }
+    all.missing.extend(part.missing);
+}
+
+/// The rows in one incoming row: a document chunk holds many.
+async fn unpack(row: IncomingRow) -> Result<Vec<Incoming>, Error> {
+    let IncomingRow { document, body, origin } = row;
+    let one = |body| vec![Incoming { document, body, origin: origin.clone() }];
+    match body {
+        sync::IncomingBody::Change(change) => Ok(one(IncomingBody::Change(Box::new(change)))),
+        sync::IncomingBody::Lifecycle(bytes) => Ok(one(IncomingBody::Lifecycle(bytes))),
+        sync::IncomingBody::Document(chunk) => {
+            let changes = tokio::task::spawn_blocking(move || split(&chunk)).await.map_err(|_| Error::Closed)??;
+            let row =
+                |change| Incoming { document, body: IncomingBody::Change(Box::new(change)), origin: origin.clone() };
+            Ok(changes.into_iter().map(row).collect())
+        }
+    }
+}
+
+/// The code by which a peer learns why a session ended.
+fn close_code(error: &SessionError) -> CloseCode {
+    match error {
+        SessionError::WrongNode { .. } => CloseCode::WrongIdentity,
+        SessionError::History(_) | SessionError::Refused(_) => CloseCode::Internal,
+        _ => CloseCode::BadFrame,
+    }
+}

@@ -1,0 +1,374 @@
+//! The documents being exchanged with one peer, each on a stream of its own.
+//!
+//! An exchange ends when both sides finished their direction of the stream. A side finishes once both have said the
+//! same heads, or when the other did; then nothing more is said, and what is edited later travels with the log.
+//!
+//! Both sides may begin to exchange one document at once. The exchange that the smaller node id began stays; each side
+//! sees both begin and drops the other by itself.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::PoisonError;
+
+use super::exchange::{Exchange, GenerateError};
+use super::gate::ChunkKind;
+use super::intake::{Intake, Mark};
+use super::session::{Channel, IncomingBody, IncomingRow, Opened, Outbox, Output, SessionError, Side, parse_change};
+use super::wire::{DocSync, Frame};
+use super::{ExchangeError, GateError};
+use crate::history::{HistoryError, Origin, Reader};
+use crate::id::{DocumentId, Heads, NodeId};
+use crate::limits::Limits;
+use crate::log::record::Admission;
+
+pub(super) struct Exchanges {
+    node: NodeId,
+    peer: NodeId,
+    limits: Limits,
+    running: BTreeMap<Opened, Running>,
+    /// Documents whose exchange is ours to begin.
+    queue: VecDeque<DocumentId>,
+    ended: Vec<Ended>,
+    /// Streams of the peer that we dropped and whose end we have not seen.
+    dropped: BTreeSet<Opened>,
+    opened: u64,
+    assembling_bytes: usize,
+}
+
+struct Running {
+    document: DocumentId,
+    exchange: Exchange,
+    /// The message that is coming in.
+    incoming: Vec<u8>,
+    incoming_lifecycle: Vec<Vec<u8>>,
+    first_came: bool,
+    /// The message that is going out, and how much of it is gone.
+    outgoing: Option<(Vec<u8>, usize)>,
+    first_went: bool,
+    /// There may be something to say.
+    ready: bool,
+    finished_here: bool,
+    finished_there: bool,
+    /// Messages in a row that changed nothing.
+    idle_messages: u32,
+    state_seen: (usize, Option<Heads>),
+}
+
+/// An exchange that is over.
+pub(super) struct Ended {
+    pub(super) document: DocumentId,
+    pub(super) converged: bool,
+    /// The heads the peer said last, if it said any.
+    pub(super) their_heads: Option<Heads>,
+}
+
+/// Lifecycle records one side may say: the winning creation and the winner, and room for a later protocol.
+const LIFECYCLE_MAX: usize = 8;
+/// Messages in a row that change nothing, after which an exchange is given up. A Bloom filter that hides a change
+/// costs one or two.
+const IDLE_MESSAGES_MAX: u32 = 32;
+/// What a message holds beside changes, at most: filters and hashes.
+const MESSAGE_BYTES_BESIDE: usize = 6 << 20;
+
+impl Exchanges {
+    pub(super) fn new(node: NodeId, peer: NodeId, limits: &Limits) -> Self {
+        Self {
+            node,
+            peer,
+            limits: limits.clone(),
+            running: BTreeMap::new(),
+            queue: VecDeque::new(),
+            ended: Vec::new(),
+            dropped: BTreeSet::new(),
+            opened: 0,
+            assembling_bytes: 0,
+        }
+    }
+
+    /// Whether a frame may be read from the channel: not while the message before is being logged.
+    pub(super) fn accepts(&self, opened: Opened) -> bool {
+        self.running.get(&opened).is_none_or(|running| !running.exchange.is_unsettled())
+    }
+
+    /// Whether the document is being exchanged, and we have not said our last word.
+    pub(super) fn is_live(&self, document: DocumentId) -> bool {
+        self.running.values().any(|running| running.document == document && !running.finished_here)
+    }
+
+    /// Begins to exchange the document, now or when others are done, unless that is under way.
+    pub(super) fn request(&mut self, document: DocumentId) {
+        if !self.is_live(document) && !self.queue.contains(&document) {
+            self.queue.push_back(document);
+        }
+    }
+
+    /// How many documents wait to be exchanged.
+    pub(super) fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Takes note that the log grew.
+    pub(super) fn wake(&mut self) {
+        self.running.values_mut().for_each(|running| running.ready = true);
+    }
+
+    pub(super) fn take_ended(&mut self) -> Vec<Ended> {
+        std::mem::take(&mut self.ended)
+    }
+
+    /// Takes a part of a message.
+    pub(super) fn handle_part(
+        &mut self,
+        opened: Opened,
+        part: DocSync,
+        reader: &Reader,
+        intake: &mut Intake,
+        out: &mut Outbox,
+    ) -> Result<(), SessionError> {
+        if !self.running.contains_key(&opened) && !self.begin_theirs(opened, part.document, out)? {
+            return Ok(());
+        }
+        let Some(running) = self.running.get_mut(&opened) else { return Ok(()) };
+        let document = running.document;
+        let unexpected = |why| Err(SessionError::UnexpectedFrame { frame: "DocSync", why });
+        if part.document != document {
+            return unexpected("the stream is another document's");
+        }
+        if running.first_came && !part.lifecycle.is_empty() || part.lifecycle.len() > LIFECYCLE_MAX {
+            return unexpected("lifecycle records come once, in the first frame");
+        }
+        running.first_came = true;
+        running.incoming_lifecycle.extend(part.lifecycle);
+        running.incoming.extend_from_slice(&part.message);
+        self.assembling_bytes += part.message.len();
+        let max = self.limits.change_bytes_max + self.limits.batch_bytes + MESSAGE_BYTES_BESIDE;
+        if running.incoming.len() > max {
+            return Err(SessionError::TooMany { what: "bytes in a sync message", max });
+        }
+        let max = self.limits.pending_bytes;
+        if self.assembling_bytes > max {
+            return Err(SessionError::TooMany { what: "bytes in unfinished sync messages", max });
+        }
+        if part.more {
+            return Ok(());
+        }
+        self.assembling_bytes -= running.incoming.len();
+        let message = std::mem::take(&mut running.incoming);
+        running.receive(opened, &message, self.peer, &self.limits, reader, intake)
+    }
+
+    /// Takes note that the peer says nothing more on the channel.
+    pub(super) fn handle_closed(&mut self, opened: Opened) {
+        self.dropped.remove(&opened);
+        if let Some(running) = self.running.get_mut(&opened) {
+            running.finished_there = true;
+            running.ready = true;
+            self.assembling_bytes -= running.incoming.len();
+            running.incoming.clear();
+        }
+    }
+
+    /// Goes on with an exchange whose message was logged.
+    pub(super) fn settle(
+        &mut self,
+        opened: Opened,
+        arrived: Vec<super::Arrival>,
+        reader: &Reader,
+    ) -> Result<(), SessionError> {
+        if let Some(running) = self.running.get_mut(&opened) {
+            let graph = reader.graph(running.document)?;
+            let graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
+            running.exchange.settle(&graph, arrived);
+            running.note_progress(graph.len());
+            running.ready = true;
+        }
+        Ok(())
+    }
+
+    /// Does one thing that is due; `false` when nothing is.
+    pub(super) fn step(
+        &mut self,
+        reader: &Reader,
+        intake: &mut Intake,
+        out: &mut Outbox,
+    ) -> Result<bool, SessionError> {
+        let ours = self.running.keys().filter(|opened| opened.by == Side::Us).count();
+        if ours < self.limits.exchanges_per_peer
+            && let Some(document) = self.queue.pop_front()
+        {
+            if !self.is_live(document) {
+                self.opened += 1;
+                self.running.insert(Opened { by: Side::Us, number: self.opened }, Running::new(document));
+            }
+            return Ok(true);
+        }
+        let limits = &self.limits;
+        let mut over = None;
+        for (&opened, running) in &mut self.running {
+            if running.finished_here && running.finished_there && !running.exchange.is_unsettled() {
+                over = Some(opened);
+                break;
+            }
+            if out.is_free(Channel::Document(opened)) && running.step(opened, limits, reader, out)? {
+                return Ok(true);
+            }
+        }
+        let Some(opened) = over else { return Ok(false) };
+        let _ = intake;
+        if let Some(running) = self.running.remove(&opened) {
+            self.ended.push(running.end(reader)?);
+        }
+        Ok(true)
+    }
+
+    /// Decides about a stream that the peer opened; `false` when it is dropped.
+    fn begin_theirs(&mut self, opened: Opened, document: DocumentId, out: &mut Outbox) -> Result<bool, SessionError> {
+        // What comes late on a stream that is over or dropped belongs to nobody.
+        if opened.by == Side::Us || self.dropped.contains(&opened) {
+            return Ok(false);
+        }
+        // Twice as many: the peer may begin the next before we have seen the end of the one before.
+        let max = 2 * self.limits.exchanges_per_peer;
+        let theirs = self.running.keys().filter(|opened| opened.by == Side::Peer).count();
+        if theirs >= max || self.dropped.len() >= max {
+            return Err(SessionError::TooMany { what: "exchanges", max });
+        }
+        let mut both = self
+            .running
+            .iter()
+            .filter(|(ours, running)| ours.by == Side::Us && running.document == document && !running.finished_here);
+        if let Some(ours) = both.next().map(|(&ours, _)| ours) {
+            if self.node < self.peer {
+                self.dropped.insert(opened);
+                out.put(Output::Reset(Channel::Document(opened)));
+                return Ok(false);
+            }
+            if let Some(running) = self.running.remove(&ours) {
+                self.assembling_bytes -= running.incoming.len();
+            }
+            out.put(Output::Reset(Channel::Document(ours)));
+        }
+        self.queue.retain(|queued| *queued != document);
+        self.running.insert(opened, Running::new(document));
+        Ok(true)
+    }
+}
+
+impl Running {
+    fn new(document: DocumentId) -> Self {
+        Self {
+            document,
+            exchange: Exchange::new(),
+            incoming: Vec::new(),
+            incoming_lifecycle: Vec::new(),
+            first_came: false,
+            outgoing: None,
+            first_went: false,
+            ready: true,
+            finished_here: false,
+            finished_there: false,
+            idle_messages: 0,
+            state_seen: (0, None),
+        }
+    }
+
+    fn receive(
+        &mut self,
+        opened: Opened,
+        message: &[u8],
+        peer: NodeId,
+        limits: &Limits,
+        reader: &Reader,
+        intake: &mut Intake,
+    ) -> Result<(), SessionError> {
+        let document = self.document;
+        let origin =
+            Origin { node: peer, principal: String::new(), admission: Admission::Structural, rules_version: 0 };
+        let mut push = |body| intake.push(IncomingRow { document, body, origin: origin.clone() });
+        self.incoming_lifecycle.drain(..).for_each(|bytes| push(IncomingBody::Lifecycle(bytes)));
+        let graph = reader.graph(document)?;
+        let graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
+        let received =
+            self.exchange.receive(&graph, message).map_err(|error| SessionError::Exchange { document, error })?;
+        self.ready = true;
+        if received.chunks.is_empty() {
+            self.note_progress(graph.len());
+            return Ok(());
+        }
+        let mut arrived = Vec::new();
+        for chunk in received.chunks {
+            match chunk.kind {
+                ChunkKind::Change => {
+                    let change = parse_change(document, chunk.bytes, limits)?;
+                    arrived.push((change.hash(), change.deps().to_vec()));
+                    push(IncomingBody::Change(change));
+                }
+                ChunkKind::Document => push(IncomingBody::Document(chunk.bytes)),
+                ChunkKind::Bundle => {
+                    return Err(SessionError::MalformedChange { document, why: "bundles do not travel".into() });
+                }
+            }
+        }
+        intake.mark(Mark::Exchange { channel: opened, arrived });
+        Ok(())
+    }
+
+    /// Counts the messages that brought neither side forward.
+    fn note_progress(&mut self, changes: usize) {
+        let state = (changes, self.exchange.their_heads().cloned());
+        self.idle_messages = if state == self.state_seen { self.idle_messages + 1 } else { 0 };
+        self.state_seen = state;
+    }
+
+    fn step(
+        &mut self,
+        opened: Opened,
+        limits: &Limits,
+        reader: &Reader,
+        out: &mut Outbox,
+    ) -> Result<bool, SessionError> {
+        let channel = Channel::Document(opened);
+        if let Some((message, gone)) = self.outgoing.take() {
+            let end = message.len().min(gone + limits.part_bytes);
+            let lifecycle = if self.first_went { Vec::new() } else { reader.lifecycle_records(self.document)? };
+            self.first_went = true;
+            let more = end < message.len();
+            let part = DocSync { document: self.document, lifecycle, message: message[gone..end].to_vec(), more };
+            out.send(channel, Frame::DocSync(part).encode()?, false);
+            self.outgoing = more.then_some((message, end));
+            // With the message gone there may be nothing left to say, ever.
+            self.ready |= !more;
+            return Ok(true);
+        }
+        if !self.ready || self.finished_here || self.exchange.is_unsettled() {
+            return Ok(false);
+        }
+        self.ready = false;
+        let graph = reader.graph(self.document)?;
+        let graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
+        let over = self.exchange.converged(&graph) || self.finished_there || self.idle_messages > IDLE_MESSAGES_MAX;
+        if !over {
+            let mut read = |lsn| reader.change_bytes(lsn);
+            self.outgoing = match self.exchange.generate(&graph, limits.batch_bytes, &mut read) {
+                Ok(message) => message.map(|message| (message, 0)),
+                Err(GenerateError::Read(error)) => return Err(SessionError::History(error)),
+                Err(GenerateError::Gate(error)) => return Err(self.refused(error)),
+            };
+            return Ok(self.outgoing.is_some());
+        }
+        self.finished_here = true;
+        out.send(channel, Vec::new(), true);
+        Ok(true)
+    }
+
+    fn refused(&self, error: GateError) -> SessionError {
+        SessionError::Exchange { document: self.document, error: ExchangeError::Gate(error) }
+    }
+
+    fn end(self, reader: &Reader) -> Result<Ended, HistoryError> {
+        let graph = reader.graph(self.document)?;
+        let graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
+        let their_heads = self.exchange.their_heads().cloned();
+        let converged = their_heads.as_ref() == Some(&graph.heads());
+        Ok(Ended { document: self.document, converged, their_heads })
+    }
+}

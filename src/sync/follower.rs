@@ -1,0 +1,519 @@
+//! The half of a link that takes the peer's log.
+//!
+//! The cursor on the peer's log moves only when everything before it is logged here: while a document is *wanted* (its
+//! state differs from a page's digest, or rows of it wait for changes we lack) the cursor is held, and moves once the
+//! last wanted document is whole. Batches are acknowledged when none of their rows waits.
+//!
+//! ```text
+//! wanted document:  Asked -> (rows) -> gone
+//!                         -> Streaming -> Asked ...
+//!                         -> Exchanging -> gone        (an exchange may also end before the answer says so: Exchanged)
+//! ```
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::PoisonError;
+
+use super::exchanges::{Ended, Exchanges};
+use super::intake::{Intake, Mark};
+use super::session::{IncomingBody, IncomingRow, Opened, Outbox, Output, SessionError, SessionEvent, parse_change};
+use super::wire::{
+    self, Ack, ChangeBatch, DocumentBatch, Frame, Inventory, Judgement, Outcome, Position, ROW_IN_PARTS, Row, RowKind,
+    StreamBegin, Want, Wanted,
+};
+use crate::history::{HistoryError, Origin, Reader};
+use crate::id::{DocumentId, Heads, LogCursor, LogId, Lsn, NodeId};
+use crate::limits::Limits;
+use crate::log::record::Admission;
+
+pub(super) struct Follower {
+    peer: NodeId,
+    limits: Limits,
+    log_id: LogId,
+    /// Where the peer's log ended when the link was made.
+    tail_met: Lsn,
+    strict: bool,
+    /// Documents are being listed: no batch may come.
+    listing: bool,
+    /// What is stored.
+    cursor: Option<LogCursor>,
+    /// What is to be stored once nothing is wanted.
+    held: Option<LogCursor>,
+    batch: u64,
+    logged: u64,
+    acknowledged: u64,
+    page: u64,
+    /// Pages that came and were not compared.
+    pages: VecDeque<Inventory>,
+    wanted: BTreeMap<DocumentId, Wanting>,
+    /// Wanted documents that must be asked for again.
+    asks: VecDeque<DocumentId>,
+    /// The bytes of the next long row.
+    parts: Vec<u8>,
+    streams: BTreeMap<Opened, Incoming>,
+    caught_up: bool,
+}
+
+struct Wanting {
+    state: Wish,
+    /// Rows of it wait for changes we lack.
+    rows_wait: bool,
+    /// Something came meanwhile that the answer need not cover.
+    again: bool,
+    stream_logged: bool,
+    attempts: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wish {
+    Asked,
+    Streaming,
+    Exchanging,
+    /// An exchange ended before the answer came; whether we have what the peer had.
+    Exchanged(bool),
+}
+
+struct Incoming {
+    document: DocumentId,
+    bytes: Vec<u8>,
+    length: usize,
+}
+
+/// How often a document is asked for before the link is given up.
+const ATTEMPTS_MAX: u32 = 8;
+/// Heads named when asking. With fewer the peer sends more than it must.
+const HEADS_MAX: usize = 1024;
+/// A `Want` frame is closed beyond so many bytes.
+const WANT_BYTES: usize = 512 << 10;
+
+impl Follower {
+    pub(super) fn new(peer: NodeId, cursor: Option<LogCursor>, limits: &Limits) -> Self {
+        Self {
+            peer,
+            limits: limits.clone(),
+            log_id: LogId([0; 16]),
+            tail_met: Lsn::ZERO,
+            strict: false,
+            listing: false,
+            cursor,
+            held: None,
+            batch: 0,
+            logged: 0,
+            acknowledged: 0,
+            page: 0,
+            pages: VecDeque::new(),
+            wanted: BTreeMap::new(),
+            asks: VecDeque::new(),
+            parts: Vec::new(),
+            streams: BTreeMap::new(),
+            caught_up: false,
+        }
+    }
+
+    /// Takes what the peer's `Hello` said.
+    pub(super) fn meet(&mut self, log_id: LogId, tail: Lsn, strict: bool) {
+        (self.log_id, self.tail_met, self.strict) = (log_id, tail, strict);
+    }
+
+    /// Takes what the peer says about our cursor.
+    pub(super) fn begin(&mut self, judgement: Judgement) -> Result<(), SessionError> {
+        self.listing = judgement != Judgement::Known;
+        if self.listing {
+            self.cursor = None;
+        } else if self.cursor.is_none_or(|cursor| cursor.log_id != self.log_id) {
+            return Err(unexpected("HelloAck", "it knows a cursor we do not have"));
+        }
+        Ok(())
+    }
+
+    /// Whether the cursor may move with what is logged next.
+    pub(super) fn may_move_cursor(&self) -> bool {
+        self.wanted.is_empty() && self.pages.is_empty() && !self.listing
+    }
+
+    /// Takes a slice of the peer's log.
+    pub(super) fn handle_batch(&mut self, batch: ChangeBatch, intake: &mut Intake) -> Result<(), SessionError> {
+        if self.strict || self.listing {
+            return Err(unexpected("ChangeBatch", "documents are listed"));
+        }
+        if batch.number != self.batch + 1 {
+            return Err(unexpected("ChangeBatch", "its number does not follow"));
+        }
+        if batch.number - self.acknowledged > self.limits.batches_in_flight as u64 {
+            let max = self.limits.batches_in_flight;
+            return Err(SessionError::TooMany { what: "batches under way", max });
+        }
+        self.batch = batch.number;
+        for row in batch.rows {
+            let document = batch.documents[row.document as usize];
+            self.take_row(document, row, &batch.origins, intake)?;
+        }
+        self.require_no_parts("ChangeBatch")?;
+        let end = batch.end.map(|end| self.cursor_at(end));
+        intake.mark(Mark::Batch { number: batch.number, end });
+        Ok(())
+    }
+
+    /// Takes a page of the peer's documents.
+    pub(super) fn handle_inventory(&mut self, page: Inventory) -> Result<(), SessionError> {
+        if !self.strict && !self.listing {
+            return Err(unexpected("Inventory", "the listing is over"));
+        }
+        if page.page != self.page + 1 {
+            return Err(unexpected("Inventory", "its number does not follow"));
+        }
+        if page.rows.len() > self.limits.inventory_rows || self.pages.len() >= 2 {
+            return Err(SessionError::TooMany {
+                what: "documents listed at once",
+                max: 2 * self.limits.inventory_rows,
+            });
+        }
+        self.page = page.page;
+        self.pages.push_back(page);
+        Ok(())
+    }
+
+    /// Takes an answer to a want.
+    pub(super) fn handle_document(&mut self, batch: DocumentBatch, intake: &mut Intake) -> Result<(), SessionError> {
+        let document = batch.document;
+        let asked = |wanting: &Wanting| matches!(wanting.state, Wish::Asked | Wish::Exchanged(_));
+        if !self.wanted.get(&document).is_some_and(asked) {
+            return Err(unexpected("DocumentBatch", "the document was not asked for"));
+        }
+        for row in batch.rows {
+            self.take_row(document, row, &batch.origins, intake)?;
+        }
+        self.require_no_parts("DocumentBatch")?;
+        match (batch.outcome, batch.streamed) {
+            (Outcome::More, None) => {}
+            (Outcome::More, Some(_)) => {
+                if let Some(wanting) = self.wanted.get_mut(&document) {
+                    wanting.state = Wish::Streaming;
+                    if std::mem::take(&mut wanting.stream_logged) {
+                        self.ask_again(document);
+                    }
+                }
+            }
+            (outcome, _) => intake.mark(Mark::Document { document, heads: batch.heads, outcome }),
+        }
+        Ok(())
+    }
+
+    /// Takes a piece of a long row.
+    pub(super) fn handle_part(&mut self, bytes: &[u8]) -> Result<(), SessionError> {
+        let max = self.limits.change_bytes_max;
+        if self.parts.len() + bytes.len() > max {
+            return Err(SessionError::TooMany { what: "bytes in one row", max });
+        }
+        self.parts.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Takes the begin of a streamed chunk.
+    pub(super) fn handle_stream(&mut self, opened: Opened, begin: StreamBegin) -> Result<(), SessionError> {
+        if self.streams.contains_key(&opened) {
+            return Err(unexpected("StreamBegin", "the stream began already"));
+        }
+        if !self.wanted.contains_key(&begin.document) {
+            return Err(unexpected("StreamBegin", "the document was not asked for"));
+        }
+        // Twice as many: the peer may begin the next before we have read the one before.
+        let max = 2 * self.limits.bulk_streams_per_peer;
+        if self.streams.len() >= max {
+            return Err(SessionError::TooMany { what: "streams", max });
+        }
+        let max = self.limits.document_bytes_max;
+        let length = usize::try_from(begin.bytes).ok().filter(|length| (1..=max).contains(length));
+        let length = length.ok_or(SessionError::TooMany { what: "bytes in a document", max })?;
+        let expected: usize = self.streams.values().map(|incoming| incoming.length).sum();
+        if expected + length > 2 * max {
+            return Err(SessionError::TooMany { what: "bytes on streams", max: 2 * max });
+        }
+        self.streams.insert(opened, Incoming { document: begin.document, bytes: Vec::new(), length });
+        Ok(())
+    }
+
+    /// Takes a piece of a streamed chunk.
+    pub(super) fn handle_stream_part(
+        &mut self,
+        opened: Opened,
+        bytes: &[u8],
+        intake: &mut Intake,
+    ) -> Result<(), SessionError> {
+        let Some(incoming) = self.streams.get_mut(&opened) else {
+            return Err(unexpected("StreamPart", "the stream did not begin or is over"));
+        };
+        incoming.bytes.extend_from_slice(bytes);
+        if incoming.bytes.len() > incoming.length {
+            return Err(unexpected("StreamPart", "the chunk is longer than announced"));
+        }
+        if incoming.bytes.len() == incoming.length
+            && let Some(incoming) = self.streams.remove(&opened)
+        {
+            let document = incoming.document;
+            let origin = self.origin_here();
+            intake.push(IncomingRow { document, body: IncomingBody::Document(incoming.bytes), origin });
+            intake.mark(Mark::Stream { document });
+        }
+        Ok(())
+    }
+
+    pub(super) fn handle_stream_closed(&mut self, opened: Opened) -> Result<(), SessionError> {
+        match self.streams.remove(&opened) {
+            None => Ok(()),
+            Some(_) => Err(unexpected("StreamPart", "the stream ended before the chunk")),
+        }
+    }
+
+    /// Takes note that rows of the document wait for changes we lack.
+    pub(super) fn handle_missing(&mut self, document: DocumentId, exchanges: &Exchanges) {
+        if let Some(wanting) = self.wanted.get_mut(&document) {
+            (wanting.rows_wait, wanting.again) = (true, true);
+            return;
+        }
+        let live = exchanges.is_live(document);
+        let state = if live { Wish::Exchanging } else { Wish::Asked };
+        self.wanted.insert(document, Wanting { rows_wait: true, again: live, ..Wanting::new(state) });
+        if !live {
+            self.asks.push_back(document);
+        }
+    }
+
+    pub(super) fn handle_logged_batch(&mut self, number: u64, end: Option<LogCursor>, stored: bool) {
+        self.logged = number;
+        match end {
+            Some(end) if stored => (self.cursor, self.held) = (Some(end), None),
+            Some(end) => self.held = Some(end),
+            None => {}
+        }
+    }
+
+    pub(super) fn handle_logged_document(
+        &mut self,
+        document: DocumentId,
+        heads: &Heads,
+        outcome: Outcome,
+        reader: &Reader,
+    ) -> Result<(), SessionError> {
+        let Some(wanting) = self.wanted.get_mut(&document) else { return Ok(()) };
+        let whole = match (outcome, wanting.state) {
+            (Outcome::UnknownDocument, _) => {
+                self.wanted.remove(&document);
+                return Ok(());
+            }
+            (Outcome::Exchange, Wish::Exchanged(whole)) => whole,
+            (Outcome::Exchange, _) => {
+                wanting.state = Wish::Exchanging;
+                return Ok(());
+            }
+            (Outcome::Complete | Outcome::More, _) => has_all(document, heads, reader)?,
+        };
+        self.conclude(document, whole)
+    }
+
+    pub(super) fn handle_logged_stream(&mut self, document: DocumentId) {
+        match self.wanted.get_mut(&document) {
+            Some(wanting) if wanting.state == Wish::Streaming => self.ask_again(document),
+            Some(wanting) => wanting.stream_logged = true,
+            None => {}
+        }
+    }
+
+    /// Takes note that an exchange is over, whoever began it.
+    pub(super) fn handle_exchanged(&mut self, ended: Ended, reader: &Reader) -> Result<(), SessionError> {
+        let Some(wanting) = self.wanted.get_mut(&ended.document) else { return Ok(()) };
+        let whole = match &ended.their_heads {
+            Some(heads) => has_all(ended.document, heads, reader)?,
+            None => false,
+        };
+        match wanting.state {
+            Wish::Exchanging => self.conclude(ended.document, whole),
+            Wish::Asked | Wish::Exchanged(_) => {
+                wanting.state = Wish::Exchanged(whole);
+                Ok(())
+            }
+            Wish::Streaming => Ok(()),
+        }
+    }
+
+    pub(super) fn handle_stored(&mut self, cursor: LogCursor) {
+        self.cursor = Some(cursor);
+        self.held.take_if(|held| held.lsn <= cursor.lsn);
+    }
+
+    /// Does one thing that is due; `false` when nothing is.
+    pub(super) fn step(
+        &mut self,
+        reader: &Reader,
+        intake: &mut Intake,
+        out: &mut Outbox,
+        exchanges: &Exchanges,
+    ) -> Result<bool, SessionError> {
+        if let Some(cursor) = self.held
+            && self.may_move_cursor()
+            && intake.is_empty()
+        {
+            intake.store(cursor).into_iter().for_each(|output| out.put(output));
+            return Ok(true);
+        }
+        let rows_wait = self.wanted.values().any(|wanting| wanting.rows_wait);
+        if self.logged > self.acknowledged && !rows_wait {
+            self.acknowledged = self.logged;
+            out.control(&Frame::Ack(Ack { number: self.logged }))?;
+            return Ok(true);
+        }
+        if self.wanted.len() < self.limits.inventory_rows
+            && let Some(page) = self.pages.pop_front()
+        {
+            self.compare(page, reader, out, exchanges)?;
+            return Ok(true);
+        }
+        if !self.asks.is_empty() {
+            let documents = self.asks.drain(..self.asks.len().min(256)).collect::<Vec<_>>();
+            let documents = documents.into_iter().map(|id| wish(id, reader)).collect::<Result<_, _>>()?;
+            send_wants(0, documents, out)?;
+            return Ok(true);
+        }
+        let reached = self.cursor.is_some_and(|cursor| cursor.lsn >= self.tail_met);
+        if reached && !self.caught_up && self.may_move_cursor() {
+            self.caught_up = true;
+            out.put(Output::Event(SessionEvent::CaughtUp));
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    /// Asks for every document of the page that we lack or that differs.
+    fn compare(
+        &mut self,
+        page: Inventory,
+        reader: &Reader,
+        out: &mut Outbox,
+        exchanges: &Exchanges,
+    ) -> Result<(), SessionError> {
+        let mut wishes = Vec::new();
+        for row in page.rows {
+            if let Some(wanting) = self.wanted.get_mut(&row.document) {
+                wanting.again = true;
+                continue;
+            }
+            let state = reader.document(row.document)?;
+            if state.as_ref().is_some_and(|state| state.digest.0 == row.digest) {
+                continue;
+            }
+            let live = exchanges.is_live(row.document);
+            let wish = if live { Wish::Exchanging } else { Wish::Asked };
+            self.wanted.insert(row.document, Wanting::new(wish));
+            if !live {
+                let heads = state.map_or_else(Heads::default, |state| shortened(state.heads));
+                wishes.push(Wanted { document: row.document, heads });
+            }
+        }
+        if page.done {
+            self.listing = false;
+            self.held = Some(self.cursor_at(page.at));
+        }
+        send_wants(page.page, wishes, out)
+    }
+
+    /// The answer for a document is logged. It is whole unless something came meanwhile.
+    fn conclude(&mut self, document: DocumentId, whole: bool) -> Result<(), SessionError> {
+        let Some(wanting) = self.wanted.get_mut(&document) else { return Ok(()) };
+        if whole && !wanting.again {
+            self.wanted.remove(&document);
+            return Ok(());
+        }
+        wanting.attempts += u32::from(!whole);
+        if wanting.attempts > ATTEMPTS_MAX {
+            return Err(SessionError::NotConverging { document });
+        }
+        self.ask_again(document);
+        Ok(())
+    }
+
+    fn ask_again(&mut self, document: DocumentId) {
+        if let Some(wanting) = self.wanted.get_mut(&document) {
+            wanting.state = Wish::Asked;
+            wanting.again = false;
+            self.asks.push_back(document);
+        }
+    }
+
+    fn take_row(
+        &mut self,
+        document: DocumentId,
+        row: Row,
+        origins: &[wire::Origin],
+        intake: &mut Intake,
+    ) -> Result<(), SessionError> {
+        let bytes = if row.flags == ROW_IN_PARTS { std::mem::take(&mut self.parts) } else { row.bytes };
+        let body = match row.kind {
+            RowKind::Change => IncomingBody::Change(parse_change(document, bytes, &self.limits)?),
+            RowKind::Lifecycle => IncomingBody::Lifecycle(bytes),
+        };
+        let origin = origin_from_wire(&origins[row.origin as usize]);
+        intake.push(IncomingRow { document, body, origin });
+        Ok(())
+    }
+
+    fn require_no_parts(&self, frame: &'static str) -> Result<(), SessionError> {
+        if self.parts.is_empty() { Ok(()) } else { Err(unexpected(frame, "parts came before it that no row uses")) }
+    }
+
+    fn cursor_at(&self, at: Position) -> LogCursor {
+        LogCursor { log_id: self.log_id, lsn: at.lsn, chain: at.chain }
+    }
+
+    /// The peer itself, when nobody said where something entered.
+    fn origin_here(&self) -> Origin {
+        Origin { node: self.peer, principal: String::new(), admission: Admission::Structural, rules_version: 0 }
+    }
+}
+
+impl Wanting {
+    fn new(state: Wish) -> Self {
+        Self { state, rows_wait: false, again: false, stream_logged: false, attempts: 0 }
+    }
+}
+
+/// Names a document with the heads we have.
+fn wish(document: DocumentId, reader: &Reader) -> Result<Wanted, HistoryError> {
+    let heads = reader.document(document)?.map_or_else(Heads::default, |state| shortened(state.heads));
+    Ok(Wanted { document, heads })
+}
+
+fn shortened(heads: Heads) -> Heads {
+    if heads.as_slice().len() <= HEADS_MAX { heads } else { Heads::new(heads.as_slice()[..HEADS_MAX].to_vec()) }
+}
+
+/// Sends wants in as many frames as they need; the last one answers the page.
+fn send_wants(page: u64, wishes: Vec<Wanted>, out: &mut Outbox) -> Result<(), SessionError> {
+    let (mut documents, mut bytes) = (Vec::new(), 0);
+    for wish in wishes {
+        bytes += 20 + 32 * wish.heads.as_slice().len();
+        documents.push(wish);
+        if bytes > WANT_BYTES {
+            bytes = 0;
+            out.control(&Frame::Want(Want { page: 0, documents: std::mem::take(&mut documents) }))?;
+        }
+    }
+    if page == 0 && documents.is_empty() { Ok(()) } else { out.control(&Frame::Want(Want { page, documents })) }
+}
+
+fn has_all(document: DocumentId, heads: &Heads, reader: &Reader) -> Result<bool, HistoryError> {
+    let graph = reader.graph(document)?;
+    let graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(graph.contains_all(heads.as_slice()))
+}
+
+fn origin_from_wire(origin: &wire::Origin) -> Origin {
+    let admission = match origin.admission {
+        0 => Admission::Local,
+        1 => Admission::Structural,
+        _ => Admission::Full,
+    };
+    Origin { node: origin.node, principal: origin.principal.clone(), admission, rules_version: origin.rules_version }
+}
+
+fn unexpected(frame: &'static str, why: &'static str) -> SessionError {
+    SessionError::UnexpectedFrame { frame, why }
+}

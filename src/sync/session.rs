@@ -1,0 +1,644 @@
+//! One conversation with one peer, as a state machine without IO.
+//!
+//! A link is two one-way followings that share a control stream, and any number of exchanges of single documents on
+//! streams of their own. [`Session`] holds all of it: [`Source`] serves our log to the peer, [`Follower`] takes the
+//! peer's, [`Exchanges`] are the documents whose histories went apart, [`Intake`] is what came and is not logged yet.
+//!
+//! The driver owns sockets, the writer and the clock. It feeds in what happened (`handle_*`) and then calls
+//! [`Session::poll`] until that has nothing to do:
+//!
+//! ```text
+//! loop {
+//!     take input: a frame of a channel that accepts one, a stream's end, the log's tail, an admission's outcome
+//!     while let Some(output) = session.poll(now, &reader)? { do it }
+//!     wait for input, or for session.next_timeout()
+//! }
+//! ```
+//! Backpressure goes both ways. Out: one frame per channel is under way until [`Session::handle_sent`]. In: frames of
+//! a channel are read only while [`Session::accepts`] it, so a full writer slows the peer through QUIC's flow control
+//! and nothing is queued here beyond a few batches.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use super::exchanges::Exchanges;
+use super::follower::Follower;
+use super::gate::guarded;
+use super::intake::{Intake, Mark};
+use super::source::Source;
+use super::wire::{
+    self, CAPABILITY_SNAPSHOTS, CAPABILITY_STRICT, Frame, Hello, HelloAck, Judgement, Position, Role, WireError,
+};
+use super::{ExchangeError, GateError};
+use crate::document::{Change, ChangeError};
+use crate::history::{HistoryError, Location, Origin, Reader};
+use crate::id::{ChangeHash, DocumentId, LogCursor, LogId, Lsn, NodeId};
+use crate::limits::Limits;
+
+/// Why a session cannot go on. The driver closes the link with the code that belongs to it.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum SessionError {
+    /// The peer sent what is not a frame.
+    #[error("bad frame: {0}")]
+    BadFrame(#[from] WireError),
+    /// The peer sent a frame where it may not come.
+    #[error("unexpected {frame} frame: {why}")]
+    UnexpectedFrame {
+        /// Which frame.
+        frame: &'static str,
+        /// Why it may not come here.
+        why: &'static str,
+    },
+    /// The peer says it is another node than its key proves.
+    #[error("the peer says it is {said} and its key is that of {proven}")]
+    WrongNode {
+        /// Who it says it is.
+        said: NodeId,
+        /// Whose key it has.
+        proven: NodeId,
+    },
+    /// The peer sent bytes that are no change, or a chunk of a kind that does not travel.
+    #[error("malformed change of {document}: {why}")]
+    MalformedChange {
+        /// Of which document.
+        document: DocumentId,
+        /// What is wrong.
+        why: String,
+    },
+    /// The peer broke an exchange's protocol.
+    #[error("exchange of {document}: {error}")]
+    Exchange {
+        /// Of which document.
+        document: DocumentId,
+        /// What is wrong.
+        error: ExchangeError,
+    },
+    /// The peer has more of something under way than is allowed.
+    #[error("the peer has too many {what}: {max} are allowed")]
+    TooMany {
+        /// What it has too many of.
+        what: &'static str,
+        /// The limit.
+        max: usize,
+    },
+    /// A document does not become equal whatever is sent.
+    #[error("{document} does not converge with the peer")]
+    NotConverging {
+        /// Which document.
+        document: DocumentId,
+    },
+    /// The writer refused what the peer sent.
+    #[error("refused: {0}")]
+    Refused(String),
+    /// Our own store does not answer.
+    #[error(transparent)]
+    History(#[from] HistoryError),
+}
+
+impl SessionError {
+    /// Whether the peer is to blame.
+    #[must_use]
+    pub fn is_the_peers(&self) -> bool {
+        !matches!(self, Self::History(_))
+    }
+}
+
+/// What a session has to know from the start.
+#[derive(Debug, Clone)]
+pub struct SessionConfig {
+    /// Who we are.
+    pub node: NodeId,
+    /// Who the peer is, as its key proves.
+    pub peer: NodeId,
+    /// What the peer may be here.
+    pub role: Role,
+    /// Whether every document is to travel in Automerge sync messages.
+    pub strict: bool,
+    /// A secret that makes the peer take us.
+    pub invite: Option<[u8; 16]>,
+    /// How far we have followed the peer's log.
+    pub cursor: Option<LogCursor>,
+    /// Our software and version, at most 64 bytes.
+    pub agent: String,
+    /// Every bound.
+    pub limits: Limits,
+}
+
+/// Where a frame goes or comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Channel {
+    /// The control stream, which the dialler opens.
+    Control,
+    /// A bidirectional stream for the exchange of one document.
+    Document(Opened),
+    /// A unidirectional stream for one document chunk.
+    Stream(Opened),
+}
+
+/// Which stream: who opened it, and its number among theirs of its kind.
+///
+/// The session numbers its own; the driver numbers the peer's, in any way that gives each its own number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Opened {
+    /// Who opened it.
+    pub by: Side,
+    /// Its number.
+    pub number: u64,
+}
+
+/// One end of the link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Side {
+    /// This one.
+    Us,
+    /// The other.
+    Peer,
+}
+
+/// What the driver has to do.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Output {
+    /// Send a frame (type, version and body; the driver writes its length) and answer with
+    /// [`Session::handle_sent`]. The first frame on a channel of ours opens it.
+    Send {
+        /// Where.
+        channel: Channel,
+        /// The frame; empty when only the end of the stream is to be sent.
+        frame: Vec<u8>,
+        /// Nothing follows on this channel: finish our side of it.
+        finish: bool,
+    },
+    /// Drop a channel: neither side needs what is on it.
+    Reset(Channel),
+    /// Give the rows to the writer, and answer with [`Session::handle_admitted`] or [`Session::handle_refused`].
+    ///
+    /// Rows whose dependencies are missing wait with the writer. `cursor` is stored in the same batch, and only if no
+    /// row waits.
+    Admit {
+        /// Names the answer.
+        ticket: u64,
+        /// What to log, in order.
+        rows: Vec<IncomingRow>,
+        /// How far the peer's log is followed with these rows.
+        cursor: Option<LogCursor>,
+    },
+    /// Store the cursor alone, and answer with [`Session::handle_admitted`].
+    StoreCursor {
+        /// Names the answer.
+        ticket: u64,
+        /// How far the peer's log is followed.
+        cursor: LogCursor,
+    },
+    /// Something the node may want to know.
+    Event(SessionEvent),
+}
+
+/// One thing to log.
+#[derive(Debug, Clone)]
+pub struct IncomingRow {
+    /// Of which document.
+    pub document: DocumentId,
+    /// What.
+    pub body: IncomingBody,
+    /// Where it entered the network.
+    pub origin: Origin,
+}
+
+/// What an incoming row is.
+#[derive(Debug, Clone)]
+pub enum IncomingBody {
+    /// A verified change.
+    Change(Change),
+    /// A lifecycle record, not opened.
+    Lifecycle(Vec<u8>),
+    /// A whole document chunk, not verified: the driver splits it into changes.
+    Document(Vec<u8>),
+}
+
+impl IncomingBody {
+    /// How many bytes it was on the wire.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Change(change) => change.bytes().len(),
+            Self::Lifecycle(bytes) | Self::Document(bytes) => bytes.len(),
+        }
+    }
+}
+
+/// What became of an [`Output::Admit`] or [`Output::StoreCursor`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Admitted {
+    /// The documents with rows that wait, and what they wait for.
+    pub missing: Vec<(DocumentId, Vec<ChangeHash>)>,
+    /// Whether the cursor was stored.
+    pub cursor_stored: bool,
+}
+
+/// Something the node may want to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SessionEvent {
+    /// The peer said who it is.
+    PeerHello {
+        /// The name of its log.
+        log_id: LogId,
+        /// Where its log ended.
+        tail: Lsn,
+        /// Its software.
+        agent: String,
+        /// The secret it shows.
+        invite: Option<[u8; 16]>,
+        /// Whether documents travel in Automerge sync messages only, for either side's sake.
+        strict: bool,
+    },
+    /// Where the peer's cursor stands in our log.
+    PeerPosition(Judgement),
+    /// The peer said where our cursor stands in its log, and what we may be there.
+    OurPosition(Judgement, Role),
+    /// We have everything the peer had when the link was made.
+    CaughtUp,
+    /// The exchange of a document ended; whether both had the same heads then.
+    Exchanged {
+        /// Which document.
+        document: DocumentId,
+        /// Whether both had the same heads.
+        converged: bool,
+    },
+}
+
+/// One conversation with one peer. See the module for how a driver runs it.
+pub struct Session {
+    config: SessionConfig,
+    opening: Opening,
+    intake: Intake,
+    source: Source,
+    follower: Follower,
+    exchanges: Exchanges,
+    out: Outbox,
+    strict: bool,
+}
+
+/// What was said of the first frames.
+#[derive(Debug, Default)]
+struct Opening {
+    hello_sent: bool,
+    peer: Option<Hello>,
+    judged: bool,
+    acknowledged: bool,
+}
+
+/// What waits to be done by the driver. Only the answer to one input or one step is ever in it.
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    /// Frames for the control channel.
+    control: VecDeque<Vec<u8>>,
+    outputs: VecDeque<Output>,
+    /// Channels with a frame under way.
+    sending: BTreeSet<Channel>,
+}
+
+impl Outbox {
+    /// Puts a frame on the control channel.
+    pub(super) fn control(&mut self, frame: &Frame) -> Result<(), SessionError> {
+        self.control.push_back(frame.encode()?);
+        Ok(())
+    }
+
+    /// Sends on another channel, which must be free.
+    pub(super) fn send(&mut self, channel: Channel, frame: Vec<u8>, finish: bool) {
+        self.sending.insert(channel);
+        self.outputs.push_back(Output::Send { channel, frame, finish });
+    }
+
+    /// Puts out what is no frame.
+    pub(super) fn put(&mut self, output: Output) {
+        self.outputs.push_back(output);
+    }
+
+    /// Whether nothing is under way on the channel.
+    pub(super) fn is_free(&self, channel: Channel) -> bool {
+        !self.sending.contains(&channel)
+    }
+}
+
+impl Session {
+    /// Begins a session. The first thing it puts out is its `Hello`.
+    #[must_use]
+    pub fn new(config: SessionConfig) -> Self {
+        Self {
+            opening: Opening::default(),
+            intake: Intake::new(),
+            source: Source::new(config.peer, &config.limits),
+            follower: Follower::new(config.peer, config.cursor, &config.limits),
+            exchanges: Exchanges::new(config.node, config.peer, &config.limits),
+            out: Outbox::default(),
+            strict: config.strict,
+            config,
+        }
+    }
+
+    /// Whether a frame may be read from the channel now.
+    #[must_use]
+    pub fn accepts(&self, channel: Channel) -> bool {
+        if self.intake.bytes() >= 4 * self.config.limits.batch_bytes {
+            return false;
+        }
+        match channel {
+            Channel::Control | Channel::Stream(_) => true,
+            Channel::Document(opened) => self.exchanges.accepts(opened),
+        }
+    }
+
+    /// Takes a frame: type, version and body.
+    ///
+    /// # Errors
+    /// [`SessionError`] when the peer broke the protocol or our store failed; the session is over.
+    pub fn handle_frame(
+        &mut self,
+        now: Instant,
+        channel: Channel,
+        frame: &[u8],
+        reader: &Reader,
+    ) -> Result<(), SessionError> {
+        if self.opening.peer.is_none() && frame.len() > self.config.limits.hello_bytes_max {
+            return Err(WireError::TooLong { bytes: frame.len(), max: self.config.limits.hello_bytes_max }.into());
+        }
+        let flood = self.config.limits.pending_bytes + self.config.limits.document_bytes_max;
+        if self.intake.bytes() > flood {
+            return Err(SessionError::TooMany { what: "bytes that are not logged yet", max: flood });
+        }
+        match (channel, Frame::decode(frame)?) {
+            (_, Frame::Skipped(_)) => Ok(()),
+            (Channel::Control, frame) => self.handle_control(now, frame, reader),
+            (_, frame) if !self.opening.judged => Err(unexpected(&frame, "no hello came before")),
+            (Channel::Document(opened), Frame::DocSync(part)) => {
+                self.exchanges.handle_part(opened, part, reader, &mut self.intake, &mut self.out)
+            }
+            (Channel::Stream(opened), Frame::StreamBegin(begin)) => self.follower.handle_stream(opened, begin),
+            (Channel::Stream(opened), Frame::StreamPart(part)) => {
+                self.follower.handle_stream_part(opened, &part.bytes, &mut self.intake)
+            }
+            (_, frame) => Err(unexpected(&frame, "it does not belong on this stream")),
+        }
+    }
+
+    /// Takes note that the peer finished or dropped its side of a channel.
+    ///
+    /// # Errors
+    /// [`SessionError::UnexpectedFrame`] when a chunk's stream ended before the chunk.
+    pub fn handle_channel_closed(&mut self, channel: Channel) -> Result<(), SessionError> {
+        match channel {
+            Channel::Control => Ok(()),
+            Channel::Document(opened) => {
+                self.exchanges.handle_closed(opened);
+                Ok(())
+            }
+            Channel::Stream(opened) => self.follower.handle_stream_closed(opened),
+        }
+    }
+
+    /// Takes note that the frame under way on the channel was given to the transport.
+    pub fn handle_sent(&mut self, channel: Channel) {
+        self.out.sending.remove(&channel);
+    }
+
+    /// Takes note that our log grew.
+    pub fn handle_tail(&mut self) {
+        self.source.wake();
+        self.exchanges.wake();
+    }
+
+    /// Takes what became of an [`Output::Admit`] or [`Output::StoreCursor`].
+    pub fn handle_admitted(&mut self, ticket: u64, outcome: Admitted) {
+        self.intake.handle_admitted(ticket, outcome);
+        // What was admitted is in our log now.
+        self.handle_tail();
+    }
+
+    /// Takes note that the writer will not have what the peer sent.
+    ///
+    /// # Errors
+    /// [`SessionError::Refused`], always: the session is over.
+    pub fn handle_refused(&mut self, ticket: u64, reason: &str) -> Result<(), SessionError> {
+        let _ = ticket;
+        Err(SessionError::Refused(reason.to_owned()))
+    }
+
+    /// When [`poll`](Self::poll) has something to do although nothing happened.
+    #[must_use]
+    pub fn next_timeout(&self) -> Option<Instant> {
+        self.source.paused_until()
+    }
+
+    /// Gives the next thing to do; `None` when nothing is to do until something happens.
+    ///
+    /// # Errors
+    /// [`SessionError`] when the peer broke the protocol or our store failed; the session is over.
+    ///
+    /// # Cost
+    /// At most one page of an inventory, one slice of the log or one message of an exchange.
+    pub fn poll(&mut self, now: Instant, reader: &Reader) -> Result<Option<Output>, SessionError> {
+        loop {
+            if let Some(output) = self.out.outputs.pop_front() {
+                return Ok(Some(output));
+            }
+            if self.out.is_free(Channel::Control)
+                && let Some(frame) = self.out.control.pop_front()
+            {
+                self.out.sending.insert(Channel::Control);
+                return Ok(Some(Output::Send { channel: Channel::Control, frame, finish: false }));
+            }
+            if !self.step(now, reader)? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Does one thing that is due; `false` when nothing is.
+    fn step(&mut self, now: Instant, reader: &Reader) -> Result<bool, SessionError> {
+        if !self.opening.hello_sent {
+            self.opening.hello_sent = true;
+            self.out.control(&Frame::Hello(self.hello(reader)))?;
+            return Ok(true);
+        }
+        if !self.opening.judged {
+            return Ok(false);
+        }
+        if let Some((marks, outcome)) = self.intake.take_settled() {
+            self.settle(marks, &outcome, reader)?;
+            return Ok(true);
+        }
+        let may_move = self.follower.may_move_cursor();
+        if let Some(output) = self.intake.next_admission(may_move) {
+            self.out.put(output);
+            return Ok(true);
+        }
+        if self.intake.has_settled() {
+            return Ok(true);
+        }
+        if self.exchanges.step(reader, &mut self.intake, &mut self.out)? {
+            self.report_ended_exchanges(reader)?;
+            return Ok(true);
+        }
+        if self.source.step_streams(&mut self.out)? {
+            return Ok(true);
+        }
+        // The rest speaks on the control channel, one thing at a time.
+        if !self.out.is_free(Channel::Control) || !self.out.control.is_empty() {
+            return Ok(false);
+        }
+        if self.follower.step(reader, &mut self.intake, &mut self.out, &self.exchanges)? {
+            return Ok(true);
+        }
+        Ok(self.opening.acknowledged && self.source.step(now, reader, &mut self.out, &mut self.exchanges)?)
+    }
+
+    fn hello(&self, reader: &Reader) -> Hello {
+        let tail = reader.tail();
+        let strict = if self.config.strict { CAPABILITY_STRICT } else { 0 };
+        let mut agent = self.config.agent.clone();
+        let end = (0..=agent.len().min(wire::AGENT_BYTES_MAX)).rev().find(|&end| agent.is_char_boundary(end));
+        agent.truncate(end.unwrap_or(0));
+        Hello {
+            node: self.config.node,
+            log_id: tail.log_id,
+            tail: Position { lsn: tail.lsn, chain: tail.chain },
+            capabilities: CAPABILITY_SNAPSHOTS | strict,
+            agent,
+            invite: self.config.invite,
+            cursor: self.config.cursor,
+        }
+    }
+
+    fn handle_control(&mut self, now: Instant, frame: Frame, reader: &Reader) -> Result<(), SessionError> {
+        match frame {
+            Frame::Hello(hello) if self.opening.peer.is_none() => return self.handle_hello(hello, reader),
+            frame if self.opening.peer.is_none() => return Err(unexpected(&frame, "no hello came before")),
+            Frame::HelloAck(ack) if !self.opening.acknowledged => {
+                self.opening.acknowledged = true;
+                self.out.put(Output::Event(SessionEvent::OurPosition(ack.judgement, ack.role)));
+                self.source.begin(ack.judgement, reader);
+                return self.follower.begin(ack.judgement);
+            }
+            frame if !self.opening.acknowledged => return Err(unexpected(&frame, "no acknowledged hello came before")),
+            _ => {}
+        }
+        match frame {
+            Frame::ChangeBatch(batch) => self.follower.handle_batch(batch, &mut self.intake),
+            Frame::Inventory(page) => self.follower.handle_inventory(page),
+            Frame::DocumentBatch(batch) => self.follower.handle_document(batch, &mut self.intake),
+            Frame::Part(part) => self.follower.handle_part(&part.bytes),
+            Frame::Ack(ack) => self.source.handle_ack(ack.number),
+            Frame::Want(want) => self.source.handle_want(want),
+            Frame::Busy(busy) => {
+                self.source.pause(now + Duration::from_millis(busy.retry_after_ms.into()));
+                Ok(())
+            }
+            frame => Err(unexpected(&frame, "it may not come here or not again")),
+        }
+    }
+
+    fn handle_hello(&mut self, hello: Hello, reader: &Reader) -> Result<(), SessionError> {
+        if hello.node != self.config.peer {
+            return Err(SessionError::WrongNode { said: hello.node, proven: self.config.peer });
+        }
+        self.strict |= hello.capabilities & CAPABILITY_STRICT != 0;
+        self.out.put(Output::Event(SessionEvent::PeerHello {
+            log_id: hello.log_id,
+            tail: hello.tail.lsn,
+            agent: hello.agent.clone(),
+            invite: hello.invite,
+            strict: self.strict,
+        }));
+        let judgement = judge(hello.cursor.as_ref(), reader)?;
+        self.out.put(Output::Event(SessionEvent::PeerPosition(judgement)));
+        if !self.opening.hello_sent {
+            self.opening.hello_sent = true;
+            self.out.control(&Frame::Hello(self.hello(reader)))?;
+        }
+        self.out.control(&Frame::HelloAck(HelloAck { judgement, role: self.config.role }))?;
+        self.opening.judged = true;
+        let snapshots = hello.capabilities & CAPABILITY_SNAPSHOTS != 0;
+        let from = hello.cursor.filter(|_| judgement == Judgement::Known).map(|cursor| cursor.lsn);
+        self.source.position(from, self.strict, snapshots, reader);
+        self.follower.meet(hello.log_id, hello.tail.lsn, self.strict);
+        self.opening.peer = Some(hello);
+        Ok(())
+    }
+
+    /// Does what was to be done once these rows were logged.
+    fn settle(&mut self, marks: Vec<Mark>, outcome: &Admitted, reader: &Reader) -> Result<(), SessionError> {
+        for (document, _) in &outcome.missing {
+            self.follower.handle_missing(*document, &self.exchanges);
+        }
+        for mark in marks {
+            match mark {
+                Mark::Batch { number, end } => self.follower.handle_logged_batch(number, end, outcome.cursor_stored),
+                Mark::Document { document, heads, outcome } => {
+                    self.follower.handle_logged_document(document, &heads, outcome, reader)?;
+                }
+                Mark::Stream { document } => self.follower.handle_logged_stream(document),
+                Mark::Exchange { channel, arrived } => self.exchanges.settle(channel, arrived, reader)?,
+                Mark::Cursor(cursor) => self.follower.handle_stored(cursor),
+            }
+        }
+        self.report_ended_exchanges(reader)
+    }
+
+    fn report_ended_exchanges(&mut self, reader: &Reader) -> Result<(), SessionError> {
+        for ended in self.exchanges.take_ended() {
+            let event = SessionEvent::Exchanged { document: ended.document, converged: ended.converged };
+            self.out.put(Output::Event(event));
+            self.follower.handle_exchanged(ended, reader)?;
+        }
+        Ok(())
+    }
+}
+
+/// Says where the peer's cursor stands in our log.
+fn judge(cursor: Option<&LogCursor>, reader: &Reader) -> Result<Judgement, SessionError> {
+    let Some(cursor) = cursor else { return Ok(Judgement::Unknown) };
+    Ok(match reader.locate(cursor)? {
+        Location::Known => Judgement::Known,
+        Location::Unknown => Judgement::Unknown,
+        Location::Diverged => Judgement::Diverged { lsn: reader.tail().lsn },
+    })
+}
+
+/// Verifies a change that came from the peer.
+pub(super) fn parse_change(document: DocumentId, bytes: Vec<u8>, limits: &Limits) -> Result<Change, SessionError> {
+    let refused = |why: String| SessionError::MalformedChange { document, why };
+    if bytes.len() > limits.change_bytes_max {
+        let error = ChangeError::TooLong { bytes: bytes.len(), max: limits.change_bytes_max };
+        return Err(refused(error.to_string()));
+    }
+    match guarded(|| Change::parse(bytes)) {
+        Ok(Ok(change)) => Ok(change),
+        Ok(Err(error)) => Err(refused(error.to_string())),
+        Err(GateError::Panicked) => Err(refused("automerge panicked on it".into())),
+        Err(error) => Err(refused(error.to_string())),
+    }
+}
+
+/// Names a frame that may not come.
+pub(super) fn unexpected(frame: &Frame, why: &'static str) -> SessionError {
+    let frame = match frame {
+        Frame::Hello(_) => "Hello",
+        Frame::HelloAck(_) => "HelloAck",
+        Frame::ChangeBatch(_) => "ChangeBatch",
+        Frame::Ack(_) => "Ack",
+        Frame::Inventory(_) => "Inventory",
+        Frame::Want(_) => "Want",
+        Frame::DocumentBatch(_) => "DocumentBatch",
+        Frame::DocSync(_) => "DocSync",
+        Frame::Part(_) => "Part",
+        Frame::Busy(_) => "Busy",
+        Frame::StreamBegin(_) => "StreamBegin",
+        Frame::StreamPart(_) => "StreamPart",
+        Frame::Skipped(_) => "unknown",
+    };
+    SessionError::UnexpectedFrame { frame, why }
+}

@@ -1,0 +1,536 @@
+//! The half of a link that serves our log to the peer.
+//!
+//! ```text
+//! Waiting -> Listing -> Streaming      strict: Waiting -> Listing -> Resting -> Listing (what changed) -> ...
+//!        \-> Streaming                                \-> Resting
+//! ```
+//! Streaming reads the log in slices; live push is the same reading, woken by the tail. Wants are served before
+//! anything else is listed or streamed, so a document's past arrives before its news.
+//!
+//! Rows that the peer brought are not sent back to it. That needs care: a peer restored from a backup lacks rows it
+//! once brought. Only a peer that still knows our cursor on its log is proven to have them; for another one, only rows
+//! it brought during this session are left out.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
+use std::sync::PoisonError;
+use std::time::Instant;
+
+use super::exchanges::Exchanges;
+use super::session::{Channel, Opened, Outbox, SessionError, Side};
+use super::wire::{
+    self, ChangeBatch, DocumentBatch, Frame, Inventory, InventoryRow, Judgement, Outcome, PART_BYTES_MAX, Part,
+    Position, ROW_IN_PARTS, Row, RowKind, StreamBegin, StreamPart, Want, Wanted,
+};
+use crate::history::{Entry, EntryKind, HistoryError, Origin, Reader, Snapshot};
+use crate::id::{DocumentId, Heads, LogCursor, Lsn, NodeId};
+use crate::limits::Limits;
+use crate::log::record::{Admission, Record, StateDigest};
+
+pub(super) struct Source {
+    peer: NodeId,
+    limits: Limits,
+    strict: bool,
+    /// The peer takes chunks on streams.
+    snapshots: bool,
+    /// Where the peer's cursor stands, if it does.
+    from: Option<Lsn>,
+    tail_met: Lsn,
+    /// Rows above it that the peer brought are left out.
+    echo_from: Lsn,
+    phase: Phase,
+    /// The log may have grown beyond what was read.
+    awake: bool,
+    number: u64,
+    acknowledged: u64,
+    /// Records read since the last batch.
+    skipped: usize,
+    page: u64,
+    answered: u64,
+    wants: VecDeque<Wanted>,
+    serving: Option<Serving>,
+    /// Wants that a snapshot answers, until a stream is free.
+    stream_wants: VecDeque<Wanted>,
+    streams: Vec<Outgoing>,
+    opened: u64,
+    paused_until: Option<Instant>,
+}
+
+enum Phase {
+    Waiting,
+    Listing(Listing),
+    Resting(Lsn),
+    Streaming(Lsn),
+}
+
+struct Listing {
+    /// Only what changed after it; everything when absent.
+    since: Option<Lsn>,
+    /// What changed, and was not listed yet.
+    changed: VecDeque<(DocumentId, StateDigest)>,
+    after: Option<DocumentId>,
+    at: LogCursor,
+    done: bool,
+}
+
+/// A document whose changes are being sent.
+struct Serving {
+    document: DocumentId,
+    remaining: VecDeque<Lsn>,
+    heads: Heads,
+    first: bool,
+}
+
+struct Outgoing {
+    opened: Opened,
+    document: DocumentId,
+    snapshot: Snapshot,
+    begun: bool,
+    gone: usize,
+}
+
+/// Skipped records after which an empty batch moves the peer's cursor.
+const SKIPPED_MAX: usize = 256;
+/// Records in one batch.
+const BATCH_RECORDS_MAX: usize = 2048;
+/// Records looked through for one strict listing.
+const CHANGED_RECORDS_MAX: usize = 16 << 10;
+
+impl Source {
+    pub(super) fn new(peer: NodeId, limits: &Limits) -> Self {
+        Self {
+            peer,
+            limits: limits.clone(),
+            strict: false,
+            snapshots: false,
+            from: None,
+            tail_met: Lsn::ZERO,
+            echo_from: Lsn::ZERO,
+            phase: Phase::Waiting,
+            awake: true,
+            number: 0,
+            acknowledged: 0,
+            skipped: 0,
+            page: 0,
+            answered: 0,
+            wants: VecDeque::new(),
+            serving: None,
+            stream_wants: VecDeque::new(),
+            streams: Vec::new(),
+            opened: 0,
+            paused_until: None,
+        }
+    }
+
+    /// Takes where the peer's cursor stands, and what the peer can.
+    pub(super) fn position(&mut self, from: Option<Lsn>, strict: bool, snapshots: bool, reader: &Reader) {
+        (self.from, self.strict, self.snapshots) = (from, strict, snapshots);
+        self.tail_met = reader.tail().lsn;
+    }
+
+    /// Begins to serve. `ours` is what the peer says about our cursor on its log.
+    pub(super) fn begin(&mut self, ours: Judgement, reader: &Reader) {
+        self.echo_from = if ours == Judgement::Known { Lsn::ZERO } else { self.tail_met };
+        self.phase = match self.from {
+            Some(lsn) if self.strict => Phase::Resting(lsn),
+            Some(lsn) => Phase::Streaming(lsn),
+            None => Phase::Listing(Listing {
+                since: None,
+                changed: VecDeque::new(),
+                after: None,
+                at: reader.tail(),
+                done: false,
+            }),
+        };
+    }
+
+    pub(super) fn wake(&mut self) {
+        self.awake = true;
+    }
+
+    pub(super) fn pause(&mut self, until: Instant) {
+        self.paused_until = Some(until);
+    }
+
+    pub(super) fn paused_until(&self) -> Option<Instant> {
+        self.paused_until
+    }
+
+    /// Takes what the peer has durably.
+    pub(super) fn handle_ack(&mut self, number: u64) -> Result<(), SessionError> {
+        if number <= self.acknowledged || number > self.number {
+            return Err(SessionError::UnexpectedFrame { frame: "Ack", why: "no such batch is under way" });
+        }
+        self.acknowledged = number;
+        Ok(())
+    }
+
+    /// Takes what the peer needs.
+    pub(super) fn handle_want(&mut self, want: Want) -> Result<(), SessionError> {
+        if want.page != 0 {
+            if want.page != self.answered + 1 || want.page > self.page {
+                return Err(SessionError::UnexpectedFrame { frame: "Want", why: "it answers no page" });
+            }
+            self.answered = want.page;
+        }
+        // Two pages, what waits for changes, and as much again.
+        let max = 8 * self.limits.inventory_rows;
+        if self.wants.len() + self.stream_wants.len() + want.documents.len() > max {
+            return Err(SessionError::TooMany { what: "documents wanted at once", max });
+        }
+        self.wants.extend(want.documents);
+        Ok(())
+    }
+
+    /// Sends the next piece of a chunk; `false` when no stream is free.
+    pub(super) fn step_streams(&mut self, out: &mut Outbox) -> Result<bool, SessionError> {
+        let free = |outgoing: &Outgoing| out.is_free(Channel::Stream(outgoing.opened));
+        let Some(place) = self.streams.iter().position(free) else { return Ok(false) };
+        let outgoing = &mut self.streams[place];
+        let (channel, bytes) = (Channel::Stream(outgoing.opened), &outgoing.snapshot.bytes);
+        if !outgoing.begun {
+            outgoing.begun = true;
+            let begin = Frame::StreamBegin(StreamBegin {
+                id: outgoing.opened.number,
+                document: outgoing.document,
+                bytes: bytes.len() as u64,
+                covers: outgoing.snapshot.lsn,
+                heads: outgoing.snapshot.heads.clone(),
+            });
+            out.send(channel, begin.encode()?, false);
+            return Ok(true);
+        }
+        let end = bytes.len().min(outgoing.gone + self.limits.part_bytes);
+        let part = Frame::StreamPart(StreamPart { bytes: bytes[outgoing.gone..end].to_vec() });
+        outgoing.gone = end;
+        let last = end == bytes.len();
+        out.send(channel, part.encode()?, last);
+        if last {
+            self.streams.remove(place);
+        }
+        Ok(true)
+    }
+
+    /// Does one thing that is due on the control channel; `false` when nothing is.
+    pub(super) fn step(
+        &mut self,
+        now: Instant,
+        reader: &Reader,
+        out: &mut Outbox,
+        exchanges: &mut Exchanges,
+    ) -> Result<bool, SessionError> {
+        if self.paused_until.is_some_and(|until| now < until) {
+            return Ok(false);
+        }
+        self.paused_until = None;
+        if let Some(serving) = self.serving.take() {
+            self.serve(serving, reader, out)?;
+            return Ok(true);
+        }
+        if self.has_free_stream()
+            && let Some(want) = self.stream_wants.pop_front()
+        {
+            self.begin_stream(want, reader, out)?;
+            return Ok(true);
+        }
+        if exchanges.queued() < self.limits.inventory_rows
+            && let Some(want) = self.wants.pop_front()
+        {
+            self.decide(want, reader, out, exchanges)?;
+            return Ok(true);
+        }
+        match &self.phase {
+            Phase::Waiting => Ok(false),
+            Phase::Listing(_) => self.list(reader, out),
+            Phase::Resting(after) => self.look_for_changes(*after, reader),
+            Phase::Streaming(after) => self.stream(*after, reader, out),
+        }
+    }
+
+    /// Sends the next page, or ends the listing once its last page is answered.
+    fn list(&mut self, reader: &Reader, out: &mut Outbox) -> Result<bool, SessionError> {
+        let Phase::Listing(listing) = &mut self.phase else { return Ok(false) };
+        if listing.done {
+            if self.answered == self.page && self.wants.is_empty() {
+                let at = listing.at.lsn;
+                self.phase = if self.strict { Phase::Resting(at) } else { Phase::Streaming(at) };
+                return Ok(true);
+            }
+            return Ok(false);
+        }
+        // One page ahead of the answer to the one before.
+        if self.page >= self.answered + 2 {
+            return Ok(false);
+        }
+        let max = self.limits.inventory_rows;
+        let rows: Vec<_> = if listing.since.is_some() {
+            let rows = listing.changed.drain(..listing.changed.len().min(max)).collect();
+            listing.done = listing.changed.is_empty();
+            rows
+        } else {
+            let rows = reader.inventory(listing.after, max)?;
+            listing.after = rows.last().map(|(document, _)| *document);
+            listing.done = rows.len() < max;
+            rows
+        };
+        self.page += 1;
+        let row = |(document, digest): (DocumentId, StateDigest)| InventoryRow { document, digest: digest.0 };
+        out.control(&Frame::Inventory(Inventory {
+            page: self.page,
+            since: listing.since,
+            rows: rows.into_iter().map(row).collect(),
+            done: listing.done,
+            at: Position { lsn: listing.at.lsn, chain: listing.at.chain },
+        }))?;
+        Ok(true)
+    }
+
+    /// Begins to list what changed, when something did.
+    fn look_for_changes(&mut self, after: Lsn, reader: &Reader) -> Result<bool, SessionError> {
+        if !std::mem::take(&mut self.awake) {
+            return Ok(false);
+        }
+        let Some((changed, at)) = reader.changed_since(after, CHANGED_RECORDS_MAX)? else { return Ok(false) };
+        self.awake = true;
+        self.phase =
+            Phase::Listing(Listing { since: Some(after), changed: changed.into(), after: None, at, done: false });
+        Ok(true)
+    }
+
+    /// Sends the next slice of the log.
+    fn stream(&mut self, after: Lsn, reader: &Reader, out: &mut Outbox) -> Result<bool, SessionError> {
+        if !self.awake || self.number - self.acknowledged >= self.limits.batches_in_flight as u64 {
+            return Ok(false);
+        }
+        let mut entries = reader.read_log(after, self.limits.batch_bytes, BATCH_RECORDS_MAX)?;
+        let footer = |entry: &Entry| matches!(entry.kind, EntryKind::Footer { .. });
+        // A batch ends at a footer if the slice has one: a cursor may stand there.
+        if let Some(last) = entries.iter().rposition(footer) {
+            entries.truncate(last + 1);
+        }
+        let Some(last) = entries.last() else {
+            self.awake = false;
+            return Ok(false);
+        };
+        let end = match last.kind {
+            EntryKind::Footer { chain } => Some(Position { lsn: last.lsn, chain }),
+            _ => None,
+        };
+        self.phase = Phase::Streaming(last.lsn);
+        self.skipped += entries.len();
+        let mut rows = Rows::default();
+        for entry in entries {
+            self.add_entry(entry, &mut rows);
+        }
+        if rows.rows.is_empty() && (end.is_none() || self.skipped < SKIPPED_MAX) {
+            return Ok(true);
+        }
+        self.skipped = 0;
+        self.number += 1;
+        rows.send_parts(out)?;
+        let (documents, origins) = (rows.documents.items, rows.origins.items);
+        let batch =
+            ChangeBatch { number: self.number, documents, origins, attestation: Vec::new(), rows: rows.rows, end };
+        out.control(&Frame::ChangeBatch(batch))?;
+        Ok(true)
+    }
+
+    fn add_entry(&self, entry: Entry, rows: &mut Rows) {
+        let (kind, document, via, origin, bytes) = match entry.kind {
+            EntryKind::Change { document, via, origin, bytes, .. } => (RowKind::Change, document, via, origin, bytes),
+            EntryKind::Lifecycle { document, via, origin, bytes } => (RowKind::Lifecycle, document, via, origin, bytes),
+            EntryKind::Footer { .. } | EntryKind::Other => return,
+        };
+        if via != Some(self.peer) || entry.lsn <= self.echo_from {
+            rows.add(kind, document, &origin, bytes);
+        }
+    }
+
+    /// Decides how a want is answered.
+    fn decide(
+        &mut self,
+        want: Wanted,
+        reader: &Reader,
+        out: &mut Outbox,
+        exchanges: &mut Exchanges,
+    ) -> Result<(), SessionError> {
+        let document = want.document;
+        let Some(state) = reader.document(document)? else {
+            return out.control(&answer(document, Heads::default(), Outcome::UnknownDocument));
+        };
+        let graph = reader.graph(document)?;
+        let (known, remaining, heads) = {
+            let graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = graph.contains_all(want.heads.as_slice());
+            let stream = self.snapshots
+                && want.heads.is_empty()
+                && state.snapshot.is_some()
+                && state.change_count >= self.limits.snapshot_instead_of_changes;
+            if !self.strict && stream {
+                self.stream_wants.push_back(want);
+                return Ok(());
+            }
+            let follow = known && !self.strict;
+            let following = if follow { graph.following(want.heads.as_slice()) } else { Vec::new() };
+            (known, following.into_iter().map(|index| graph.lsn_at(index)).collect(), graph.heads())
+        };
+        if self.strict || !known {
+            exchanges.request(document);
+            return out.control(&answer(document, heads, Outcome::Exchange));
+        }
+        self.serving = Some(Serving { document, remaining, heads, first: true });
+        Ok(())
+    }
+
+    /// Sends the next rows of a document.
+    fn serve(&mut self, mut serving: Serving, reader: &Reader, out: &mut Outbox) -> Result<(), SessionError> {
+        let document = serving.document;
+        let mut rows = Rows::default();
+        if std::mem::take(&mut serving.first) {
+            self.add_lifecycle(document, reader, &mut rows)?;
+        }
+        while rows.bytes < self.limits.batch_bytes
+            && rows.rows.len() < BATCH_RECORDS_MAX
+            && let Some(lsn) = serving.remaining.front().copied()
+        {
+            let Some(Record::Change(header, bytes)) = reader.record(lsn)? else {
+                return Err(HistoryError::Missing(format!("change record {lsn}")).into());
+            };
+            if rows.bytes > 0 && rows.bytes + bytes.len() > self.limits.batch_bytes {
+                break;
+            }
+            rows.add(RowKind::Change, document, &reader.origin_of(&header)?, bytes);
+            serving.remaining.pop_front();
+        }
+        let outcome = if serving.remaining.is_empty() { Outcome::Complete } else { Outcome::More };
+        rows.send_parts(out)?;
+        out.control(&Frame::DocumentBatch(DocumentBatch {
+            document,
+            origins: rows.origins.items,
+            rows: rows.rows,
+            streamed: None,
+            heads: serving.heads.clone(),
+            outcome,
+        }))?;
+        self.serving = (outcome == Outcome::More).then_some(serving);
+        Ok(())
+    }
+
+    /// Opens a stream for a document's snapshot; without one its changes are sent.
+    fn begin_stream(&mut self, want: Wanted, reader: &Reader, out: &mut Outbox) -> Result<(), SessionError> {
+        let document = want.document;
+        let fits = |snapshot: &Snapshot| (1..=self.limits.document_bytes_max).contains(&snapshot.bytes.len());
+        let Some(snapshot) = reader.snapshot(document)?.filter(fits) else {
+            let graph = reader.graph(document)?;
+            let graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
+            let remaining = graph.following(&[]).into_iter().map(|index| graph.lsn_at(index)).collect();
+            self.serving = Some(Serving { document, remaining, heads: graph.heads(), first: true });
+            return Ok(());
+        };
+        self.opened += 1;
+        let opened = Opened { by: Side::Us, number: self.opened };
+        let mut rows = Rows::default();
+        self.add_lifecycle(document, reader, &mut rows)?;
+        out.control(&Frame::DocumentBatch(DocumentBatch {
+            document,
+            origins: rows.origins.items,
+            rows: rows.rows,
+            streamed: Some(opened.number),
+            heads: snapshot.heads.clone(),
+            outcome: Outcome::More,
+        }))?;
+        self.streams.push(Outgoing { opened, document, snapshot, begun: false, gone: 0 });
+        Ok(())
+    }
+
+    /// Whether a stream may be opened, beside those that together hold one document at most.
+    fn has_free_stream(&self) -> bool {
+        let bytes: usize = self.streams.iter().map(|outgoing| outgoing.snapshot.bytes.len()).sum();
+        self.streams.len() < self.limits.bulk_streams_per_peer && bytes < self.limits.document_bytes_max / 4
+    }
+
+    fn add_lifecycle(&self, document: DocumentId, reader: &Reader, rows: &mut Rows) -> Result<(), SessionError> {
+        let origin = Origin {
+            node: reader.node(),
+            principal: String::new(),
+            admission: Admission::Structural,
+            rules_version: 0,
+        };
+        for bytes in reader.lifecycle_records(document)? {
+            rows.add(RowKind::Lifecycle, document, &origin, bytes);
+        }
+        Ok(())
+    }
+}
+
+/// Rows being gathered for a batch.
+#[derive(Default)]
+struct Rows {
+    rows: Vec<Row>,
+    documents: Dictionary<DocumentId>,
+    origins: Dictionary<wire::Origin>,
+    /// The bytes of the one row that is too long for a batch.
+    long: Vec<u8>,
+    bytes: usize,
+}
+
+impl Rows {
+    fn add(&mut self, kind: RowKind, document: DocumentId, origin: &Origin, bytes: Vec<u8>) {
+        let document = self.documents.place_of(document);
+        let origin = self.origins.place_of(origin_to_wire(origin));
+        self.bytes += bytes.len() + wire::ROW_BYTES_BESIDE;
+        // A slice or a batch holds nothing else once it holds a long row, so there is one at most.
+        let (flags, bytes) = if bytes.len() > PART_BYTES_MAX {
+            self.long = bytes;
+            (ROW_IN_PARTS, Vec::new())
+        } else {
+            (0, bytes)
+        };
+        self.rows.push(Row { kind, flags, document, origin, bytes });
+    }
+
+    fn send_parts(&self, out: &mut Outbox) -> Result<(), SessionError> {
+        self.long.chunks(PART_BYTES_MAX).try_for_each(|bytes| out.control(&Frame::Part(Part { bytes: bytes.to_vec() })))
+    }
+}
+
+/// Items that rows name by their place.
+struct Dictionary<T> {
+    items: Vec<T>,
+    places: HashMap<T, u32>,
+}
+
+impl<T> Default for Dictionary<T> {
+    fn default() -> Self {
+        Self { items: Vec::new(), places: HashMap::new() }
+    }
+}
+
+impl<T: Clone + Eq + Hash> Dictionary<T> {
+    fn place_of(&mut self, item: T) -> u32 {
+        if let Some(place) = self.places.get(&item) {
+            return *place;
+        }
+        let place = self.items.len() as u32;
+        self.items.push(item.clone());
+        self.places.insert(item, place);
+        place
+    }
+}
+
+fn answer(document: DocumentId, heads: Heads, outcome: Outcome) -> Frame {
+    let (origins, rows) = (Vec::new(), Vec::new());
+    Frame::DocumentBatch(DocumentBatch { document, origins, rows, streamed: None, heads, outcome })
+}
+
+fn origin_to_wire(origin: &Origin) -> wire::Origin {
+    let mut principal = origin.principal.clone();
+    let end = (0..=principal.len().min(wire::PRINCIPAL_BYTES_MAX)).rev().find(|&end| principal.is_char_boundary(end));
+    principal.truncate(end.unwrap_or(0));
+    let admission = match origin.admission {
+        Admission::Local => 0,
+        Admission::Structural => 1,
+        Admission::Full => 2,
+    };
+    wire::Origin { node: origin.node, principal, admission, rules_version: origin.rules_version }
+}

@@ -1,0 +1,110 @@
+//! Two databases in two directories, linked over QUIC on loopback.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use tidelog::net::{AllowList, Endpoint, Identity, LinkOptions, Links, Ticket, UnknownKeys};
+use tidelog::{Database, DocumentId, Limits};
+
+/// A node in this process.
+struct TestNode {
+    database: Database,
+    links: Links,
+    ticket: Ticket,
+    _folder: tempfile::TempDir,
+}
+
+impl TestNode {
+    fn start(strict: bool) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let identity = Identity::generate().unwrap();
+        let database = Database::builder(folder.path().join("data")).node(identity.node()).open().unwrap();
+        let (links, ticket) = listen(&database, identity, strict);
+        Self { database, links, ticket, _folder: folder }
+    }
+
+    fn digest(&self, id: DocumentId) -> Option<tidelog::log::record::StateDigest> {
+        self.database.reader().document(id).unwrap().map(|state| state.digest)
+    }
+}
+
+fn listen(database: &Database, identity: Identity, strict: bool) -> (Links, Ticket) {
+    let endpoint = Endpoint::bind(identity, "127.0.0.1:0".parse().unwrap(), &Limits::DEFAULT).unwrap();
+    let ticket = Ticket::new(endpoint.node(), "127.0.0.1", endpoint.local_addr().port()).unwrap();
+    let allow = Arc::new(AllowList::new(UnknownKeys::LoopbackNodes));
+    (Links::start(database.clone(), endpoint, allow, LinkOptions { strict }), ticket)
+}
+
+/// Waits until both databases have the same documents in the same state.
+async fn converged(a: &TestNode, b: &TestNode) {
+    let (mut tail_a, mut tail_b) = (a.database.tail(), b.database.tail());
+    let equal = async {
+        loop {
+            let all = |node: &TestNode| node.database.reader().inventory(None, usize::MAX).unwrap();
+            if all(a) == all(b) {
+                return;
+            }
+            tokio::select! {
+                changed = tail_a.changed() => changed.unwrap(),
+                changed = tail_b.changed() => changed.unwrap(),
+            }
+        }
+    };
+    if tokio::time::timeout(Duration::from_secs(60), equal).await.is_err() {
+        panic!("not converged: {:?} and {:?}", a.links.status(), b.links.status());
+    }
+}
+
+async fn two_nodes_converge(strict: bool) {
+    let (a, b) = (TestNode::start(strict), TestNode::start(strict));
+    let notes = a.database.collection("notes").unwrap();
+    let (note, created) = notes.create(json!({ "text": "one", "list": [1, 2, 3] })).unwrap();
+    created.await.unwrap();
+    b.links.dial(a.ticket.clone());
+    converged(&a, &b).await;
+    // Live, both ways.
+    let other = b.database.find(note.id()).unwrap();
+    other.change(|edit| Ok(edit.splice("text", 3, 0, " two")?)).unwrap().await.unwrap();
+    converged(&a, &b).await;
+    assert_eq!(note.to_json().unwrap()["text"], "one two");
+    note.change(|edit| Ok(edit.put("more", 7)?)).unwrap().await.unwrap();
+    note.delete().unwrap().await.unwrap();
+    converged(&a, &b).await;
+    assert!(!other.state().unwrap().visible);
+    assert!(b.database.find(note.id()).unwrap().restore().is_ok());
+    converged(&a, &b).await;
+    assert_eq!(a.digest(note.id()), b.digest(note.id()));
+    a.links.close().await;
+    b.links.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_nodes_converge_and_stay_equal_live() {
+    two_nodes_converge(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_nodes_converge_in_strict_mode() {
+    two_nodes_converge(true).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_both_sides_did_while_apart_meets() {
+    let (a, b) = (TestNode::start(false), TestNode::start(false));
+    let notes = a.database.collection("notes").unwrap();
+    let (note, created) = notes.create(json!({ "text": "" })).unwrap();
+    created.await.unwrap();
+    b.links.dial(a.ticket.clone());
+    converged(&a, &b).await;
+    b.links.drop_peer(a.database.node());
+    let other = b.database.find(note.id()).unwrap();
+    for n in 0..500 {
+        note.change(|edit| Ok(edit.splice("text", n, 0, "a")?)).unwrap().await.unwrap();
+        other.change(|edit| Ok(edit.splice("text", n, 0, "b")?)).unwrap().await.unwrap();
+    }
+    b.links.dial(a.ticket.clone());
+    converged(&a, &b).await;
+    assert_eq!(note.to_json().unwrap(), other.to_json().unwrap());
+    assert_eq!(note.read::<String>("text").unwrap().unwrap().len(), 1000);
+}
