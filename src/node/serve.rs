@@ -2,17 +2,18 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use super::admin::AdminServer;
-use super::command::{CommandError, Context};
+use super::command::{CommandError, Context, LinkControl};
 use super::peers::{PeerBook, replace};
 use super::place::{OpenPlace, Place};
 use crate::id::{LogCursor, NodeId};
-use crate::net::{CloseCode, Endpoint, Role, Ticket, UnknownKeys};
+use crate::net::{CloseCode, Endpoint, LinkOptions, Links, Role, Ticket, UnknownKeys};
 
 /// How a node is started.
 #[derive(Debug, Clone)]
@@ -47,7 +48,9 @@ impl NodeConfig {
 }
 
 /// How long a node takes at most to end.
-pub const DRAIN_TIME: Duration = Duration::from_millis(1500);
+const DRAIN_TIME: Duration = Duration::from_millis(1000);
+/// How much of it the links may take.
+const LINKS_TIME: Duration = Duration::from_millis(600);
 
 /// A node that serves.
 pub struct Node {
@@ -55,7 +58,8 @@ pub struct Node {
     context: Context,
     endpoint: Endpoint,
     admin: AdminServer,
-    accepting: JoinHandle<()>,
+    links: Links,
+    saving: JoinHandle<()>,
     ticket: Ticket,
 }
 
@@ -83,10 +87,18 @@ impl Node {
         }
         let context = Context { listening: Some(address), ..Context::direct(database, peers) };
         let ticket = super::command::ticket_of(endpoint.node(), address)?;
+        let options = LinkOptions { strict: config.strict };
+        let allow = Arc::new(context.peers.allow_list().clone());
+        let links = Links::start(context.database.clone(), endpoint.clone(), allow, options);
+        for ticket in context.peers.entries().into_iter().filter_map(|peer| peer.ticket) {
+            links.dial(ticket);
+        }
+        // Set once, here.
+        let _ = context.links.set(Arc::new(links.clone()));
+        let saving = tokio::spawn(save_used_invites(links.clone(), context.peers.clone()));
         let admin = AdminServer::start(&path, context.clone())?;
-        let accepting = tokio::spawn(turn_away(endpoint.clone()));
         tracing::info!(node = %endpoint.node().short(), %address, strict = config.strict, "listening");
-        Ok(Self { path, context, endpoint, admin, accepting, ticket })
+        Ok(Self { path, context, endpoint, admin, links, saving, ticket })
     }
 
     /// Its key.
@@ -150,12 +162,17 @@ impl Node {
     }
 
     /// Ends the node: no more commands, links closed, everything that was accepted on the disk. Takes at most about
-    /// [`DRAIN_TIME`]; a store that is not done by then is left as after a crash, which loses nothing acknowledged.
+    /// a second and a half; a store that is not done by then is left as after a crash, which loses nothing acknowledged.
     pub async fn shut_down(self) {
         let started = Instant::now();
-        self.endpoint.close(CloseCode::Shutdown);
-        self.accepting.abort();
+        self.saving.abort();
         self.admin.close().await;
+        // The links first, so that peers hear why; what they have sent is in the writer's queue and still written.
+        let links = tokio::time::timeout(LINKS_TIME, self.links.close()).await;
+        self.endpoint.close(CloseCode::Shutdown);
+        if links.is_err() {
+            tracing::warn!("some links did not end in time");
+        }
         let database = self.context.database.clone();
         let closing = tokio::task::spawn_blocking(move || database.close());
         let drain = async {
@@ -168,9 +185,52 @@ impl Node {
     }
 }
 
-/// Until there are links, whoever comes is told that nobody is at home.
-async fn turn_away(endpoint: Endpoint) {
-    while let Some(handshake) = endpoint.accept().await {
-        tracing::debug!(address = %handshake.address(), "turned away");
+/// An invite that was used has put its user on the list: that must survive a restart.
+async fn save_used_invites(links: Links, peers: Arc<PeerBook>) {
+    let mut changes = links.changes();
+    let mut saved = peers.allow_list().entries();
+    while changes.changed().await.is_ok() {
+        let now = peers.allow_list().entries();
+        if now == saved {
+            continue;
+        }
+        let book = peers.clone();
+        match tokio::task::spawn_blocking(move || book.save()).await {
+            Ok(Ok(())) => saved = now,
+            Ok(Err(error)) => tracing::error!(%error, "the list of peers is not saved"),
+            Err(error) => tracing::error!(%error, "the list of peers is not saved"),
+        }
     }
+}
+
+impl LinkControl for Links {
+    fn dial(&self, ticket: Ticket) {
+        Self::dial(self, ticket);
+    }
+
+    fn drop_peer(&self, node: NodeId) {
+        Self::drop_peer(self, node);
+    }
+
+    fn status(&self) -> Vec<Value> {
+        Self::status(self).into_iter().map(peer_status).collect()
+    }
+}
+
+fn peer_status(peer: crate::net::PeerStatus) -> Value {
+    json!({
+        "node": peer.node.to_string(),
+        "role": peer.role,
+        "address": peer.dialled,
+        "connected": peer.connected.is_some(),
+        "from": peer.connected.map(|address| address.to_string()),
+        "agent": peer.agent,
+        "caught_up": peer.caught_up,
+        "followed": peer.followed,
+        "tail": peer.tail,
+        "exchanged": peer.exchanged,
+        "bytes_sent": peer.bytes.map(|(sent, _)| sent),
+        "bytes_received": peer.bytes.map(|(_, received)| received),
+        "last_error": peer.last_error,
+    })
 }

@@ -206,4 +206,3 @@ impl Output for SocketOutput {
         let _ = self.lines.try_send(Response::Progress(progress));
     }
 }
-

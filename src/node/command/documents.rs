@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Base64, Cancel, CommandError, ExportFormat, Exit, ImportRow, Output, Target};
+use super::{Base64, Cancel, CommandError, Exit, ExportFormat, ImportRow, Output, Target};
 use crate::document::{Change, Path};
 use crate::engine::{Collection, Committed, Database, DocHandle, Incoming, IncomingBody};
 use crate::error::Error;
@@ -290,7 +290,8 @@ pub(super) fn hashes(db: &Database, id: &str, output: &mut dyn Output) -> Result
 /// The answer is `{accepted, known, waiting}`.
 pub(super) fn admit(db: &Database, id: &str, changes: Vec<Base64>) -> Result<Value, CommandError> {
     let id: DocumentId = id.parse()?;
-    let origin = Origin { node: db.node(), principal: String::new(), admission: Admission::Structural, rules_version: 0 };
+    let origin =
+        Origin { node: db.node(), principal: String::new(), admission: Admission::Structural, rules_version: 0 };
     let rows: Result<Vec<Incoming>, CommandError> = changes
         .into_iter()
         .map(|Base64(bytes)| {
@@ -331,7 +332,11 @@ pub(super) fn import(db: &Database, collection: Option<&str>, rows: Vec<ImportRo
         if db.reader().row(id)?.is_some() {
             let handle = db.find(id)?;
             let commit = handle.change(|edit| Ok(edit.put(Path::root(), &row.value)?))?;
-            if commit.change().is_some() { changed += 1 } else { unchanged += 1 }
+            if commit.change().is_some() {
+                changed += 1
+            } else {
+                unchanged += 1
+            }
             commits.push(commit);
             continue;
         }

@@ -88,8 +88,12 @@ impl CommandError {
     /// Nobody is running on a data directory, and it takes a running node.
     #[must_use]
     pub fn no_node(what: &str) -> Self {
-        Self::new("E0112", Exit::Unreachable, format!("{what} needs a running node, and none runs on this data directory"))
-            .fix("run `tidelog serve` first, with the same --data")
+        Self::new(
+            "E0112",
+            Exit::Unreachable,
+            format!("{what} needs a running node, and none runs on this data directory"),
+        )
+        .fix("run `tidelog serve` first, with the same --data")
     }
 
     /// The user interrupted the command.
@@ -174,16 +178,21 @@ impl From<NetError> for CommandError {
             NetError::Ticket { .. } | NetError::Invite => {
                 ("E0109", Exit::Usage, Some("copy the whole line that `tidelog ticket` prints at the other node"))
             }
-            NetError::AddressInUse { .. } => {
-                ("E0108", Exit::Conflict, Some("choose another port, as --listen 127.0.0.1:4781; port 0 takes a free one"))
-            }
+            NetError::AddressInUse { .. } => (
+                "E0108",
+                Exit::Conflict,
+                Some("choose another port, as --listen 127.0.0.1:4781; port 0 takes a free one"),
+            ),
             NetError::Bind { .. } => ("E0108", Exit::Failed, Some("choose an address of this machine with --listen")),
             NetError::NotAllowed { .. } | NetError::InviteRefused { .. } => ("E0502", Exit::Denied, None),
             NetError::OwnKey { .. } | NetError::WrongKey { .. } | NetError::OtherKeyExpected { .. } => {
                 ("E0503", Exit::Denied, None)
             }
             NetError::TooManyInvites { .. } | NetError::TooManyConnections { .. } => ("E0702", Exit::Conflict, None),
-            NetError::Unreachable { .. } | NetError::Refused { .. } | NetError::TimedOut { .. } | NetError::Reset { .. } => {
+            NetError::Unreachable { .. }
+            | NetError::Refused { .. }
+            | NetError::TimedOut { .. }
+            | NetError::Reset { .. } => {
                 ("E0501", Exit::Unreachable, Some("check that the other node runs and that UDP reaches it"))
             }
             _ => ("E0301", Exit::Failed, None),

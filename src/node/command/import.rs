@@ -301,7 +301,8 @@ fn each_row(
         let place = format!("{}, line {number},", file.display());
         let value: Value = serde_json::from_slice(&line).map_err(|error| {
             let error = CommandError::json(&place, &error);
-            CommandError { exit: Exit::Failed, ..error }.fix("give one JSON object on each line, as `tidelog export` does")
+            CommandError { exit: Exit::Failed, ..error }
+                .fix("give one JSON object on each line, as `tidelog export` does")
         })?;
         take(row_of(value, &place)?, line.len())?;
     }

@@ -18,6 +18,6 @@ mod watch;
 pub use context::{Cancel, Canceller, Context, LinkControl};
 pub use error::{CommandError, Exit};
 pub use execute::execute;
-pub(crate) use peers::ticket_of;
 pub use output::{Collected, Output, Progress};
+pub(crate) use peers::ticket_of;
 pub use request::{Base64, ExportFormat, ImportRow, Request, Target};
