@@ -90,7 +90,8 @@ pub(super) enum Command {
         /// In which collection; it need not exist
         collection: String,
         /// What it holds: a JSON object, or - to read it from stdin
-        json: Option<String>,
+        #[arg(value_name = "JSON")]
+        value: Option<String>,
         /// Give it a name, from which its id follows on every node
         #[arg(long)]
         name: Option<String>,

@@ -34,14 +34,14 @@ pub(super) fn run(
 
 fn prepared(command: Command) -> Result<Command, CommandError> {
     Ok(match command {
-        Command::Add { collection, json: Some(text), name } => {
+        Command::Add { collection, value: Some(text), name } => {
             tidelog::CollectionName::new(collection.as_str())?;
             let value = parse_json("the document", &text_or_stdin(text)?)?;
             if !value.is_object() {
                 let why = "a document is a JSON object at its root";
                 return Err(CommandError::new("E0604", Exit::Usage, why).fix("write it as '{\"title\": \"Tides\"}'"));
             }
-            Command::Add { collection, json: Some(value.to_string()), name }
+            Command::Add { collection, value: Some(value.to_string()), name }
         }
         Command::Set { id, path, value } => {
             id.parse::<tidelog::DocumentId>()?;
@@ -88,8 +88,8 @@ fn dispatch(session: &mut Session, command: Command, screen: &Screen) -> Result<
         Command::Serve(_) => Err(CommandError::usage("serve is not a command of a session")),
         Command::Ls { collection } => ls(session, collection, screen),
         Command::Get { id, at } => get(session, id, at, screen),
-        Command::Add { collection, json, name } => {
-            let value = json.map(|text| parse_json("the document", &text)).transpose()?;
+        Command::Add { collection, value, name } => {
+            let value = value.map(|text| parse_json("the document", &text)).transpose()?;
             let row = one(session, Request::Add { collection, name, id: None, value, must_be_new: true })?;
             let id = text_of(&row, "id");
             show(screen, &row, "id", &id)?;

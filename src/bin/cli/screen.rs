@@ -19,7 +19,6 @@ const PROGRESS_PAUSE: Duration = Duration::from_secs(10);
 pub(super) struct Screen {
     pub(super) json: bool,
     pub(super) quiet: bool,
-    stdout_is_terminal: bool,
     stderr_is_terminal: bool,
     colour: bool,
 }
@@ -41,15 +40,9 @@ impl Screen {
         Self {
             json: arguments.global.json,
             quiet: arguments.global.quiet,
-            stdout_is_terminal: io::stdout().is_terminal(),
             stderr_is_terminal: io::stderr().is_terminal(),
             colour: colour_on_stderr(arguments.global.color),
         }
-    }
-
-    /// Whether results are for a person.
-    pub(super) fn is_human(&self) -> bool {
-        self.stdout_is_terminal && !self.json && !self.quiet
     }
 
     /// Whether a question may be asked.

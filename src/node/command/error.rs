@@ -10,6 +10,7 @@ use crate::node::trace::TraceError;
 
 /// The exit status of the process. Scripts rely on the numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "u8", from = "u8")]
 #[repr(u8)]
 pub enum Exit {
     /// It failed in a way that has no number of its own.
@@ -28,6 +29,28 @@ pub enum Exit {
     Corruption = 7,
     /// The user interrupted it.
     Interrupted = 130,
+}
+
+impl From<Exit> for u8 {
+    fn from(exit: Exit) -> Self {
+        exit as Self
+    }
+}
+
+impl From<u8> for Exit {
+    /// A number that has no meaning here, of another version say, is a plain failure.
+    fn from(number: u8) -> Self {
+        match number {
+            2 => Self::Usage,
+            3 => Self::NotFound,
+            4 => Self::Denied,
+            5 => Self::Unreachable,
+            6 => Self::Conflict,
+            7 => Self::Corruption,
+            130 => Self::Interrupted,
+            _ => Self::Failed,
+        }
+    }
 }
 
 /// Why a command failed. It crosses the admin socket as it is.
