@@ -1,4 +1,6 @@
 //! Properties, models and the tidy test.
 
 mod codec;
+mod json;
 mod replay;
+mod tidy;
