@@ -1,3 +1,4 @@
 //! Real sockets on loopback and real processes.
 
+mod histories;
 mod links;
