@@ -4,3 +4,4 @@ mod codec;
 mod json;
 mod replay;
 mod sync_sessions;
+mod tidy;
