@@ -21,7 +21,6 @@ const ROUNDS: usize = 5;
 /// What one round of the engine came to.
 struct Round {
     changes: usize,
-    time: Duration,
     cpu: Duration,
     groups: Vec<usize>,
 }
@@ -56,9 +55,9 @@ fn main() {
             ours.push(changes as f64 / time.as_secs_f64());
             bare.push(changes as f64 / bare_time.as_secs_f64());
             ratios.push(bare_time.as_secs_f64() / time.as_secs_f64());
-            last = Some(Round { changes, time, cpu, groups });
+            last = Some(Round { changes, cpu, groups });
         }
-        let Some(Round { changes, cpu, groups, time: _ }) = last else { continue };
+        let Some(Round { changes, cpu, groups }) = last else { continue };
         println!(
             "{producers:>9} {changes:>10} {:>12.0} {:>12.0} {:>7.2} {:>8} {:>10.1} {:>10.0} {:>9.1}",
             median(ours),
