@@ -148,7 +148,9 @@ fn create(database: &Database) -> Vec<DocHandle> {
     let notes = database.collection("notes").unwrap();
     let (documents, commits): (Vec<_>, Vec<_>) =
         (0..DOCUMENTS).map(|n| notes.create(serde_json::json!({ "n": n, "text": "a note" })).unwrap()).map(wait_now_and_then).unzip();
-    commits.into_iter().flatten().for_each(|commit| drop(commit.wait().unwrap()));
+    commits.into_iter().flatten().for_each(|commit| {
+        commit.wait().unwrap();
+    });
     documents
 }
 
@@ -168,7 +170,9 @@ fn edit(documents: &[DocHandle]) {
         .iter()
         .map(|document| document.change(|edit| Ok(edit.splice("text", 0, 0, "x")?)).unwrap())
         .collect();
-    commits.into_iter().for_each(|commit| drop(commit.wait().unwrap()));
+    commits.into_iter().for_each(|commit| {
+        commit.wait().unwrap();
+    });
 }
 
 fn equal(a: &Node, b: &Node, documents: &[DocHandle]) -> bool {
