@@ -1,4 +1,10 @@
 //! Properties, models and the tidy test.
 
 mod codec;
+mod convergence;
+mod disk_full;
+mod log_model;
+mod record_codec;
+mod recovery;
 mod replay;
+mod support;

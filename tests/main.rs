@@ -1,3 +1,4 @@
 //! Real sockets on loopback and real processes.
 
+mod kill;
 mod links;

@@ -394,6 +394,20 @@ impl Database {
         ActorId::new(&first::<16>(digest.as_bytes())).ok_or(Error::Closed)
     }
 
+    /// Refuses a change that the log would refuse, before anybody depends on it.
+    pub(super) fn check_size(&self, document: DocumentId, change: &Change) -> Result<(), Error> {
+        let (bytes, ops) = (change.bytes().len(), change.op_count());
+        let limits = self.limits();
+        if bytes <= limits.change_bytes_max && ops <= limits.change_ops_max {
+            return Ok(());
+        }
+        let (bytes_max, ops_max) = (limits.change_bytes_max, limits.change_ops_max);
+        let why = format!(
+            "a change of {bytes} bytes and {ops} operations is above the bounds of {bytes_max} and {ops_max}; make it in parts"
+        );
+        Err(Error::Refused { document, why })
+    }
+
     /// Takes room for one edit, or says why there is none.
     pub(super) fn reserve(&self) -> Result<(Queue, Room), Error> {
         let queue = self.queue()?;
