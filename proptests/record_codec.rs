@@ -71,8 +71,14 @@ fn records() -> Vec<(&'static str, Record)> {
     vec![
         ("record_change", Record::Change(change_header(), b"chunk".to_vec())),
         ("record_lifecycle", Record::Lifecycle(header, bytes)),
-        ("record_name", Record::Name(NameHeader { kind: NameKind::Collection, reference: 300, bytes: b"notes".to_vec() })),
-        ("record_footer", Record::Footer(FooterHeader { first: 1 << 20, chain: [7; 16], written_ms: 1_700_000_000_000 })),
+        (
+            "record_name",
+            Record::Name(NameHeader { kind: NameKind::Collection, reference: 300, bytes: b"notes".to_vec() }),
+        ),
+        (
+            "record_footer",
+            Record::Footer(FooterHeader { first: 1 << 20, chain: [7; 16], written_ms: 1_700_000_000_000 }),
+        ),
         ("record_gap", Record::Gap(GapHeader { last: 251 })),
         ("record_checkpoint", Record::Checkpoint),
     ]
@@ -198,8 +204,18 @@ mod mirror {
 
 fn change_record() -> impl Strategy<Value = ChangeHeader> {
     let numbers = || vec(any::<u64>(), 0..5);
-    let parts = (any::<[u8; 16]>(), any::<u32>(), any::<[u8; 32]>(), any::<u32>(), any::<u64>(), any::<u64>(), any::<u64>());
-    let more = (numbers(), prop::option::of(numbers()), any::<i64>(), any::<u64>(), any::<u32>(), any::<u32>(), any::<u32>(), 0..3u8);
+    let parts =
+        (any::<[u8; 16]>(), any::<u32>(), any::<[u8; 32]>(), any::<u32>(), any::<u64>(), any::<u64>(), any::<u64>());
+    let more = (
+        numbers(),
+        prop::option::of(numbers()),
+        any::<i64>(),
+        any::<u64>(),
+        any::<u32>(),
+        any::<u32>(),
+        any::<u32>(),
+        0..3u8,
+    );
     (parts, more, any::<u32>(), any::<[u8; 16]>()).prop_map(|(a, b, rules_version, payload_digest)| ChangeHeader {
         document: a.0,
         collection: a.1,

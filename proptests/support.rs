@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use automerge::marks::ExpandMark;
-use automerge::{Automerge, AutoSerde};
+use automerge::{AutoSerde, Automerge};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tidelog::engine::{DocHandle, Incoming, IncomingBody};

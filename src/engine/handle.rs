@@ -107,9 +107,10 @@ impl DocHandle {
             let ((), change) = view.edit(options, edits)?;
             let Some(change) = change else { return Ok(Commit::nothing()) };
             let in_flight = WorkingSet::in_flight(&self.cell);
-            let sent = self.database.check_size(self.id(), &change).and_then(|()| {
-                Database::send(room, self.id(), Vec::new(), vec![change], Some(in_flight))
-            });
+            let sent = self
+                .database
+                .check_size(self.id(), &change)
+                .and_then(|()| Database::send(room, self.id(), Vec::new(), vec![change], Some(in_flight)));
             // Made and not sent: the view shows what will never be.
             sent.inspect_err(|_| self.cell.spoil())
         })

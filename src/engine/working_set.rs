@@ -267,7 +267,9 @@ pub(crate) fn materialize(reader: &Reader, id: DocumentId) -> Result<View, Error
     if let Some(snapshot) = reader.snapshot(id)?.filter(|snapshot| snapshot.lsn <= upto) {
         match load(reader, id, (snapshot.lsn, snapshot.bytes), upto) {
             Ok(view) if whole(&view) => return Ok(view),
-            _ => tracing::warn!(document = %id, lsn = %snapshot.lsn, "a snapshot leads elsewhere; the log is read instead"),
+            _ => {
+                tracing::warn!(document = %id, lsn = %snapshot.lsn, "a snapshot leads elsewhere; the log is read instead")
+            }
         }
     }
     let view = load(reader, id, (Lsn::ZERO, Vec::new()), upto)?;
