@@ -3,6 +3,7 @@
 mod codec;
 mod convergence;
 mod disk_full;
+mod live;
 mod log_model;
 mod record_codec;
 mod recovery;
