@@ -6,8 +6,7 @@ use tidelog::log::MemoryStorage;
 use tidelog::{Database, DocHandle, DocumentId, Error, Lsn};
 
 use crate::support::{
-    SmallEdit, assert_whole, first_value, logged_changes, narrow, node, plain, plain_json, rows_after,
-    without_counters,
+    SmallEdit, assert_whole, first_value, logged_changes, narrow, node, plain, plain_json, rows_after, without_counters,
 };
 
 /// Tries again while there is no room, or the document is on its way to the log.
@@ -47,7 +46,7 @@ fn assert_settled(database: &Database, id: DocumentId) {
 
 #[test]
 fn threads_that_edit_admit_and_check_at_once_agree_in_the_end() {
-    const EDITS: u16 = 400;
+    const EDITS: u16 = 200;
     let (one, other) = (open(1), open(2));
     let notes = one.collection("notes").unwrap();
     let ids: Vec<DocumentId> =

@@ -305,7 +305,10 @@ fn is_whole_or_refused(filled: &Filled, damaged: &Path, what: &str) -> bool {
     assert!(error.code().starts_with("E04"), "{what}: {} {error}", error.code());
     if error.code() == "E0405" {
         // Accepting the loss, it opens as another log; what it still has is whole.
-        let database = Database::builder(damaged).node(node(1)).accept_tail_loss(true).open().unwrap();
+        let again = Database::builder(damaged).node(node(1)).open().err().unwrap();
+        assert_eq!(again.code(), "E0105", "{what}: a copy that was refused is still a copy");
+        let builder = Database::builder(damaged).node(node(1)).restored(true).accept_tail_loss(true);
+        let database = builder.open().unwrap();
         assert!(database.log_renewed(), "{what}");
         assert_eq!(database.reader().locate(&filled.tail).unwrap(), Location::Unknown);
         assert_whole(&database);

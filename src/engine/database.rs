@@ -128,6 +128,10 @@ impl DatabaseBuilder {
             Place::Storage(storage) => (storage, Hold::default()),
         };
         let opened = open(&*storage, self.recover, &mut self.progress)?;
+        #[cfg(feature = "fjall")]
+        if let Some(directory) = hold.as_ref().filter(|directory| directory.restored()) {
+            directory.accept()?;
+        }
         drop(span);
         let tail = opened.recovered.tail;
         tracing::info!(log = %tail.log_id, tail = %tail.lsn, checked = opened.checked, rebuilt = opened.rebuilt, "store open");
