@@ -1,7 +1,14 @@
 //! Properties, models and the tidy test.
 
 mod codec;
+mod convergence;
+mod disk_full;
 mod json;
+mod live;
+mod log_model;
+mod record_codec;
+mod recovery;
 mod replay;
+mod support;
 mod sync_sessions;
 mod tidy;

@@ -2,4 +2,5 @@
 
 mod cli;
 mod histories;
+mod kill;
 mod links;

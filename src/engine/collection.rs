@@ -117,9 +117,13 @@ impl Collection {
         statement: Vec<u8>,
         change: Option<Change>,
     ) -> Result<(DocHandle, Commit), Error> {
+        if let Some(change) = &change {
+            self.database.check_size(id, change)?;
+        }
         let handle = DocHandle::new(self.database.clone(), id, self.name.clone());
-        self.database.working_set().adopt(handle.cell(), view);
+        // Counted first: a view with nothing on its way could be dropped again at once, and built without its change.
         let in_flight = WorkingSet::in_flight(handle.cell());
+        self.database.working_set().adopt(handle.cell(), view);
         let commit = Database::send(room, id, vec![statement], change.into_iter().collect(), Some(in_flight))?;
         Ok((handle, commit))
     }

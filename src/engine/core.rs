@@ -198,6 +198,7 @@ impl Core {
         if self.rows.len() > ROWS_MAX {
             self.rows.clear();
         }
+        self.pending.begin_step();
         self.pending.expire(now);
         let now_ms = self.appender.clock(now_ms);
         let mut work = Work { group: self.appender.begin(), now_ms, ..Work::default() };
@@ -248,18 +249,26 @@ impl Core {
             Input::Local { document, statements, changes } => {
                 let origin = self.own_origin();
                 for bytes in statements {
-                    self.take_statement(work, document, &bytes, &origin, None, now, &mut answer)?;
+                    // A creation lets in what waited for it, whose fate is not this statement's.
+                    let mut heard = Admitted::default();
+                    self.take_statement(work, document, &bytes, &origin, None, now, &mut heard)?;
+                    if heard.accepted + heard.known == 0 {
+                        heard.refused.push((document, "it was never created here".into()));
+                        answer.refused.append(&mut heard.refused);
+                    }
+                    answer.accepted += heard.accepted;
+                    answer.known += heard.known;
                 }
                 for change in changes {
-                    let arrival = Arrival { change, origin: origin.clone(), via: None };
-                    self.take_change(work, document, arrival, now, &mut answer)?;
+                    let arrival = Arrival { change, origin: origin.clone(), via: None, made_here: true };
+                    self.take_own(work, document, arrival, now, &mut answer)?;
                 }
             }
             Input::Admit { rows, via, cursor } => {
                 for row in rows {
                     match row.body {
                         IncomingBody::Change(change) => {
-                            let arrival = Arrival { change: *change, origin: row.origin, via };
+                            let arrival = Arrival { change: *change, origin: row.origin, via, made_here: false };
                             self.take_change(work, row.document, arrival, now, &mut answer)?;
                         }
                         IncomingBody::Lifecycle(bytes) => {
@@ -291,6 +300,46 @@ impl Core {
             admission: crate::log::record::Admission::Local,
             rules_version: 0,
         }
+    }
+
+    /// Takes in one change that was made here. It may come next, or its commit fails: an edit never waits for another.
+    fn take_own(
+        &mut self,
+        work: &mut Work,
+        document: DocumentId,
+        arrival: Arrival,
+        now: Instant,
+        answer: &mut Admitted,
+    ) -> Result<(), HistoryError> {
+        let hash = arrival.change.hash();
+        let why = match self.admit(work, document, &arrival)? {
+            Verdict::Accepted => {
+                answer.accepted += 1;
+                // Their fate is not this edit's.
+                let mut others = Admitted::default();
+                for waiting in self.pending.take_waiting(document, Some(hash)) {
+                    self.take_change(work, document, waiting, now, &mut others)?;
+                }
+                return Ok(());
+            }
+            Verdict::Known if self.holds(work, document, hash)? => {
+                answer.known += 1;
+                return Ok(());
+            }
+            Verdict::Known => "its author used its number before".to_owned(),
+            Verdict::Waits(_) => "what it was made on top of is not here".to_owned(),
+            Verdict::Refused(why) => why,
+        };
+        tracing::error!(%document, %hash, %why, "an edit made here was refused");
+        answer.refused.push((document, format!("change {hash}: {why}")));
+        Ok(())
+    }
+
+    /// Whether the document has this very change.
+    fn holds(&mut self, work: &mut Work, document: DocumentId, hash: ChangeHash) -> Result<bool, HistoryError> {
+        let graph = self.graph(work, document)?;
+        let graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(graph.contains(&hash))
     }
 
     /// Takes in one change, and whatever waited for it.
@@ -326,14 +375,14 @@ impl Core {
         Ok(())
     }
 
-    /// Documents of which nothing waits any more are not missing anything.
+    /// Documents of which nothing waits any more, and of which nothing was dropped, are not missing anything.
     fn settle_missing(&self, answer: &mut Admitted) {
         answer.missing.retain_mut(|(id, hashes)| match self.pending.missing(*id) {
             Some(missing) => {
                 *hashes = missing;
                 true
             }
-            None => false,
+            None => self.pending.dropped(*id),
         });
     }
 
@@ -470,7 +519,8 @@ impl Core {
             })?;
         }
         work.accepted.entry(document).or_default().push(Accepted::of(change, lsn));
-        if arrival.origin.admission != crate::log::record::Admission::Local || arrival.via.is_some() {
+        // Views have what was made through them, and nothing else: not even an own change that comes back.
+        if !arrival.made_here {
             work.step.changed.push((document, lsn));
         }
         self.rows.insert(document, row);
@@ -501,6 +551,7 @@ impl Core {
         };
         let known = self.row(work, document)?;
         if known.is_none() && said.kind != LifecycleKind::Created {
+            self.pending.note_dropped(document);
             answer.missing.push((document, Vec::new()));
             return Ok(());
         }

@@ -128,6 +128,10 @@ impl DatabaseBuilder {
             Place::Storage(storage) => (storage, Hold::default()),
         };
         let opened = open(&*storage, self.recover, &mut self.progress)?;
+        #[cfg(feature = "fjall")]
+        if let Some(directory) = hold.as_ref().filter(|directory| directory.restored()) {
+            directory.accept()?;
+        }
         drop(span);
         let tail = opened.recovered.tail;
         tracing::info!(log = %tail.log_id, tail = %tail.lsn, checked = opened.checked, rebuilt = opened.rebuilt, "store open");
@@ -392,6 +396,20 @@ impl Database {
     pub(super) fn actor(&self, document: DocumentId) -> Result<ActorId, Error> {
         let digest = blake3::keyed_hash(&self.inner.nonce, &document.0);
         ActorId::new(&first::<16>(digest.as_bytes())).ok_or(Error::Closed)
+    }
+
+    /// Refuses a change that the log would refuse, before anybody depends on it.
+    pub(super) fn check_size(&self, document: DocumentId, change: &Change) -> Result<(), Error> {
+        let (bytes, ops) = (change.bytes().len(), change.op_count());
+        let limits = self.limits();
+        if bytes <= limits.change_bytes_max && ops <= limits.change_ops_max {
+            return Ok(());
+        }
+        let (bytes_max, ops_max) = (limits.change_bytes_max, limits.change_ops_max);
+        let why = format!(
+            "a change of {bytes} bytes and {ops} operations is above the bounds of {bytes_max} and {ops_max}; make it in parts"
+        );
+        Err(Error::Refused { document, why })
     }
 
     /// Takes room for one edit, or says why there is none.

@@ -224,6 +224,14 @@ impl Writer {
     }
 
     fn commit(&mut self, batch: Vec<Job>, state: &WriterState) {
+        if let Some(why) = state.failure() {
+            // What the core believes to be logged may not be: it must answer nothing more, not even "known".
+            for Job { answer, held, .. } in batch {
+                drop(held);
+                let _ = answer.send(Err(Error::ReadOnly(why.to_owned())));
+            }
+            return;
+        }
         let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
         let (inputs, waiting): (Vec<_>, Vec<_>) =
             batch.into_iter().map(|job| (job.input, (job.answer, job.held))).unzip();
@@ -240,7 +248,14 @@ impl Writer {
             Ok(end) => {
                 span.record("lsn", end.lsn.0);
                 self.tell(end, &changed, snapshots_due);
-                for ((answer, _), admitted) in waiting.into_iter().zip(answers) {
+                for ((answer, held), admitted) in waiting.into_iter().zip(answers) {
+                    if let (Some(in_flight), false) =
+                        (&held.1, admitted.as_ref().is_ok_and(|admitted| admitted.refused.is_empty()))
+                    {
+                        in_flight.refused();
+                    }
+                    // Before the answer, so that whoever hears it finds the document settled.
+                    drop(held);
                     // Nobody may be waiting any more; the edit stays.
                     let _ = answer.send(admitted.map(|admitted| (admitted, end.lsn)).map_err(Error::from));
                 }
@@ -248,7 +263,8 @@ impl Writer {
             Err(error) => {
                 fail(state, &error);
                 self.working_set.discard_views();
-                for (answer, _) in waiting {
+                for (answer, held) in waiting {
+                    drop(held);
                     let _ = answer.send(Err(Error::from(error.clone())));
                 }
             }

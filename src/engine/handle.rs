@@ -77,7 +77,8 @@ impl DocHandle {
     ///
     /// # Errors
     /// Whatever `edits` return. [`Error::Deleted`]; [`Error::Busy`], [`Error::ReadOnly`], [`Error::StorageFull`],
-    /// [`Error::Closed`] before anything was edited.
+    /// [`Error::Closed`] before anything was edited; [`Error::Refused`] when they make too large a change, which is
+    /// then undone.
     ///
     /// # Cost
     /// 10 to 30 us for a keystroke in a materialised document; the first use of a document loads it.
@@ -106,7 +107,12 @@ impl DocHandle {
             let ((), change) = view.edit(options, edits)?;
             let Some(change) = change else { return Ok(Commit::nothing()) };
             let in_flight = WorkingSet::in_flight(&self.cell);
-            Database::send(room, self.id(), Vec::new(), vec![change], Some(in_flight))
+            let sent = self
+                .database
+                .check_size(self.id(), &change)
+                .and_then(|()| Database::send(room, self.id(), Vec::new(), vec![change], Some(in_flight)));
+            // Made and not sent: the view shows what will never be.
+            sent.inspect_err(|_| self.cell.spoil())
         })
     }
 

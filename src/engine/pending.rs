@@ -19,6 +19,8 @@ pub(super) struct Arrival {
     pub(super) change: Change,
     pub(super) origin: Origin,
     pub(super) via: Option<NodeId>,
+    /// An edit of this process's own view.
+    pub(super) made_here: bool,
 }
 
 /// The waiting changes of all documents.
@@ -28,6 +30,8 @@ pub(super) struct Arrival {
 pub(super) struct Pending {
     documents: HashMap<DocumentId, Waiting>,
     bytes: usize,
+    /// Documents of which something was dropped in the step under way.
+    dropped: HashSet<DocumentId>,
 }
 
 #[derive(Debug, Default)]
@@ -50,6 +54,21 @@ struct Parked {
 }
 
 impl Pending {
+    /// Forgets what earlier steps dropped.
+    pub(super) fn begin_step(&mut self) {
+        self.dropped.clear();
+    }
+
+    /// Notes that something about a document could not be kept.
+    pub(super) fn note_dropped(&mut self, document: DocumentId) {
+        self.dropped.insert(document);
+    }
+
+    /// Whether something about a document was dropped in this step: whoever brought it must be asked again.
+    pub(super) fn dropped(&self, document: DocumentId) -> bool {
+        self.dropped.contains(&document)
+    }
+
     /// Parks a change until one of `missing` arrives; with none missing, until the document is created.
     pub(super) fn park(
         &mut self,
@@ -61,6 +80,7 @@ impl Pending {
     ) {
         let size = arrival.change.bytes().len();
         if size > limits.pending_bytes_per_document {
+            self.dropped.insert(document);
             return;
         }
         let waiting = self.documents.entry(document).or_default();
@@ -73,6 +93,7 @@ impl Pending {
         {
             let Some(dropped) = waiting.drop_oldest() else { break };
             self.bytes -= dropped;
+            self.dropped.insert(document);
         }
         waiting.insert(hash, arrival, missing, now);
         self.bytes += size;
@@ -86,6 +107,7 @@ impl Pending {
             let id = other.map_or(keep, |(id, _)| *id);
             let Some(dropped) = self.documents.remove(&id) else { break };
             self.bytes -= dropped.bytes;
+            self.dropped.insert(id);
         }
     }
 

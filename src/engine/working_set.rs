@@ -4,12 +4,13 @@
 //! the memory for others. A view is brought up to date when it is used, from the log: nothing is queued for it.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::document::{Change, View, ViewError};
 use crate::error::Error;
-use crate::history::Reader;
+use crate::history::fold::heads_of;
+use crate::history::{HistoryError, Reader};
 use crate::id::{DocumentId, Lsn};
 use crate::log::rows::IndexRow;
 
@@ -23,6 +24,8 @@ pub(crate) struct Cell {
     newest: AtomicU64,
     /// Edits made here that the writer has not answered yet: a view with some cannot be built from the log.
     in_flight: AtomicUsize,
+    /// The view shows an edit that was refused: it is dropped by its next user.
+    spoilt: AtomicBool,
     bytes: AtomicUsize,
     used: AtomicU64,
 }
@@ -61,6 +64,13 @@ pub(crate) struct WorkingSet {
 #[derive(Debug)]
 pub(crate) struct InFlight(Arc<Cell>);
 
+impl InFlight {
+    /// The writer refused the edit.
+    pub(crate) fn refused(&self) {
+        self.0.spoil();
+    }
+}
+
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.in_flight.fetch_sub(1, Ordering::AcqRel);
@@ -94,6 +104,7 @@ impl WorkingSet {
             view: Mutex::default(),
             newest: AtomicU64::new(0),
             in_flight: AtomicUsize::new(0),
+            spoilt: AtomicBool::new(false),
             bytes: AtomicUsize::new(0),
             used: AtomicU64::new(0),
         });
@@ -143,8 +154,9 @@ impl WorkingSet {
         use_view: impl FnOnce(&mut View) -> Result<R, Error>,
     ) -> Result<R, Error> {
         let mut held = lock(&cell.view);
-        if held.generation != self.generation.load(Ordering::Acquire) || held.view.as_ref().is_some_and(View::is_broken)
-        {
+        let spoilt = cell.spoilt.swap(false, Ordering::AcqRel);
+        let lost = held.generation != self.generation.load(Ordering::Acquire);
+        if spoilt || lost || held.view.as_ref().is_some_and(View::is_broken) {
             held.view = None;
         }
         if held.view.is_some()
@@ -241,15 +253,36 @@ fn catch_up(cell: &Cell, held: &mut Held, reader: &Reader) -> Result<(), Error> 
     Ok(())
 }
 
-/// Builds a document from its snapshot and the changes after it.
+/// Builds a document from its snapshot and the changes after it, and holds it against its row.
 ///
 /// # Errors
-/// [`Error`] when the log cannot be read or automerge cannot build it.
+/// [`Error`] when the log cannot be read, automerge cannot build it, or it has other heads than its row.
 pub(crate) fn materialize(reader: &Reader, id: DocumentId) -> Result<View, Error> {
-    let snapshot = reader.snapshot(id)?;
-    let (after, mut chunks) = snapshot.map_or((Lsn::ZERO, Vec::new()), |snapshot| (snapshot.lsn, snapshot.bytes));
+    let tail = reader.tail().lsn;
+    let Some(row) = reader.row(id)? else { return Ok(View::new()) };
+    let upto = tail.min(Lsn(row.last_lsn));
+    // A row ahead of the tail is of a group that nobody was told of yet.
+    let expected = (upto.0 == row.last_lsn).then(|| heads_of(&row));
+    let whole = |view: &View| expected.as_ref().is_none_or(|heads| view.heads() == *heads);
+    if let Some(snapshot) = reader.snapshot(id)?.filter(|snapshot| snapshot.lsn <= upto) {
+        match load(reader, id, (snapshot.lsn, snapshot.bytes), upto) {
+            Ok(view) if whole(&view) => return Ok(view),
+            _ => {
+                tracing::warn!(document = %id, lsn = %snapshot.lsn, "a snapshot leads elsewhere; the log is read instead")
+            }
+        }
+    }
+    let view = load(reader, id, (Lsn::ZERO, Vec::new()), upto)?;
+    if !whole(&view) {
+        let why = "its changes lead to other heads than its row says; run `tidelog verify`".to_owned();
+        return Err(HistoryError::Document { document: id, lsn: upto, why }.into());
+    }
+    Ok(view)
+}
+
+fn load(reader: &Reader, id: DocumentId, (after, mut chunks): (Lsn, Vec<u8>), upto: Lsn) -> Result<View, Error> {
     for (lsn, row) in reader.index(id, after)? {
-        if matches!(row, IndexRow::Change { .. }) {
+        if lsn <= upto && matches!(row, IndexRow::Change { .. }) {
             chunks.extend(reader.change_bytes(lsn)?);
         }
     }
@@ -270,6 +303,11 @@ fn read_changes(reader: &Reader, id: DocumentId, after: Lsn) -> Result<Vec<Chang
 }
 
 impl Cell {
+    /// The view shows an edit that will never be in the log.
+    pub(crate) fn spoil(&self) {
+        self.spoilt.store(true, Ordering::Release);
+    }
+
     /// Whether the view is there and nobody's edits are on their way: then it equals the log.
     pub(crate) fn settled(&self) -> bool {
         self.in_flight.load(Ordering::Acquire) == 0

@@ -45,8 +45,9 @@ pub fn open(
     let tail = recovered.tail.lsn;
     let mut rebuilt = false;
     let whole = projections_are_there(storage, tail)?;
-    if !whole {
-        tracing::warn!(%tail, "the projections are missing or of another layout; making them again from the log");
+    // What was lost from the log may have reached the other tables.
+    if !whole || recovered.lost {
+        tracing::warn!(%tail, "the projections are missing, of another layout, or ahead of a log that lost its tail; making them again from it");
         rebuild(storage, tail, progress)?;
         rebuilt = true;
     }

@@ -158,7 +158,8 @@ fn find_snapshots(storage: &dyn Storage) -> Result<(), HistoryError> {
         let described = storage.get(Keyspace::Snap, &key)?;
         let described = described.and_then(|bytes| decode_row::<SnapshotRow>(Keyspace::Snap, &key, &bytes).ok());
         if let Some(described) = described
-            && lsn.0 <= row.last_lsn
+            // One that was taken at a record that is lost holds lost changes.
+            && storage.get(Keyspace::DocIx, &index_key(id, lsn))?.is_some()
             && read_snapshot(storage, id, lsn)?.is_some()
         {
             row.snapshot = Some(SnapshotRef { lsn: lsn.0, bytes: described.bytes, changes: described.changes });

@@ -5,11 +5,11 @@ use std::ops::ControlFlow;
 use super::fold::{by_seq_key, fold_change, fold_lifecycle, heads_of, index_key, lsn_in, new_row};
 use super::open::Walk;
 use super::reader::{document_row, read_snapshot};
-use super::{HistoryError, Reader};
+use super::{HistoryError, Names, Reader};
 use crate::document::{Change, View};
 use crate::id::{CollectionKey, DocumentId, Lsn};
 use crate::limits::Limits;
-use crate::log::record::{ChangeHeader, Lifecycle, Record, payload_digest};
+use crate::log::record::{ChangeHeader, Lifecycle, NameHeader, Record, payload_digest};
 use crate::log::rows::{DocumentRow, IndexRow, decode_row};
 use crate::log::{Keyspace, log_key, lsn_of_key};
 
@@ -149,14 +149,14 @@ fn check_record(reader: &Reader, report: &mut Verification, lsn: Lsn, record: &R
             if let Err(error) = Lifecycle::decode(bytes) {
                 report.fault(place(), error);
             }
+            // Every document has such a record, and none may be without a row.
+            if reader.storage().get(Keyspace::Docs, &header.document)?.is_none() {
+                report.fault(format!("document {}", DocumentId(header.document)), "its row is missing");
+            }
             (header.document, IndexRow::Lifecycle(Lifecycle::id_of(bytes).0))
         }
         Record::Name(header) => {
-            match reader.names().name(header.reference) {
-                Ok(row) if row.bytes == header.bytes && row.kind == header.kind => {}
-                Ok(_) => report.fault(format!("name {}", header.reference), format!("differs from record {lsn}")),
-                Err(error) => report.fault(format!("name {}", header.reference), error),
-            }
+            check_name(reader, report, lsn, header);
             return Ok(());
         }
         _ => return Ok(()),
@@ -172,6 +172,23 @@ fn check_record(reader: &Reader, report: &mut Verification, lsn: Lsn, record: &R
         },
     }
     Ok(())
+}
+
+/// Both rows of an entry of the dictionary, as they are on the disk.
+fn check_name(reader: &Reader, report: &mut Verification, lsn: Lsn, header: &NameHeader) {
+    // What is remembered proves nothing about the disk.
+    let (by_number, by_name) = (Names::new(reader.storage().clone()), Names::new(reader.storage().clone()));
+    let place = format!("name {}", header.reference);
+    match by_number.name(header.reference) {
+        Ok(row) if row.bytes == header.bytes && row.kind == header.kind => {}
+        Ok(_) => report.fault(place.clone(), format!("differs from record {lsn}")),
+        Err(error) => report.fault(place.clone(), error),
+    }
+    match by_name.find(header.kind, &header.bytes) {
+        Ok(Some(reference)) if reference == header.reference => {}
+        Ok(_) => report.fault(place, format!("its number is not found by the name in record {lsn}")),
+        Err(error) => report.fault(place, error),
+    }
 }
 
 fn index_row(header: &ChangeHeader) -> IndexRow {
@@ -216,9 +233,9 @@ fn check_documents(
 }
 
 fn check_document(reader: &Reader, id: DocumentId, report: &mut Verification) -> Result<(), HistoryError> {
-    let Some(row) = reader.row(id)? else { return Ok(()) };
+    let Some(row) = told_row(reader, id)? else { return Ok(()) };
     let mut again: Option<DocumentRow> = None;
-    for (lsn, _) in reader.index(id, Lsn::ZERO)? {
+    for (lsn, _) in reader.index(id, Lsn::ZERO)?.into_iter().filter(|(lsn, _)| lsn.0 <= row.last_lsn) {
         let folded = again.get_or_insert_with(|| new_row(lsn));
         match reader.record(lsn)? {
             Some(Record::Change(header, chunk)) if header.document == id.0 => {
@@ -237,10 +254,25 @@ fn check_document(reader: &Reader, id: DocumentId, report: &mut Verification) ->
         report.fault(format!("document {id}"), "its row does not follow from the log");
     }
     let key = by_seq_key(CollectionKey(row.collection_key), Lsn(row.last_lsn));
-    if reader.storage().get(Keyspace::BySeq, &key)?.is_none() {
+    // Unless it changed meanwhile: its place in the collection moves with it.
+    if reader.storage().get(Keyspace::BySeq, &key)?.is_none() && reader.row(id)?.as_ref() == Some(&row) {
         report.fault(format!("document {id}"), "it is not listed in its collection");
     }
     Ok(())
+}
+
+/// A document's row, once the tail has reached it: a row is there a moment before its group is told.
+fn told_row(reader: &Reader, id: DocumentId) -> Result<Option<DocumentRow>, HistoryError> {
+    const LOOKS_MAX: usize = 1000;
+    let mut row = reader.row(id)?;
+    for _ in 0..LOOKS_MAX {
+        if row.as_ref().is_none_or(|row| row.last_lsn <= reader.tail().lsn.0) {
+            break;
+        }
+        std::thread::yield_now();
+        row = reader.row(id)?;
+    }
+    Ok(row)
 }
 
 /// Rows of the projections that no record or document stands behind.
@@ -262,7 +294,8 @@ fn check_orphans(reader: &Reader, report: &mut Verification) -> Result<(), Histo
                 let row = row.and_then(|bytes| document_row(&id, &bytes).ok()).map(|(_, row)| row);
                 let stands =
                     row.is_some_and(|row| key == by_seq_key(CollectionKey(row.collection_key), Lsn(row.last_lsn)));
-                if !stands {
+                // Nor does it still stand there: a document that changed meanwhile has moved.
+                if !stands && matches!(storage.get(Keyspace::BySeq, key), Ok(Some(_))) {
                     orphans.push(("by_seq", format!("{} is not where {} stands", place(), DocumentId(id))));
                 }
             }
@@ -278,10 +311,10 @@ fn check_orphans(reader: &Reader, report: &mut Verification) -> Result<(), Histo
 
 /// Builds a document from its changes alone, and compares it with its row and its snapshot.
 fn rebuild_document(reader: &Reader, id: DocumentId, report: &mut Verification) -> Result<(), HistoryError> {
-    let Some(row) = reader.row(id)? else { return Ok(()) };
+    let Some(row) = told_row(reader, id)? else { return Ok(()) };
     let mut chunks = Vec::new();
     for (lsn, entry) in reader.index(id, Lsn::ZERO)? {
-        if matches!(entry, IndexRow::Change { .. }) {
+        if lsn.0 <= row.last_lsn && matches!(entry, IndexRow::Change { .. }) {
             chunks.extend(reader.change_bytes(lsn)?);
         }
     }
@@ -296,6 +329,8 @@ fn rebuild_document(reader: &Reader, id: DocumentId, report: &mut Verification) 
     report.snapshots += 1;
     let place = format!("snapshot of {id} at record {}", snapshot.lsn);
     match read_snapshot(&**reader.storage(), id, Lsn(snapshot.lsn))? {
+        // A newer one may have taken its place meanwhile.
+        None if reader.row(id)?.is_none_or(|now| now.snapshot != row.snapshot) => {}
         None => report.fault(place, "it is damaged or incomplete"),
         Some(snapshot) => match View::load(&snapshot.bytes) {
             Ok(view) if view.heads() == snapshot.heads => {}

@@ -266,7 +266,9 @@ impl Log {
             return Ok(());
         }
         let reserved = Lsn(last.0.saturating_add(RESERVED_BLOCK).max(self.mark.reserved.0));
-        let mark = TailMark { reserved, closed: false, ..self.mark };
+        // Synced with the reservation, hence before the first record: a power cut must find a buffered log to be one.
+        let buffered = self.mark.buffered || self.durability == Durability::Buffered;
+        let mark = TailMark { reserved, closed: false, buffered, ..self.mark };
         self.storage.write_mark(&mark, true)?;
         self.mark = mark;
         Ok(())
@@ -299,6 +301,8 @@ pub struct Recovered {
     mark: TailMark,
     /// The log got a new id: cursors on the old one are void.
     pub renewed: bool,
+    /// Records are missing, and that was accepted: other tables may still speak of them.
+    pub lost: bool,
 }
 
 /// What may be lost when a log is opened.
@@ -344,7 +348,8 @@ pub fn recover(storage: &dyn Storage, options: RecoverOptions) -> Result<Recover
     let next = if mark.closed && lost.is_none() { found.next() } else { Lsn(mark.reserved.0.max(found.next().0)) };
     let mark = TailMark { log_id, lsn: found, chain, reserved: next, closed: false, buffered: false };
     storage.write_mark(&mark, true)?;
-    Ok(Recovered { tail: LogCursor { log_id, lsn: found, chain }, next, mark, renewed })
+    let lost = lost.is_some();
+    Ok(Recovered { tail: LogCursor { log_id, lsn: found, chain }, next, mark, renewed, lost })
 }
 
 fn recover_without_mark(
@@ -362,7 +367,8 @@ fn recover_without_mark(
     let next = if end.is_some() { Lsn(found.0.saturating_add(RESERVED_BLOCK)) } else { found.next() };
     let mark = TailMark { log_id, lsn: found, chain, reserved: next, closed: false, buffered: false };
     storage.write_mark(&mark, true)?;
-    Ok(Recovered { tail: LogCursor { log_id, lsn: found, chain }, next, mark, renewed: end.is_some() })
+    let renewed = end.is_some();
+    Ok(Recovered { tail: LogCursor { log_id, lsn: found, chain }, next, mark, renewed, lost: renewed })
 }
 
 /// How the log falls short of its mark, if it does.
@@ -468,6 +474,11 @@ mod tests {
         append(&mut appender, &mut log).unwrap();
         let (_, _, recovered) = open(&storage.killed(), Durability::Buffered);
         assert!(recovered.renewed && recovered.tail.log_id != first.tail.log_id);
+        // The mark was not synced since the first record: the reservation before it tells.
+        for kept in 0..=storage.unsynced_batches() {
+            let (_, _, recovered) = open(&storage.crashed(kept), Durability::Buffered);
+            assert!(recovered.renewed && recovered.tail.log_id != first.tail.log_id, "{kept} batches kept");
+        }
         log.close().unwrap();
         let (_, _, recovered) = open(&storage, Durability::Buffered);
         assert_eq!(recovered.tail.log_id, first.tail.log_id);

@@ -95,7 +95,7 @@ pub struct Directory {
     path: PathBuf,
     /// Whether this open made it.
     created: bool,
-    /// Whether it was a copy, accepted as restored.
+    /// Whether it is a copy, opened as restored.
     restored: bool,
     /// The lock ends with this file.
     _lock: File,
@@ -139,12 +139,19 @@ impl Directory {
             // fjall would make new, empty tables without a word.
             return Err(DirectoryError::Damaged { why: format!("{TABLES}/ is missing"), path });
         }
-        let directory = Self { path, created, restored: copied, _lock: lock };
-        if copied {
-            let accepted = FormatFile { device: metadata.dev(), inode: metadata.ino(), ..format };
-            directory.replace(FORMAT_FILE, &encode_format(&accepted)?)?;
-        }
-        Ok(directory)
+        Ok(Self { path, created, restored: copied, _lock: lock })
+    }
+
+    /// Writes down that this copy is a directory of its own now. To be called once its log has a new id: a copy that
+    /// was accepted sooner, and stopped in between, would go on in the original's name.
+    ///
+    /// # Errors
+    /// [`DirectoryError`]; the directory is then still a copy.
+    pub fn accept(&self) -> Result<(), DirectoryError> {
+        let format = read_format(&self.path)?;
+        let metadata = fs::metadata(&self.path).map_err(|error| io("look at", &self.path, &error))?;
+        let accepted = FormatFile { device: metadata.dev(), inode: metadata.ino(), ..format };
+        self.replace(FORMAT_FILE, &encode_format(&accepted)?)
     }
 
     /// Where it is.
@@ -159,7 +166,7 @@ impl Directory {
         self.created
     }
 
-    /// Whether it was a copy that the caller accepted.
+    /// Whether it is a copy that the caller is about to [accept](Self::accept).
     #[must_use]
     pub fn restored(&self) -> bool {
         self.restored
@@ -339,7 +346,10 @@ mod tests {
         let copied = std::process::Command::new("cp").arg("-r").arg(&one).arg(&two).status().unwrap();
         assert!(copied.success());
         assert!(matches!(Directory::open(&two, OPEN), Err(DirectoryError::Copied { .. })));
-        assert!(Directory::open(&two, OpenDirectory { restored: true, ..OPEN }).unwrap().restored());
+        let restored = OpenDirectory { restored: true, ..OPEN };
+        assert!(Directory::open(&two, restored).unwrap().restored());
+        assert!(matches!(Directory::open(&two, OPEN), Err(DirectoryError::Copied { .. })), "not accepted yet");
+        Directory::open(&two, restored).unwrap().accept().unwrap();
         assert!(!Directory::open(&two, OPEN).unwrap().restored());
         fs::rename(&one, folder.path().join("moved")).unwrap();
         assert!(Directory::open(&folder.path().join("moved"), OPEN).is_ok(), "moving is not copying");

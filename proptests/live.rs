@@ -1,0 +1,98 @@
+//! Many threads at one database: what each was told stands, and a check of the whole finds nothing while they write.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tidelog::log::MemoryStorage;
+use tidelog::{Database, DocHandle, DocumentId, Error, Lsn};
+
+use crate::support::{
+    SmallEdit, assert_whole, first_value, logged_changes, narrow, node, plain, plain_json, rows_after, without_counters,
+};
+
+/// Tries again while there is no room, or the document is on its way to the log.
+fn patiently<T>(mut action: impl FnMut() -> Result<T, Error>) -> T {
+    loop {
+        match action() {
+            Err(Error::Busy) => std::thread::yield_now(),
+            other => return other.unwrap(),
+        }
+    }
+}
+
+fn edit(handle: &DocHandle, number: u16) {
+    let small = SmallEdit((number % 13) as u8, number.wrapping_mul(7919), number);
+    let commit = patiently(|| {
+        handle.change(|edit| {
+            small.run(edit);
+            Ok(())
+        })
+    });
+    // Half of them are waited for, so that groups of every size are made.
+    if number % 2 == 0 {
+        commit.wait().unwrap();
+    }
+}
+
+fn open(number: u8) -> Database {
+    Database::on(MemoryStorage::new()).node(node(number)).limits(narrow()).open().unwrap()
+}
+
+/// The handle's value is that of the log, made by Automerge alone.
+fn assert_settled(database: &Database, id: DocumentId) {
+    let expected = plain_json(&plain(logged_changes(database.reader(), id).values()));
+    let handle = database.find(id).unwrap();
+    assert_eq!(without_counters(patiently(|| handle.to_json())), expected);
+}
+
+#[test]
+fn threads_that_edit_admit_and_check_at_once_agree_in_the_end() {
+    const EDITS: u16 = 200;
+    let (one, other) = (open(1), open(2));
+    let notes = one.collection("notes").unwrap();
+    let ids: Vec<DocumentId> =
+        (0..3).map(|n| notes.doc_with(&format!("note {n}"), first_value()).unwrap().id()).collect();
+    other.admit_blocking(rows_after(one.reader(), Lsn::ZERO)).unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let writers: Vec<_> = [&one, &one, &one, &other]
+            .into_iter()
+            .enumerate()
+            .map(|(writer, database)| {
+                let ids = &ids;
+                scope.spawn(move || {
+                    for number in 0..EDITS {
+                        // Found anew each time, so that cells and views come and go.
+                        let id = ids[(usize::from(number) + writer) % ids.len()];
+                        edit(&database.find(id).unwrap(), number);
+                    }
+                })
+            })
+            .collect();
+        for (from, to) in [(&one, &other), (&other, &one)] {
+            let done = &done;
+            scope.spawn(move || {
+                while !done.load(Ordering::Relaxed) {
+                    let answer = to.admit_blocking(rows_after(from.reader(), Lsn::ZERO)).unwrap();
+                    assert!(answer.refused.is_empty(), "{:?}", answer.refused);
+                }
+            });
+        }
+        let (done, checked) = (&done, &one);
+        scope.spawn(move || {
+            while !done.load(Ordering::Relaxed) {
+                assert_whole(checked);
+            }
+        });
+        let ended: Vec<_> = writers.into_iter().map(|writer| writer.join()).collect();
+        done.store(true, Ordering::Relaxed);
+        ended.into_iter().for_each(|ended| ended.unwrap());
+    });
+    for (from, to) in [(&one, &other), (&other, &one)] {
+        to.admit_blocking(rows_after(from.reader(), Lsn::ZERO)).unwrap();
+    }
+    assert_eq!(one.reader().inventory(None, 9).unwrap(), other.reader().inventory(None, 9).unwrap());
+    for database in [&one, &other] {
+        ids.iter().for_each(|id| assert_settled(database, *id));
+        assert_whole(database);
+    }
+}
