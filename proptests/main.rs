@@ -3,4 +3,5 @@
 mod codec;
 mod json;
 mod replay;
+mod sync_sessions;
 mod tidy;

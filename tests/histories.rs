@@ -29,8 +29,12 @@ fn changes_of(trace: &Trace, id: DocumentId) -> Vec<TraceChange> {
 }
 
 async fn offer(node: &TestNode, id: DocumentId, changes: &[Change]) {
-    let origin =
-        Origin { node: node.database.node(), principal: String::new(), admission: Admission::Structural, rules_version: 0 };
+    let origin = Origin {
+        node: node.database.node(),
+        principal: String::new(),
+        admission: Admission::Structural,
+        rules_version: 0,
+    };
     for group in changes.chunks(1000) {
         let row = |change: &Change| Incoming {
             document: id,
