@@ -263,7 +263,7 @@ impl End {
 fn incoming(row: sync::IncomingRow) -> Vec<Incoming> {
     let (document, origin) = (row.document, row.origin);
     let bodies = match row.body {
-        sync::IncomingBody::Change(change) => vec![IncomingBody::Change(Box::new(change))],
+        sync::IncomingBody::Change(change) => vec![IncomingBody::Change(change)],
         sync::IncomingBody::Lifecycle(bytes) => vec![IncomingBody::Lifecycle(bytes)],
         sync::IncomingBody::Document(chunk) => {
             split(&chunk).unwrap().into_iter().map(|change| IncomingBody::Change(Box::new(change))).collect()

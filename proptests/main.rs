@@ -1,5 +1,7 @@
 //! Properties, models and the tidy test.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test panics; it does not return errors")]
+
 mod codec;
 mod convergence;
 mod disk_full;

@@ -42,7 +42,7 @@ impl Replica {
     fn edit(&self, pick: usize, what: u8) {
         let documents = self.documents();
         let collection = self.database.collection("notes").unwrap();
-        if documents.is_empty() || what % 8 == 0 {
+        if documents.is_empty() || what.is_multiple_of(8) {
             collection.create(serde_json::json!({ "made": what })).unwrap().1.wait().unwrap();
             return;
         }
@@ -55,7 +55,7 @@ impl Replica {
             return;
         }
         let text = "tide ".repeat(if what % 8 == 2 { 2000 } else { 1 });
-        if let Ok(commit) = handle.change(|edit| Ok(edit.put(format!("k{}", what % 5), &serde_json::json!(text))?)) {
+        if let Ok(commit) = handle.change(|edit| Ok(edit.put(format!("k{}", what % 5), serde_json::json!(text))?)) {
             commit.wait().unwrap();
         }
     }
@@ -74,7 +74,7 @@ impl Replica {
         let mut incoming = Vec::new();
         for IncomingRow { document, body, origin } in rows {
             let changes = match body {
-                IncomingBody::Change(change) => vec![change],
+                IncomingBody::Change(change) => vec![*change],
                 IncomingBody::Lifecycle(bytes) => {
                     incoming.push(Incoming { document, body: Body::Lifecycle(bytes), origin });
                     continue;

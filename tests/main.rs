@@ -1,5 +1,7 @@
 //! Real sockets on loopback and real processes.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test panics; it does not return errors")]
+
 mod cli;
 mod histories;
 mod kill;

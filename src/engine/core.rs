@@ -72,7 +72,7 @@ impl Input {
     }
 }
 
-/// What became of an [`Input`].
+/// What became of something that was given to the writer.
 #[derive(Debug, Clone, Default)]
 pub struct Admitted {
     /// Changes and statements that were new.

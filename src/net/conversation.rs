@@ -475,7 +475,7 @@ async fn unpack(row: IncomingRow) -> Result<Vec<Incoming>, Error> {
     let IncomingRow { document, body, origin } = row;
     let one = |body| vec![Incoming { document, body, origin: origin.clone() }];
     match body {
-        sync::IncomingBody::Change(change) => Ok(one(IncomingBody::Change(Box::new(change)))),
+        sync::IncomingBody::Change(change) => Ok(one(IncomingBody::Change(change))),
         sync::IncomingBody::Lifecycle(bytes) => Ok(one(IncomingBody::Lifecycle(bytes))),
         sync::IncomingBody::Document(chunk) => {
             let changes = tokio::task::spawn_blocking(move || split(&chunk)).await.map_err(|_| Error::Closed)??;

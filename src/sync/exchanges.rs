@@ -300,7 +300,7 @@ impl Running {
                 ChunkKind::Change => {
                     let change = parse_change(document, chunk.bytes, limits)?;
                     arrived.push((change.hash(), change.deps().to_vec()));
-                    push(IncomingBody::Change(change));
+                    push(IncomingBody::Change(Box::new(change)));
                 }
                 ChunkKind::Document => push(IncomingBody::Document(chunk.bytes)),
                 ChunkKind::Bundle => {

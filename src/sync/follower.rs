@@ -451,7 +451,7 @@ impl Follower {
     ) -> Result<(), SessionError> {
         let bytes = if row.flags == ROW_IN_PARTS { std::mem::take(&mut self.parts) } else { row.bytes };
         let body = match row.kind {
-            RowKind::Change => IncomingBody::Change(parse_change(document, bytes, &self.limits)?),
+            RowKind::Change => IncomingBody::Change(Box::new(parse_change(document, bytes, &self.limits)?)),
             RowKind::Lifecycle => IncomingBody::Lifecycle(bytes),
         };
         let origin = origin_from_wire(&origins[row.origin as usize]);

@@ -210,7 +210,7 @@ pub struct IncomingRow {
 #[derive(Debug, Clone)]
 pub enum IncomingBody {
     /// A verified change.
-    Change(Change),
+    Change(Box<Change>),
     /// A lifecycle record, not opened.
     Lifecycle(Vec<u8>),
     /// A whole document chunk, not verified: the driver splits it into changes.
