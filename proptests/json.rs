@@ -1,5 +1,7 @@
 //! JSON written into a document reads back, over whatever was there, and merges with what others write.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tidelog::document::{Change, EditOptions, View, ViewError};
@@ -24,10 +26,7 @@ fn leaf() -> impl Strategy<Value = Value> {
 
 fn any_value() -> impl Strategy<Value = Value> {
     leaf().prop_recursive(4, 40, 6, |inner| {
-        prop_oneof![
-            prop::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
-            object(inner),
-        ]
+        prop_oneof![prop::collection::vec(inner.clone(), 0..6).prop_map(Value::from), object(inner),]
     })
 }
 

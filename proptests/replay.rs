@@ -1,5 +1,7 @@
 //! A view fed one way or another is the document that plain `apply_changes` makes.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::collections::BTreeMap;
 
 use automerge::marks::{ExpandMark, Mark};

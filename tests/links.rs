@@ -8,15 +8,15 @@ use tidelog::net::{AllowList, Endpoint, Identity, LinkOptions, Links, Ticket, Un
 use tidelog::{Database, DocumentId, Limits};
 
 /// A node in this process.
-struct TestNode {
-    database: Database,
-    links: Links,
-    ticket: Ticket,
+pub(crate) struct TestNode {
+    pub(crate) database: Database,
+    pub(crate) links: Links,
+    pub(crate) ticket: Ticket,
     _folder: tempfile::TempDir,
 }
 
 impl TestNode {
-    fn start(strict: bool) -> Self {
+    pub(crate) fn start(strict: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let identity = Identity::generate().unwrap();
         let database = Database::builder(folder.path().join("data")).node(identity.node()).open().unwrap();
@@ -37,7 +37,7 @@ fn listen(database: &Database, identity: Identity, strict: bool) -> (Links, Tick
 }
 
 /// Waits until both databases have the same documents in the same state.
-async fn converged(a: &TestNode, b: &TestNode) {
+pub(crate) async fn converged(a: &TestNode, b: &TestNode) {
     let (mut tail_a, mut tail_b) = (a.database.tail(), b.database.tail());
     let equal = async {
         loop {

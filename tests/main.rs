@@ -1,3 +1,5 @@
 //! Real sockets on loopback and real processes.
 
+mod cli;
+mod histories;
 mod links;

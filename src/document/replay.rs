@@ -350,10 +350,10 @@ impl Replayer<'_> {
         }
         let index = self.position(object, element)?;
         let here = self.tx.get_all(object, index).ok()?;
-        if let Some((value, id)) = here.last() {
-            if here.iter().any(|(_, id)| same_id(id, element)) || self.element_of(id)? == *element {
-                return Some(index + if text { width(value) } else { 1 });
-            }
+        if let Some((value, id)) = here.last()
+            && (here.iter().any(|(_, id)| same_id(id, element)) || self.element_of(id)? == *element)
+        {
+            return Some(index + if text { width(value) } else { 1 });
         }
         // The element is not visible. Behind an edge of a mark insertions are made, behind a deleted one never.
         let is_mark = matches!(self.operation(element)?.action, OpType::MarkBegin(_) | OpType::MarkEnd(_));

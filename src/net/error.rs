@@ -29,7 +29,8 @@ pub enum KeyFault {
     Malformed,
     /// Others than the owner may read or write the file.
     #[error(
-        "its mode {mode:o} lets others than its owner at the key: run `chmod 600` on it, or make a new key if one may have been read"
+        "its mode {mode:o} lets others than its owner at the key: run `chmod 600` on it, or make a new key if it \
+         may have been read"
     )]
     OpenToOthers {
         /// The permission bits found.

@@ -60,6 +60,8 @@ struct Wanting {
     /// Something came meanwhile that the answer need not cover.
     again: bool,
     stream_logged: bool,
+    /// The heads the peer had when it answered with an exchange: what the exchange must bring at least.
+    required: Heads,
     attempts: u32,
 }
 
@@ -68,8 +70,8 @@ enum Wish {
     Asked,
     Streaming,
     Exchanging,
-    /// An exchange ended before the answer came; whether we have what the peer had.
-    Exchanged(bool),
+    /// An exchange ended before the answer came.
+    Exchanged,
 }
 
 struct Incoming {
@@ -175,7 +177,7 @@ impl Follower {
     /// Takes an answer to a want.
     pub(super) fn handle_document(&mut self, batch: DocumentBatch, intake: &mut Intake) -> Result<(), SessionError> {
         let document = batch.document;
-        let asked = |wanting: &Wanting| matches!(wanting.state, Wish::Asked | Wish::Exchanged(_));
+        let asked = |wanting: &Wanting| matches!(wanting.state, Wish::Asked | Wish::Exchanged);
         if !self.wanted.get(&document).is_some_and(asked) {
             return Err(unexpected("DocumentBatch", "the document was not asked for"));
         }
@@ -300,12 +302,13 @@ impl Follower {
                 self.wanted.remove(&document);
                 return Ok(());
             }
-            (Outcome::Exchange, Wish::Exchanged(whole)) => whole,
-            (Outcome::Exchange, _) => {
+            (Outcome::Exchange, Wish::Asked) => {
                 wanting.state = Wish::Exchanging;
+                wanting.required = heads.clone();
                 return Ok(());
             }
-            (Outcome::Complete | Outcome::More, _) => has_all(document, heads, reader)?,
+            // An exchange that ended already may have been about older heads than the answer's.
+            (Outcome::Exchange | Outcome::Complete | Outcome::More, _) => has_all(document, heads, reader)?,
         };
         self.conclude(document, whole)
     }
@@ -321,14 +324,14 @@ impl Follower {
     /// Takes note that an exchange is over, whoever began it.
     pub(super) fn handle_exchanged(&mut self, ended: Ended, reader: &Reader) -> Result<(), SessionError> {
         let Some(wanting) = self.wanted.get_mut(&ended.document) else { return Ok(()) };
-        let whole = match &ended.their_heads {
-            Some(heads) => has_all(ended.document, heads, reader)?,
-            None => false,
-        };
         match wanting.state {
-            Wish::Exchanging => self.conclude(ended.document, whole),
-            Wish::Asked | Wish::Exchanged(_) => {
-                wanting.state = Wish::Exchanged(whole);
+            Wish::Exchanging => {
+                let said = ended.their_heads.is_some();
+                let whole = said && has_all(ended.document, &wanting.required, reader)?;
+                self.conclude(ended.document, whole)
+            }
+            Wish::Asked | Wish::Exchanged => {
+                wanting.state = Wish::Exchanged;
                 Ok(())
             }
             Wish::Streaming => Ok(()),
@@ -402,7 +405,8 @@ impl Follower {
             }
             let live = exchanges.is_live(row.document);
             let wish = if live { Wish::Exchanging } else { Wish::Asked };
-            self.wanted.insert(row.document, Wanting::new(wish));
+            // What is being exchanged may have been said before it became what the page lists: ask afterwards.
+            self.wanted.insert(row.document, Wanting { again: live, ..Wanting::new(wish) });
             if !live {
                 let heads = state.map_or_else(Heads::default, |state| shortened(state.heads));
                 wishes.push(Wanted { document: row.document, heads });
@@ -471,7 +475,7 @@ impl Follower {
 
 impl Wanting {
     fn new(state: Wish) -> Self {
-        Self { state, rows_wait: false, again: false, stream_logged: false, attempts: 0 }
+        Self { state, rows_wait: false, again: false, stream_logged: false, required: Heads::default(), attempts: 0 }
     }
 }
 

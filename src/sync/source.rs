@@ -316,13 +316,16 @@ impl Source {
             EntryKind::Footer { chain } => Some(Position { lsn: last.lsn, chain }),
             _ => None,
         };
-        self.phase = Phase::Streaming(last.lsn);
+        let last_lsn = last.lsn;
+        self.phase = Phase::Streaming(last_lsn);
         self.skipped += entries.len();
         let mut rows = Rows::default();
         for entry in entries {
             self.add_entry(entry, &mut rows);
         }
-        if rows.rows.is_empty() && (end.is_none() || self.skipped < SKIPPED_MAX) {
+        // Where the log ended when the link was made, the peer learns that it has caught up.
+        let catches_up = after < self.tail_met && last_lsn >= self.tail_met;
+        if rows.rows.is_empty() && (end.is_none() || self.skipped < SKIPPED_MAX && !catches_up) {
             return Ok(true);
         }
         self.skipped = 0;
@@ -356,7 +359,10 @@ impl Source {
     ) -> Result<(), SessionError> {
         let document = want.document;
         let Some(state) = reader.document(document)? else {
-            return out.control(&answer(document, Heads::default(), Outcome::UnknownDocument));
+            let (origins, rows, heads) = (Vec::new(), Vec::new(), Heads::default());
+            let outcome = Outcome::UnknownDocument;
+            let answer = DocumentBatch { document, origins, rows, streamed: None, heads, outcome };
+            return out.control(&Frame::DocumentBatch(answer));
         };
         let graph = reader.graph(document)?;
         let (known, remaining, heads) = {
@@ -370,13 +376,19 @@ impl Source {
                 self.stream_wants.push_back(want);
                 return Ok(());
             }
-            let follow = known && !self.strict;
-            let following = if follow { graph.following(want.heads.as_slice()) } else { Vec::new() };
-            (known, following.into_iter().map(|index| graph.lsn_at(index)).collect(), graph.heads())
+            let following = if known { graph.following(want.heads.as_slice()) } else { Vec::new() };
+            let remaining: VecDeque<Lsn> = following.into_iter().map(|index| graph.lsn_at(index)).collect();
+            (known, remaining, graph.heads())
         };
-        if self.strict || !known {
+        if !known || self.strict && !remaining.is_empty() {
             exchanges.request(document);
-            return out.control(&answer(document, heads, Outcome::Exchange));
+            // An exchange under way said its lifecycle records when it began; these are today's.
+            let mut rows = Rows::default();
+            self.add_lifecycle(document, reader, &mut rows)?;
+            let (origins, rows) = (rows.origins.items, rows.rows);
+            let outcome = Outcome::Exchange;
+            let answer = DocumentBatch { document, origins, rows, streamed: None, heads, outcome };
+            return out.control(&Frame::DocumentBatch(answer));
         }
         self.serving = Some(Serving { document, remaining, heads, first: true });
         Ok(())
@@ -516,11 +528,6 @@ impl<T: Clone + Eq + Hash> Dictionary<T> {
         self.places.insert(item, place);
         place
     }
-}
-
-fn answer(document: DocumentId, heads: Heads, outcome: Outcome) -> Frame {
-    let (origins, rows) = (Vec::new(), Vec::new());
-    Frame::DocumentBatch(DocumentBatch { document, origins, rows, streamed: None, heads, outcome })
 }
 
 fn origin_to_wire(origin: &Origin) -> wire::Origin {

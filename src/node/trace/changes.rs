@@ -86,9 +86,9 @@ impl<'a> TraceChanges<'a> {
     /// text in the end is not the promised one.
     ///
     /// # Cost
-    /// Some 40 us for a transaction on top of its author's last one; for each that merges another's, automerge walks
-    /// the text, 4 ms at 20,000 characters, which is nearly all the time an interwoven history takes.
-    /// All changes are held in memory, about 1 kB for a keystroke.
+    /// 26 to 250 us for a transaction on top of its author's last one, by history. For each that merges another's,
+    /// automerge walks the text: 4 ms on average in a history that ends at 21,000 characters, nearly all its time.
+    /// All changes are held in memory.
     pub fn build(
         trace: &'a Trace,
         options: &'a TraceOptions,

@@ -128,7 +128,7 @@ impl Trace {
         }
     }
 
-    /// A digest of everything that decides the text and its authors; equal for equal histories, however they are stored.
+    /// A digest of what decides the text and its authors; equal for equal histories, however they are stored.
     #[must_use]
     pub fn digest(&self) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new_derive_key("tidelog 2026-11 trace digest");

@@ -1,0 +1,395 @@
+//! Replicas linked by sessions converge, whatever is cut and whenever.
+//!
+//! The wires are queues of frames, one a channel, and frames of one channel stay in order, as QUIC gives. Everything
+//! else is free: which channel is read next, how long the writer takes, when a link is cut and what was under way then.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Instant;
+
+use automerge::Automerge;
+use proptest::prelude::*;
+use tidelog::document::Change;
+use tidelog::engine::{Incoming, IncomingBody as Body};
+use tidelog::id::{DocumentId, NodeId};
+use tidelog::log::MemoryStorage;
+use tidelog::sync::wire::Role;
+use tidelog::sync::{
+    Admitted, Channel, IncomingBody, IncomingRow, Opened, Output, Session, SessionConfig, SessionEvent, Side,
+};
+use tidelog::{Database, Limits};
+
+struct Replica {
+    node: NodeId,
+    database: Database,
+}
+
+impl Replica {
+    fn new(n: u8, limits: &Limits) -> Self {
+        Self::on(n, MemoryStorage::new(), limits)
+    }
+
+    fn on(n: u8, storage: MemoryStorage, limits: &Limits) -> Self {
+        let node = NodeId([n + 1; 32]);
+        let database = Database::on(storage).node(node).limits(limits.clone()).open().unwrap();
+        Self { node, database }
+    }
+
+    fn documents(&self) -> Vec<DocumentId> {
+        self.database.reader().inventory(None, usize::MAX).unwrap().into_iter().map(|(id, _)| id).collect()
+    }
+
+    /// Edits one of the documents here, or makes a new one.
+    fn edit(&self, pick: usize, what: u8) {
+        let documents = self.documents();
+        let collection = self.database.collection("notes").unwrap();
+        if documents.is_empty() || what % 8 == 0 {
+            collection.create(serde_json::json!({ "made": what })).unwrap().1.wait().unwrap();
+            return;
+        }
+        let handle = self.database.find(documents[pick % documents.len()]).unwrap();
+        if what % 16 == 1 {
+            // Deleted already is as good.
+            if let Ok(commit) = handle.delete() {
+                commit.wait().unwrap();
+            }
+            return;
+        }
+        let text = "tide ".repeat(if what % 8 == 2 { 2000 } else { 1 });
+        if let Ok(commit) = handle.change(|edit| Ok(edit.put(format!("k{}", what % 5), &serde_json::json!(text))?)) {
+            commit.wait().unwrap();
+        }
+    }
+
+    /// Everything that should be equal on all replicas.
+    fn state(&self) -> BTreeMap<DocumentId, (String, [u8; 16], bool)> {
+        let reader = self.database.reader();
+        let state = |id| {
+            let state = reader.document(id).unwrap().unwrap();
+            (id, (state.heads.to_string(), state.digest.0, state.visible))
+        };
+        self.documents().into_iter().map(state).collect()
+    }
+
+    fn admit(&self, rows: Vec<IncomingRow>, via: NodeId, cursor: Option<tidelog::id::LogCursor>) -> Admitted {
+        let mut incoming = Vec::new();
+        for IncomingRow { document, body, origin } in rows {
+            let changes = match body {
+                IncomingBody::Change(change) => vec![change],
+                IncomingBody::Lifecycle(bytes) => {
+                    incoming.push(Incoming { document, body: Body::Lifecycle(bytes), origin });
+                    continue;
+                }
+                IncomingBody::Document(bytes) => Automerge::load(&bytes)
+                    .unwrap()
+                    .get_changes(&[])
+                    .into_iter()
+                    .map(|change| Change::from_automerge(change).unwrap())
+                    .collect(),
+            };
+            for change in changes {
+                incoming.push(Incoming { document, body: Body::Change(Box::new(change)), origin: origin.clone() });
+            }
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let admitted = runtime.block_on(self.database.admit(incoming, Some(via), cursor)).unwrap();
+        assert!(admitted.refused.is_empty(), "{:?}", admitted.refused);
+        Admitted { missing: admitted.missing, cursor_stored: admitted.cursor_stored }
+    }
+
+    fn store(&self, via: NodeId, cursor: tidelog::id::LogCursor) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(self.database.store_cursor(via, cursor)).unwrap();
+    }
+}
+
+/// A frame, or the end of a channel.
+#[derive(Clone)]
+enum Wire {
+    Frame(Vec<u8>),
+    End,
+}
+
+/// One side of a link: its session, what is on its way to it, and what its writer has not done yet.
+struct End {
+    session: Session,
+    incoming: BTreeMap<Channel, VecDeque<Wire>>,
+    writer: VecDeque<Output>,
+    caught_up: bool,
+}
+
+struct Link {
+    sides: [usize; 2],
+    ends: [End; 2],
+    bytes: usize,
+    now: Instant,
+}
+
+impl Link {
+    fn new(replicas: &[Replica], sides: [usize; 2], strict: bool, limits: &Limits) -> Self {
+        let end = |here: usize, there: usize, strict: bool| {
+            let (us, peer) = (&replicas[here], replicas[there].node);
+            let cursor = us.database.reader().peer_cursor(peer).unwrap();
+            let session = Session::new(SessionConfig {
+                node: us.node,
+                peer,
+                role: Role::Node,
+                strict,
+                invite: None,
+                cursor,
+                agent: "test".into(),
+                limits: limits.clone(),
+            });
+            End { session, incoming: BTreeMap::new(), writer: VecDeque::new(), caught_up: false }
+        };
+        let ends = [end(sides[0], sides[1], strict), end(sides[1], sides[0], false)];
+        Self { sides, ends, bytes: 0, now: Instant::now() }
+    }
+
+    /// Does one thing on one side, chosen by `pick`; `false` when nothing is to do there.
+    fn step(&mut self, replicas: &[Replica], pick: usize) -> bool {
+        let side = pick % 2;
+        let (replica, peer) = (&replicas[self.sides[side]], replicas[self.sides[1 - side]].node);
+        let reader = replica.database.reader();
+        let end = &mut self.ends[side];
+        let mut ready: Vec<Option<Channel>> = end
+            .incoming
+            .iter()
+            .filter(|(channel, frames)| !frames.is_empty() && end.session.accepts(**channel))
+            .map(|(channel, _)| Some(*channel))
+            .collect();
+        ready.extend((!end.writer.is_empty()).then_some(None));
+        if !ready.is_empty() {
+            match ready[(pick / 2) % ready.len()] {
+                Some(channel) => match end.incoming.get_mut(&channel).unwrap().pop_front().unwrap() {
+                    Wire::Frame(bytes) => end.session.handle_frame(self.now, channel, &bytes, reader).unwrap(),
+                    Wire::End => end.session.handle_channel_closed(channel).unwrap(),
+                },
+                None => match end.writer.pop_front().unwrap() {
+                    Output::Admit { ticket, rows, cursor } => {
+                        end.session.handle_admitted(ticket, replica.admit(rows, peer, cursor));
+                    }
+                    Output::StoreCursor { ticket, cursor } => {
+                        replica.store(peer, cursor);
+                        end.session.handle_admitted(ticket, Admitted { missing: Vec::new(), cursor_stored: true });
+                    }
+                    other => panic!("{other:?} is not for the writer"),
+                },
+            }
+        }
+        end.session.handle_tail();
+        let mut worked = !ready.is_empty();
+        while let Some(output) = self.ends[side].session.poll(self.now, reader).unwrap() {
+            worked = true;
+            self.output(side, output);
+        }
+        worked
+    }
+
+    fn output(&mut self, side: usize, output: Output) {
+        match output {
+            Output::Send { channel, frame, finish } => {
+                self.bytes += frame.len() + 4;
+                self.ends[side].session.handle_sent(channel);
+                let wire = self.ends[1 - side].incoming.entry(mirrored(channel)).or_default();
+                if !frame.is_empty() {
+                    wire.push_back(Wire::Frame(frame));
+                }
+                if finish {
+                    wire.push_back(Wire::End);
+                }
+            }
+            Output::Reset(channel) => {
+                // What is under way may arrive or not: nothing of it does.
+                self.ends[side].incoming.remove(&channel);
+                let wire = self.ends[1 - side].incoming.entry(mirrored(channel)).or_default();
+                wire.clear();
+                wire.push_back(Wire::End);
+            }
+            Output::Event(SessionEvent::CaughtUp) => self.ends[side].caught_up = true,
+            Output::Event(_) => {}
+            work => self.ends[side].writer.push_back(work),
+        }
+    }
+
+    /// Runs until nothing is left to do.
+    fn run(&mut self, replicas: &[Replica], picks: &mut dyn FnMut() -> usize) {
+        let mut idle = 0;
+        for _ in 0..200_000 {
+            let pick = picks();
+            let worked = self.step(replicas, pick);
+            idle = if worked { 0 } else { idle + 1 };
+            if idle > 0 && !self.step(replicas, pick ^ 1) {
+                return;
+            }
+        }
+        panic!("the link never comes to rest");
+    }
+}
+
+fn mirrored(channel: Channel) -> Channel {
+    let turn = |opened: Opened| Opened {
+        by: if opened.by == Side::Us { Side::Peer } else { Side::Us },
+        number: opened.number,
+    };
+    match channel {
+        Channel::Control => Channel::Control,
+        Channel::Document(opened) => Channel::Document(turn(opened)),
+        Channel::Stream(opened) => Channel::Stream(turn(opened)),
+    }
+}
+
+/// Small bounds, so that pages, batches and messages are many.
+fn tight() -> Limits {
+    let mut limits = Limits::DEFAULT;
+    limits.batch_bytes = 700;
+    limits.inventory_rows = 2;
+    limits.part_bytes = 100;
+    limits.exchanges_per_peer = 2;
+    limits.snapshot_instead_of_changes = 4;
+    limits
+}
+
+/// A stream of choices from a seed.
+fn picks(seed: u64) -> impl FnMut() -> usize {
+    let mut state = seed | 1;
+    move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize
+    }
+}
+
+/// Links every neighbour in turn until nothing changes; the second round must find nothing new.
+fn settle(replicas: &[Replica], strict: bool, limits: &Limits, picks: &mut dyn FnMut() -> usize) {
+    for _ in 0..2 * replicas.len() {
+        for n in 1..replicas.len() {
+            let mut link = Link::new(replicas, [n - 1, n], strict, limits);
+            link.run(replicas, picks);
+            assert!(link.ends.iter().all(|end| end.caught_up), "both sides say that they caught up");
+        }
+    }
+    let first = replicas[0].state();
+    for replica in &replicas[1..] {
+        let state = replica.state();
+        let unequal = |id: &&DocumentId| first.get(id) != state.get(id);
+        let ids: Vec<&DocumentId> = first.keys().chain(state.keys()).filter(unequal).collect();
+        let unequal: Vec<_> = ids.into_iter().map(|id| (id, first.get(id), state.get(id))).collect();
+        assert!(unequal.is_empty(), "{unequal:#?}");
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Event {
+    Edit {
+        who: usize,
+        pick: usize,
+        what: u8,
+    },
+    /// A link that is cut after so many steps.
+    Link {
+        which: usize,
+        steps: usize,
+        strict: bool,
+    },
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        3 => (any::<usize>(), any::<usize>(), any::<u8>()).prop_map(|(who, pick, what)| Event::Edit { who, pick, what }),
+        1 => (any::<usize>(), 0_usize..150, any::<bool>())
+            .prop_map(|(which, steps, strict)| Event::Link { which, steps, strict }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 200, ..ProptestConfig::default() })]
+
+    /// Three replicas in a row edit, delete and create while links between them come and are cut at any frame. Once
+    /// links last, heads, digests and lifecycles are equal, whatever the sizes of pages and batches.
+    #[test]
+    fn replicas_converge_through_cut_links(
+        events in prop::collection::vec(event(), 1..60),
+        seed in any::<u64>(),
+        roomy in any::<bool>(),
+        strict in any::<bool>(),
+    ) {
+        let limits = if roomy { Limits::DEFAULT } else { tight() };
+        let replicas: Vec<Replica> = (0..3).map(|n| Replica::new(n, &limits)).collect();
+        let mut picks = picks(seed);
+        for event in events {
+            match event {
+                Event::Edit { who, pick, what } => replicas[who % 3].edit(pick, what),
+                Event::Link { which, steps, strict } => {
+                    let n = which % 2;
+                    let mut link = Link::new(&replicas, [n, n + 1], strict, &limits);
+                    for step in 0..steps {
+                        if step % 40 == 39 {
+                            replicas[n + step % 2].edit(picks(), picks() as u8);
+                        }
+                        link.step(&replicas, picks());
+                    }
+                }
+            }
+        }
+        settle(&replicas, strict, &limits, &mut picks);
+    }
+}
+
+/// Two replicas that share documents and went apart on them.
+fn apart(limits: &Limits) -> Vec<Replica> {
+    let replicas: Vec<Replica> = (0..2).map(|n| Replica::new(n, limits)).collect();
+    for n in 0..40 {
+        replicas[n % 2].edit(n, n as u8);
+    }
+    settle(&replicas, false, limits, &mut picks(7));
+    for n in 0..40 {
+        replicas[n % 2].edit(n / 2, (n * 7 + 3) as u8);
+    }
+    replicas
+}
+
+#[test]
+fn a_reconnect_with_nothing_changed_costs_less_than_a_kibibyte() {
+    for strict in [false, true] {
+        let limits = Limits::DEFAULT;
+        let replicas = apart(&limits);
+        settle(&replicas, strict, &limits, &mut picks(3));
+        let before: Vec<_> = replicas.iter().map(|replica| replica.database.reader().tail()).collect();
+        let mut link = Link::new(&replicas, [0, 1], strict, &limits);
+        link.run(&replicas, &mut picks(5));
+        assert!(link.bytes < 1024, "{} bytes", link.bytes);
+        assert!(link.ends.iter().all(|end| end.caught_up));
+        let after: Vec<_> = replicas.iter().map(|replica| replica.database.reader().tail()).collect();
+        assert_eq!(before, after, "nothing is logged for it");
+    }
+}
+
+#[test]
+fn an_edit_on_a_standing_link_arrives_and_is_not_sent_back() {
+    let limits = Limits::DEFAULT;
+    let replicas = apart(&limits);
+    let mut picks = picks(11);
+    settle(&replicas, false, &limits, &mut picks);
+    let mut link = Link::new(&replicas, [0, 1], false, &limits);
+    link.run(&replicas, &mut picks);
+    for n in 0..20 {
+        let before = link.bytes;
+        replicas[n % 2].edit(n, 8 * (n as u8) + 3);
+        link.run(&replicas, &mut picks);
+        assert_eq!(replicas[0].state(), replicas[1].state());
+        assert!(link.bytes - before < 400, "{} bytes for a small edit", link.bytes - before);
+    }
+}
+
+#[test]
+fn a_replica_that_lost_everything_gets_it_back_even_what_it_wrote_itself() {
+    for strict in [false, true] {
+        let limits = tight();
+        let mut replicas = apart(&limits);
+        settle(&replicas, false, &limits, &mut picks(3));
+        let state = replicas[0].state();
+        // The same key, an empty disk.
+        replicas[1] = Replica::new(1, &limits);
+        settle(&replicas, strict, &limits, &mut picks(9));
+        assert_eq!(replicas[1].state(), state);
+    }
+}

@@ -1,0 +1,361 @@
+//! What can be said on the command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// A real-time database whose documents merge.
+#[derive(Debug, Parser)]
+#[command(name = "tidelog", version, max_term_width = 110, propagate_version = true)]
+#[command(after_help = "Exit status: 0 ok, 1 error, 2 usage, 3 not found, 4 denied, 5 unreachable or too late, \
+    6 conflict or in use, 7 corruption found, 130 interrupted.")]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    pub(super) global: Global,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(super) struct Global {
+    /// The data directory
+    #[arg(long, global = true, env = "TIDELOG_DATA", default_value = "./tidelog-data", value_name = "DIR")]
+    pub(super) data: PathBuf,
+    /// Print one JSON object a line
+    #[arg(long, global = true, conflicts_with = "quiet")]
+    pub(super) json: bool,
+    /// Print ids only, and no narration
+    #[arg(short, long, global = true)]
+    pub(super) quiet: bool,
+    /// Log more; twice for everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
+    pub(super) verbose: u8,
+    /// When to use colours
+    #[arg(long, global = true, value_enum, default_value = "auto")]
+    pub(super) color: Color,
+    /// Answer every question with yes
+    #[arg(short, long, global = true)]
+    pub(super) yes: bool,
+    /// How long to wait for a running node's answer, in seconds
+    #[arg(long, global = true, default_value = "30", value_name = "SECONDS", value_parser = seconds)]
+    pub(super) timeout: Duration,
+    /// How log lines on stderr are written
+    #[arg(long, global = true, value_enum, default_value = "text")]
+    pub(super) log_format: LogFormat,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let number = text.strip_suffix('s').unwrap_or(text);
+    let seconds: f64 = number.parse().map_err(|_| "give a number of seconds".to_owned())?;
+    match Duration::try_from_secs_f64(seconds) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        _ => Err("give a number of seconds above 0".to_owned()),
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Color {
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run a node
+    Serve(Serve),
+    /// List the collections, or the documents of one
+    Ls {
+        /// Which collection
+        collection: Option<String>,
+    },
+    /// Print a document as JSON
+    Get {
+        /// Which document
+        id: String,
+        /// As it was at these changes (hashes, joined by commas; see `tidelog log ID`)
+        #[arg(long, value_delimiter = ',', value_name = "HEADS")]
+        at: Option<Vec<String>>,
+    },
+    /// Create a document and print its id
+    Add {
+        /// In which collection; it need not exist
+        collection: String,
+        /// What it holds: a JSON object, or - to read it from stdin
+        #[arg(value_name = "JSON")]
+        value: Option<String>,
+        /// Give it a name, from which its id follows on every node
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Write one value in a document
+    Set {
+        /// Which document
+        id: String,
+        /// Where, as title, items.0.title or /items/0/title; - at the end appends to a list
+        path: String,
+        /// What, as JSON; a bare word is a string; - reads stdin
+        #[arg(allow_hyphen_values = true)]
+        value: String,
+    },
+    /// Edit a document as JSON in $EDITOR
+    Edit {
+        /// Which document
+        id: String,
+    },
+    /// Delete documents; `restore` brings them back
+    Rm {
+        /// Which documents
+        #[arg(required = true)]
+        ids: Vec<String>,
+    },
+    /// Bring a deleted document back
+    Restore {
+        /// Which document
+        id: String,
+    },
+    /// Print a document's changes, or the end of the node's log; newest last
+    Log {
+        /// Which document
+        id: Option<String>,
+        /// Begin after this position instead of near the end
+        #[arg(long, value_name = "LSN")]
+        from: Option<From>,
+        /// How many
+        #[arg(long, default_value_t = 50)]
+        limit: u64,
+    },
+    /// Print changes as they come, until ^C
+    Watch {
+        /// Of a collection or a document; of everything when left out
+        target: Option<String>,
+        /// From a position, from the beginning, or from now
+        #[arg(long, default_value = "now", value_name = "LSN|beginning|now")]
+        from: From,
+        /// End after so many
+        #[arg(long)]
+        limit: Option<u64>,
+    },
+    /// Bring documents in: NDJSON or an .automerge file; `import trace FILE` replays an editing history
+    #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+    Import(Import),
+    /// Print documents
+    Export {
+        /// A document or a collection; everything when left out
+        target: Option<String>,
+        /// How
+        #[arg(long, value_enum)]
+        format: Option<Format>,
+        /// Write here instead of stdout: a file, or for several .automerge files a directory
+        #[arg(short, long, value_name = "PATH")]
+        output: Option<PathBuf>,
+    },
+    /// Who may link to this node
+    Peer {
+        #[command(subcommand)]
+        command: Peer,
+    },
+    /// Print how to reach the running node
+    Ticket {
+        /// Admit whoever first shows it, within ten minutes, as this
+        #[arg(long, value_enum, value_name = "ROLE")]
+        invite: Option<Role>,
+    },
+    /// Print how the node is
+    Status,
+    /// Check the store against itself
+    Verify {
+        /// Rebuild every document too
+        #[arg(long)]
+        deep: bool,
+    },
+}
+
+#[derive(Debug, Clone, Args)]
+pub(super) struct Serve {
+    /// The UDP address to listen on; port 0 takes a free one
+    #[arg(long, default_value = "127.0.0.1:4780", env = "TIDELOG_LISTEN", value_name = "ADDRESS:PORT")]
+    pub(super) listen: SocketAddr,
+    /// A node to replicate with: its ticket (may be given several times)
+    #[arg(long, value_name = "TICKET")]
+    pub(super) peer: Vec<String>,
+    /// What an acknowledgement waits for
+    #[arg(long, value_enum, default_value = "synced")]
+    pub(super) durability: DurabilityLevel,
+    /// Take unknown keys from this machine for nodes (for trying things out)
+    #[arg(long)]
+    pub(super) trust_loopback_nodes: bool,
+    /// Go on when acknowledged records are missing, under a new log id
+    #[arg(long)]
+    pub(super) accept_tail_loss: bool,
+    /// The data directory is a copy: give its log a new id
+    #[arg(long)]
+    pub(super) restored: bool,
+    /// Put the node's key aside and become a new node
+    #[arg(long)]
+    pub(super) new_node: bool,
+    /// Exchange every document in Automerge's own messages
+    #[arg(long)]
+    pub(super) strict: bool,
+    /// Write {node, ticket, address, ..} to this file once the node listens
+    #[arg(long, value_name = "FILE")]
+    pub(super) ready_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum DurabilityLevel {
+    /// The disk has it
+    Synced,
+    /// The operating system has it
+    Buffered,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Import {
+    #[command(subcommand)]
+    pub(super) special: Option<SpecialImport>,
+    /// NDJSON (one object a line; - is stdin) or an .automerge file
+    #[arg(required = true)]
+    pub(super) file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) to: To,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum SpecialImport {
+    /// Replay an editing history, one change for each transaction
+    Trace {
+        /// The history: JSON or gzipped JSON
+        file: PathBuf,
+        /// Only these agents' edits, as 0 or 0,2: as far as they are causally complete here
+        #[arg(long, value_delimiter = ',', value_name = "N")]
+        agents: Vec<u32>,
+        #[command(flatten)]
+        to: To,
+    },
+}
+
+#[derive(Debug, Clone, Args)]
+pub(super) struct To {
+    /// The collection (of a history: traces)
+    #[arg(long)]
+    pub(super) collection: Option<String>,
+    /// The document's id
+    #[arg(long, value_name = "ID", conflicts_with = "name")]
+    pub(super) document: Option<String>,
+    /// The document's name (of a history: its file's)
+    #[arg(long)]
+    pub(super) name: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Peer {
+    /// Allow a node or client; with a ticket, dial it too
+    Add {
+        /// Its ticket or node id
+        peer: String,
+        /// What it may be to us
+        #[arg(long, value_enum, default_value = "node")]
+        role: Role,
+    },
+    /// List who is allowed, and the links
+    Ls,
+    /// Allow it no longer
+    Rm {
+        /// Its node id
+        peer: String,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Role {
+    /// Relays what others have made
+    Node,
+    /// Speaks for itself only
+    Client,
+}
+
+impl Role {
+    pub(super) fn text(self) -> &'static str {
+        match self {
+            Self::Node => "node",
+            Self::Client => "client",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    /// The document, indented
+    Json,
+    /// Automerge's file, with the history
+    Automerge,
+    /// One line {id, collection, name, value} a document
+    Ndjson,
+}
+
+/// A position in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum From {
+    Now,
+    Position(u64),
+}
+
+impl From {
+    pub(super) fn position(self) -> Option<u64> {
+        match self {
+            Self::Now => None,
+            Self::Position(lsn) => Some(lsn),
+        }
+    }
+}
+
+impl std::str::FromStr for From {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "now" => Ok(Self::Now),
+            "beginning" => Ok(Self::Position(0)),
+            _ => text
+                .parse()
+                .map(Self::Position)
+                .map_err(|_| "give a position (a number, as `tidelog log` prints them), beginning or now".into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_position_is_a_number_or_a_word() {
+        assert_eq!("beginning".parse(), Ok(From::Position(0)));
+        assert_eq!("17".parse(), Ok(From::Position(17)));
+        assert!("soon".parse::<From>().is_err());
+    }
+
+    #[test]
+    fn import_takes_a_file_or_a_trace() {
+        let parse = |words: &[&str]| Arguments::try_parse_from([&["tidelog", "import"], words].concat());
+        assert!(parse(&["notes.ndjson", "--collection", "notes"]).is_ok());
+        assert!(parse(&["trace", "x.json.gz", "--agents", "0,1", "--json"]).is_ok());
+        assert!(parse(&[]).is_err());
+        assert!(parse(&["trace"]).is_err());
+    }
+}

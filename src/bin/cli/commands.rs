@@ -1,0 +1,591 @@
+//! Every command but `serve`: asked of a session, shown on the screen.
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use tidelog::node::command::{Collected, CommandError, Exit, ExportFormat, Request, Target, import};
+use tidelog::node::{Interrupt, Session, SessionOptions};
+
+use super::arguments::{Command, Format, From, Global, Import, Peer, SpecialImport, To};
+use super::edit;
+use super::screen::{Place, Screen};
+use super::table::{Column, cell, printable, short, size, table, time};
+
+/// The most that is read of stdin, in bytes.
+const STDIN_BYTES_MAX: u64 = 64 << 20;
+
+pub(super) fn run(
+    global: &Global,
+    command: Command,
+    screen: &Screen,
+    interrupt: Interrupt,
+) -> Result<(), CommandError> {
+    // What can be checked without the store is, so that nothing is made for a command that cannot work.
+    let command = prepared(command)?;
+    let create = matches!(command, Command::Add { .. } | Command::Import(_));
+    let timeout = Some(global.timeout);
+    let options = SessionOptions { data: global.data.clone(), timeout, create };
+    let mut session = Session::open(&options, interrupt)?;
+    let result = dispatch(&mut session, command, screen);
+    session.close();
+    result
+}
+
+fn prepared(command: Command) -> Result<Command, CommandError> {
+    Ok(match command {
+        Command::Add { collection, value: Some(text), name } => {
+            tidelog::CollectionName::new(collection.as_str())?;
+            let value = parse_json("the document", &text_or_stdin(text)?)?;
+            if !value.is_object() {
+                let why = "a document is a JSON object at its root";
+                return Err(CommandError::new("E0604", Exit::Usage, why).fix("write it as '{\"title\": \"Tides\"}'"));
+            }
+            Command::Add { collection, value: Some(value.to_string()), name }
+        }
+        Command::Set { id, path, value } => {
+            id.parse::<tidelog::DocumentId>()?;
+            let text = text_or_stdin(value)?;
+            Command::Set { id, path, value: json_or_word(&text)?.to_string() }
+        }
+        Command::Import(mut import) if import.file.as_deref() == Some(Path::new("-")) => {
+            import.file = Some(PathBuf::from("/dev/stdin"));
+            Command::Import(import)
+        }
+        other => other,
+    })
+}
+
+fn text_or_stdin(text: String) -> Result<String, CommandError> {
+    if text != "-" {
+        return Ok(text);
+    }
+    let mut bytes = Vec::new();
+    let stdin = Path::new("stdin");
+    let read = std::io::stdin().lock().take(STDIN_BYTES_MAX + 1).read_to_end(&mut bytes);
+    read.map_err(|error| CommandError::file("read", stdin, &error))?;
+    if bytes.len() as u64 > STDIN_BYTES_MAX {
+        return Err(CommandError::new("E0703", Exit::Failed, format!("stdin has more than {STDIN_BYTES_MAX} bytes")));
+    }
+    String::from_utf8(bytes).map_err(|_| CommandError::usage("stdin is not UTF-8"))
+}
+
+fn parse_json(place: &str, text: &str) -> Result<Value, CommandError> {
+    serde_json::from_str(text).map_err(|error| CommandError::json(place, &error))
+}
+
+/// JSON, or a bare word as a string. What begins like JSON must be JSON, so that a slip is not stored as text.
+fn json_or_word(text: &str) -> Result<Value, CommandError> {
+    match serde_json::from_str(text) {
+        Ok(value) => Ok(value),
+        Err(error) if text.trim_start().starts_with(['{', '[', '"']) => Err(CommandError::json("the value", &error)),
+        Err(_) => Ok(Value::String(text.to_owned())),
+    }
+}
+
+fn dispatch(session: &mut Session, command: Command, screen: &Screen) -> Result<(), CommandError> {
+    match command {
+        Command::Serve(_) => Err(CommandError::usage("serve is not a command of a session")),
+        Command::Ls { collection } => ls(session, collection, screen),
+        Command::Get { id, at } => get(session, id, at, screen),
+        Command::Add { collection, value, name } => {
+            let value = value.map(|text| parse_json("the document", &text)).transpose()?;
+            let row = one(session, Request::Add { collection, name, id: None, value, must_be_new: true })?;
+            let id = text_of(&row, "id");
+            show(screen, &row, "id", &id)?;
+            screen.next(&format!("tidelog get {id}"));
+            Ok(())
+        }
+        Command::Set { id, path, value } => {
+            let value = parse_json("the value", &value)?;
+            let row = one(session, Request::Set { id: id.clone(), path, value })?;
+            let text = if row["change"].is_null() { "unchanged".to_owned() } else { text_of(&row, "change") };
+            show(screen, &row, "id", &text)?;
+            screen.next(&format!("tidelog get {id}"));
+            Ok(())
+        }
+        Command::Edit { id } => edit::edit(session, &id, screen),
+        Command::Rm { ids } => {
+            for id in ids {
+                let row = one(session, Request::Remove { id })?;
+                let id = text_of(&row, "id");
+                show(screen, &row, "id", &id)?;
+                screen.next(&format!("tidelog restore {id}    (to undo)"));
+            }
+            Ok(())
+        }
+        Command::Restore { id } => {
+            let row = one(session, Request::Restore { id })?;
+            let id = text_of(&row, "id");
+            show(screen, &row, "id", &id)?;
+            screen.next(&format!("tidelog get {id}"));
+            Ok(())
+        }
+        Command::Log { id, from, limit } => log(session, id, from, limit, screen),
+        Command::Watch { target, from, limit } => watch(session, target, from, limit, screen),
+        Command::Import(import) => run_import(session, import, screen),
+        Command::Export { target, format, output } => export(session, target, format, output, screen),
+        Command::Peer { command } => peer(session, command, screen),
+        Command::Ticket { invite } => {
+            let row = one(session, Request::Ticket { invite: invite.map(|role| role.text().to_owned()) })?;
+            let ticket = text_of(&row, "ticket");
+            show(screen, &row, "ticket", &ticket)?;
+            screen.next(&format!("tidelog serve --data ./second --listen 127.0.0.1:0 --peer '{ticket}'"));
+            Ok(())
+        }
+        Command::Status => status(session, screen),
+        Command::Verify { deep } => verify(session, deep, screen),
+    }
+}
+
+/// The one row that a request has for an answer.
+pub(super) fn one(session: &mut Session, request: Request) -> Result<Value, CommandError> {
+    let mut collected = Collected::default();
+    session.call(request, &mut collected)?;
+    Ok(collected.rows.pop().unwrap_or_default())
+}
+
+fn text_of(row: &Value, key: &str) -> String {
+    row[key].as_str().unwrap_or_default().to_owned()
+}
+
+/// Prints a row: whole as JSON, its id when quiet, else `text`.
+pub(super) fn show(screen: &Screen, row: &Value, id: &str, text: &str) -> Result<(), CommandError> {
+    if screen.json {
+        screen.print(&row.to_string())
+    } else if screen.quiet {
+        screen.print(&text_of(row, id))
+    } else {
+        screen.print(text)
+    }
+}
+
+/// Prints rows: JSON as they come, ids when quiet, else one table of all.
+fn rows(
+    session: &mut Session,
+    request: Request,
+    screen: &Screen,
+    id: &str,
+    columns: &[Column],
+) -> Result<usize, CommandError> {
+    let mut kept = Vec::new();
+    let mut count = 0;
+    let mut output = screen.output(|row| {
+        count += 1;
+        if screen.json || screen.quiet {
+            return show(screen, &row, id, "");
+        }
+        kept.push(row);
+        Ok(())
+    });
+    session.call(request, &mut output)?;
+    drop(output);
+    if !kept.is_empty() {
+        screen.print(&table(columns, &kept))?;
+    }
+    Ok(count)
+}
+
+fn ls(session: &mut Session, collection: Option<String>, screen: &Screen) -> Result<(), CommandError> {
+    let request = Request::List { collection: collection.clone() };
+    if collection.is_none() {
+        let columns: [Column; 2] =
+            [("COLLECTION", |row| cell(&row["collection"])), ("DOCUMENTS", |row| cell(&row["documents"]))];
+        let count = rows(session, request, screen, "collection", &columns)?;
+        screen.next(if count == 0 { "tidelog add notes '{\"title\": \"Tides\"}'" } else { "tidelog ls <collection>" });
+        return Ok(());
+    }
+    let columns: [Column; 5] = [
+        ("ID", |row| cell(&row["id"])),
+        ("NAME", |row| cell(&row["name"])),
+        ("CHANGES", |row| cell(&row["changes"])),
+        ("SIZE", |row| size(&row["bytes"])),
+        ("LSN", |row| cell(&row["lsn"])),
+    ];
+    rows(session, request, screen, "id", &columns)?;
+    screen.next("tidelog get <id>");
+    Ok(())
+}
+
+fn get(session: &mut Session, id: String, at: Option<Vec<String>>, screen: &Screen) -> Result<(), CommandError> {
+    let value = one(session, Request::Read { id: id.clone(), at })?;
+    if screen.quiet {
+        return screen.print(&id);
+    }
+    if screen.json {
+        return screen.print(&value.to_string());
+    }
+    screen.print(&pretty(&value))?;
+    screen.next(&format!("tidelog set {id} <path> <value>"));
+    Ok(())
+}
+
+pub(super) fn pretty(value: &Value) -> String {
+    serde_json::to_string_pretty(value).unwrap_or_else(|_| value.to_string())
+}
+
+fn log(
+    session: &mut Session,
+    id: Option<String>,
+    from: Option<From>,
+    limit: u64,
+    screen: &Screen,
+) -> Result<(), CommandError> {
+    let request = Request::Log { id: id.clone(), from: from.and_then(From::position), limit };
+    if id.is_none() {
+        rows(session, request, screen, "id", &WATCH_COLUMNS)?;
+        screen.next("tidelog watch");
+        return Ok(());
+    }
+    let columns: [Column; 7] = [
+        ("LSN", |row| cell(&row["lsn"])),
+        ("TIME", |row| time(&row["time"])),
+        ("CHANGE", |row| cell(&row["hash"])),
+        ("ACTOR", |row| short(&row["actor"])),
+        ("SEQ", |row| cell(&row["seq"])),
+        ("OPS", |row| cell(&row["ops"])),
+        ("MESSAGE", |row| cell(&row["message"])),
+    ];
+    rows(session, request, screen, "hash", &columns)?;
+    screen.next("tidelog get <id> --at <change>");
+    Ok(())
+}
+
+const WATCH_COLUMNS: [Column; 7] = [
+    ("LSN", |row| cell(&row["lsn"])),
+    ("TIME", |row| time(&row["time"])),
+    ("KIND", |row| cell(&row["kind"])),
+    ("COLLECTION", |row| cell(&row["collection"])),
+    ("DOCUMENT", |row| cell(&row["id"])),
+    ("BY", |row| short(&row["node"])),
+    ("OPS", |row| cell(&row["ops"])),
+];
+
+fn watch(
+    session: &mut Session,
+    target: Option<String>,
+    from: From,
+    limit: Option<u64>,
+    screen: &Screen,
+) -> Result<(), CommandError> {
+    let words = target.clone().map(|target| format!(" {target}")).unwrap_or_default();
+    let target = target.map(|text| text.parse::<Target>()).transpose()?;
+    let here = Place::default();
+    if let From::Position(lsn) = from {
+        here.set(lsn);
+    }
+    if !session.is_node() {
+        screen.say(
+            "no node runs on this data directory: only what is in the log already is shown, and nothing will come",
+        );
+    }
+    let mut output = screen.output(|row| {
+        let lsn = row["lsn"].as_u64();
+        if screen.json || screen.quiet {
+            show(screen, &row, "id", "")?;
+        } else {
+            let cells: Vec<String> = WATCH_COLUMNS.iter().map(|(_, show)| show(&row)).collect();
+            screen.print(&cells.join("  "))?;
+        }
+        if let Some(lsn) = lsn {
+            here.set(lsn);
+        }
+        Ok(())
+    });
+    screen.say("watching; ^C ends it");
+    let ended = session.call(Request::Watch { target, from: from.position(), limit }, &mut output);
+    drop(output);
+    if let Some(lsn) = here.last()
+        && !screen.quiet
+        && ended.as_ref().err().is_none_or(|error| error.exit == Exit::Interrupted)
+    {
+        // Worth knowing without a terminal too: whoever ends a watch wants to go on where it was.
+        if screen.json {
+            screen.warn(&json!({ "lsn": lsn, "resume": format!("tidelog watch{words} --from {lsn}") }).to_string());
+        } else {
+            screen.warn(&format!("stopped at {lsn}; go on with: tidelog watch{words} --from {lsn}"));
+        }
+    }
+    ended.map(|_| ())
+}
+
+fn run_import(session: &mut Session, arguments: Import, screen: &Screen) -> Result<(), CommandError> {
+    let destination = |to: To| import::Destination { collection: to.collection, document: to.document, name: to.name };
+    let mut output = screen.output(|_| Ok(()));
+    let (answer, command) = match (arguments.special, arguments.file) {
+        (Some(SpecialImport::Trace { file, agents, to }), _) => {
+            let answer = import::import_trace(session, &file, &destination(to), &agents, &mut output)?;
+            (answer, format!("tidelog import trace {}", file.display()))
+        }
+        (None, Some(file)) if file != Path::new("/dev/stdin") && import::is_automerge(&file)? => {
+            let answer = import::import_automerge(session, &file, &destination(arguments.to), &mut output)?;
+            (answer, String::new())
+        }
+        (None, Some(file)) => {
+            if arguments.to.document.is_some() || arguments.to.name.is_some() {
+                return Err(CommandError::usage("--document and --name are for a file that holds one document"));
+            }
+            let spooled = Spooled::new(&file)?;
+            let collection = arguments.to.collection.as_deref();
+            (import::import_lines(session, spooled.path(), collection, &mut output)?, String::new())
+        }
+        (None, None) => return Err(CommandError::usage("there is no file to import")),
+    };
+    drop(output);
+    if screen.json {
+        return screen.print(&answer.to_string());
+    }
+    let number = |key: &str| answer[key].as_u64().unwrap_or(0);
+    if let Some(id) = answer["id"].as_str() {
+        screen.print(id)?;
+        screen.say(&format!("{} changes imported, {} were here", number("imported"), number("known")));
+        if number("remaining") > 0 && !screen.quiet {
+            screen.warn(&format!(
+                "{} changes are left: each needs one of another agent that is not here yet; when it is, run this again",
+                number("remaining")
+            ));
+            screen.next(&format!("{command} --agents ..."));
+        } else {
+            screen.next(&format!("tidelog log {id}"));
+        }
+    } else {
+        screen.say(&format!(
+            "{} documents created, {} changed, {} unchanged",
+            number("created"),
+            number("changed"),
+            number("unchanged")
+        ));
+        screen.next("tidelog ls");
+    }
+    Ok(())
+}
+
+/// A file that can be read twice: stdin is put into one, which goes away with this.
+struct Spooled {
+    path: PathBuf,
+    temporary: bool,
+}
+
+impl Spooled {
+    fn new(file: &Path) -> Result<Self, CommandError> {
+        if file != Path::new("/dev/stdin") {
+            return Ok(Self { path: file.to_owned(), temporary: false });
+        }
+        let path = edit::temporary_path("ndjson");
+        let spooled = Self { path: path.clone(), temporary: true };
+        let mut target = edit::create_private(&path)?;
+        let copied = std::io::copy(&mut std::io::stdin().lock(), &mut target);
+        copied.map_err(|error| CommandError::file("write", &path, &error))?;
+        Ok(spooled)
+    }
+
+    fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Spooled {
+    fn drop(&mut self) {
+        if self.temporary {
+            // What is left of it is in a temporary folder.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn export(
+    session: &mut Session,
+    target: Option<String>,
+    format: Option<Format>,
+    to: Option<PathBuf>,
+    screen: &Screen,
+) -> Result<(), CommandError> {
+    let target = target.map(|text| text.parse::<Target>()).transpose()?;
+    let one_document = matches!(target, Some(Target::Document(_)));
+    let format = format.unwrap_or(if one_document && !screen.json { Format::Json } else { Format::Ndjson });
+    let wire = if format == Format::Automerge { ExportFormat::Automerge } else { ExportFormat::Json };
+    if format == Format::Automerge && !one_document && to.is_none() {
+        return Err(CommandError::usage("several .automerge files need a directory").fix("give one with --output DIR"));
+    }
+    let mut file = match &to {
+        Some(path) if format == Format::Automerge && !one_document => {
+            std::fs::create_dir_all(path).map_err(|error| CommandError::file("make", path, &error))?;
+            None
+        }
+        Some(path) => Some(NewFile::new(path)?),
+        None => None,
+    };
+    let mut output = screen.output(|row| {
+        let bytes = match format {
+            Format::Json => format!("{}\n", pretty(&row["value"])).into_bytes(),
+            Format::Ndjson => format!("{row}\n").into_bytes(),
+            Format::Automerge => decode(&row)?,
+        };
+        match (&mut file, &to) {
+            (Some(file), _) => file.write(&bytes),
+            (None, Some(directory)) => {
+                let id = text_of(&row, "id");
+                let name = format!("{}.automerge", id.trim_start_matches("automerge:"));
+                let mut file = NewFile::new(&directory.join(name))?;
+                file.write(&bytes)?;
+                file.finish()
+            }
+            (None, None) => screen.print_bytes(&bytes),
+        }
+    });
+    let answer = session.call(Request::Export { target, format: wire }, &mut output)?;
+    drop(output);
+    if let Some(file) = file {
+        file.finish()?;
+    }
+    if let Some(path) = to {
+        screen.say(&format!("{} documents in {}", answer["documents"], path.display()));
+        screen.next(&format!("tidelog import {}", path.display()));
+    }
+    Ok(())
+}
+
+fn decode(row: &Value) -> Result<Vec<u8>, CommandError> {
+    let text = row["automerge"].clone();
+    let bytes: Result<tidelog::node::command::Base64, _> = serde_json::from_value(text);
+    bytes.map(|bytes| bytes.0).map_err(|error| CommandError::json("the exported document", &error))
+}
+
+/// A file that appears under its name once it is whole.
+struct NewFile {
+    path: PathBuf,
+    temporary: PathBuf,
+    file: Option<std::fs::File>,
+}
+
+impl NewFile {
+    fn new(path: &Path) -> Result<Self, CommandError> {
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(".new");
+        let temporary = path.with_file_name(name);
+        let file = std::fs::File::create(&temporary).map_err(|error| CommandError::file("write", path, &error))?;
+        Ok(Self { path: path.to_owned(), temporary, file: Some(file) })
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), CommandError> {
+        use std::io::Write as _;
+        match &mut self.file {
+            Some(file) => file.write_all(bytes).map_err(|error| CommandError::file("write", &self.path, &error)),
+            None => Ok(()),
+        }
+    }
+
+    fn finish(mut self) -> Result<(), CommandError> {
+        let Some(file) = self.file.take() else { return Ok(()) };
+        let named = file.sync_all().and_then(|()| std::fs::rename(&self.temporary, &self.path));
+        named.map_err(|error| CommandError::file("write", &self.path, &error))
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        if self.file.is_some() {
+            // It was not finished: half a file is of no use.
+            let _ = std::fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+fn peer(session: &mut Session, command: Peer, screen: &Screen) -> Result<(), CommandError> {
+    match command {
+        Peer::Add { peer, role } => {
+            let row = one(session, Request::PeerAdd { peer, role: role.text().to_owned() })?;
+            show(screen, &row, "node", &format!("{} is allowed as {}", text_of(&row, "node"), text_of(&row, "role")))?;
+            screen.next(if session.is_node() { "tidelog peer ls" } else { "tidelog serve" });
+            Ok(())
+        }
+        Peer::Rm { peer } => {
+            let row = one(session, Request::PeerRemove { peer })?;
+            show(screen, &row, "node", &format!("{} is not allowed any more", text_of(&row, "node")))?;
+            screen.next("tidelog peer ls");
+            Ok(())
+        }
+        Peer::Ls => {
+            let count = rows(session, Request::PeerList, screen, "node", &PEER_COLUMNS)?;
+            screen.next(if count == 0 { "tidelog peer add <ticket>" } else { "tidelog status" });
+            Ok(())
+        }
+    }
+}
+
+const PEER_COLUMNS: [Column; 6] = [
+    ("NODE", |row| cell(&row["node"])),
+    ("ROLE", |row| cell(&row["role"])),
+    ("ADDRESS", |row| cell(&row["address"])),
+    ("CONNECTED", |row| if row["connected"] == json!(true) { "yes".into() } else { "no".into() }),
+    ("FOLLOWED", |row| cell(&row["followed"])),
+    ("LAST ERROR", |row| cell(&row["last_error"])),
+];
+
+fn status(session: &mut Session, screen: &Screen) -> Result<(), CommandError> {
+    let row = one(session, Request::Status)?;
+    if screen.json || screen.quiet {
+        return show(screen, &row, "node", "");
+    }
+    let line = |title: &str, text: String| screen.print(&format!("{title:<12}{text}"));
+    line("node", cell(&row["node"]))?;
+    line("state", cell(&row["state"]))?;
+    if let Some(address) = row["listening"].as_str() {
+        line("listening", format!("{address} for {} s", row["uptime_s"]))?;
+    }
+    line("log", format!("{}, {} records", text_of(&row, "log"), row["tail"]))?;
+    line("collections", cell(&row["collections"]))?;
+    line("durability", cell(&row["durability"]))?;
+    line("in memory", format!("{} documents, {}", row["materialized"], size(&row["materialized_bytes"])))?;
+    if let Some(failure) = row["failure"].as_str() {
+        line("failure", printable(failure))?;
+    }
+    let peers = row["peers"].as_array().cloned().unwrap_or_default();
+    line("peers", format!("{} of {} connected", row["peers_connected"], peers.len()))?;
+    if !peers.is_empty() {
+        screen.print("")?;
+        screen.print(&table(&PEER_COLUMNS, &peers))?;
+    }
+    screen.next(if session.is_node() { "tidelog watch" } else { "tidelog serve" });
+    Ok(())
+}
+
+fn verify(session: &mut Session, deep: bool, screen: &Screen) -> Result<(), CommandError> {
+    let mut output = screen.output(|row| {
+        let text = format!("{}: {}", cell(&row["place"]), cell(&row["fault"]));
+        show(screen, &row, "place", &text)
+    });
+    let answer = session.call(Request::Verify { deep }, &mut output)?;
+    drop(output);
+    if screen.json {
+        screen.print(&answer.to_string())?;
+    }
+    let faults = answer["faults"].as_u64().unwrap_or(0);
+    if faults > 0 {
+        let why = format!("the store has {faults} faults");
+        return Err(CommandError::new("E0401", Exit::Corruption, why)
+            .fix("keep a copy of the directory; a new store is refilled by its peers or from an export"));
+    }
+    if !screen.json && !screen.quiet {
+        screen.print(&format!(
+            "no faults: {} records in {} groups, {} documents, {} rebuilt, {} snapshots",
+            answer["records"], answer["groups"], answer["documents"], answer["rebuilt"], answer["snapshots"]
+        ))?;
+        screen.next(if deep { "tidelog status" } else { "tidelog verify --deep" });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bare_word_is_a_string_and_a_slip_is_an_error() {
+        assert_eq!(json_or_word("17").unwrap(), json!(17));
+        assert_eq!(json_or_word("true").unwrap(), json!(true));
+        assert_eq!(json_or_word("high tide").unwrap(), json!("high tide"));
+        assert_eq!(json_or_word("\"17\"").unwrap(), json!("17"));
+        assert_eq!(json_or_word("{\"a\": 1").unwrap_err().exit, Exit::Usage);
+    }
+}

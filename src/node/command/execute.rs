@@ -1,0 +1,45 @@
+//! Carrying out a command.
+
+use serde_json::Value;
+
+use super::{Cancel, CommandError, Context, Output, Request, documents, peers, status, watch};
+
+/// Carries out `request` and returns its summary. It blocks, and ends early when `cancel` says so. It must be called
+/// within a tokio runtime, on a thread that may block.
+///
+/// # Errors
+/// [`CommandError`]. Unless it says otherwise, nothing was written then.
+pub fn execute(
+    context: &Context,
+    request: Request,
+    cancel: &Cancel,
+    output: &mut dyn Output,
+) -> Result<Value, CommandError> {
+    let database = &context.database;
+    match request {
+        Request::List { collection: None } => documents::collections(database, cancel, output),
+        Request::List { collection: Some(name) } => documents::list(database, &name, cancel, output),
+        Request::Read { id, at } => documents::read(database, &id, at, output),
+        Request::Add { collection, name, id, value, must_be_new } => {
+            let asked = documents::Asked { name, id, value, must_be_new };
+            documents::add(database, &collection, asked, output)
+        }
+        Request::Set { id, path, value } => documents::set(database, &id, &path, &value, output),
+        Request::Replace { id, base, value } => documents::replace(database, &id, &base, &value, output),
+        Request::Remove { id } => documents::remove(database, &id, output),
+        Request::Restore { id } => documents::restore(database, &id, output),
+        Request::Log { id: Some(id), from, limit } => documents::log(database, &id, from, limit, output),
+        Request::Log { id: None, from, limit } => watch::log(database, from, limit, output),
+        Request::Hashes { id } => documents::hashes(database, &id, output),
+        Request::Admit { id, changes } => documents::admit(database, &id, changes),
+        Request::Import { collection, rows } => documents::import(database, collection.as_deref(), rows),
+        Request::Watch { target, from, limit } => watch::watch(database, target, from, limit, cancel, output),
+        Request::Export { target, format } => documents::export(database, target, format, cancel, output),
+        Request::PeerAdd { peer, role } => peers::add(context, &peer, &role, output),
+        Request::PeerList => peers::list(context, output),
+        Request::PeerRemove { peer } => peers::remove(context, &peer, output),
+        Request::Ticket { invite } => peers::ticket(context, invite.as_deref(), output),
+        Request::Status => status::status(context, output),
+        Request::Verify { deep } => status::verify(database, deep, cancel, output),
+    }
+}

@@ -1,0 +1,236 @@
+//! A running node.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+use super::admin::AdminServer;
+use super::command::{CommandError, Context, LinkControl};
+use super::peers::{PeerBook, replace};
+use super::place::{OpenPlace, Place};
+use crate::id::{LogCursor, NodeId};
+use crate::net::{CloseCode, Endpoint, LinkOptions, Links, Role, Ticket, UnknownKeys};
+
+/// How a node is started.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// The data directory.
+    pub data: PathBuf,
+    /// The UDP address to listen on; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Nodes to allow and to dial.
+    pub peers: Vec<Ticket>,
+    /// Takes unknown keys that come from this machine for nodes.
+    pub trust_loopback_nodes: bool,
+    /// Exchanges every document in Automerge's own messages instead of streaming the log.
+    pub strict: bool,
+    /// How the data directory is opened.
+    pub open: OpenPlace,
+}
+
+impl NodeConfig {
+    /// A node on `data` that listens on `listen`, everything else at its default. The directory is made when absent.
+    #[must_use]
+    pub fn new(data: impl Into<PathBuf>, listen: SocketAddr) -> Self {
+        Self {
+            data: data.into(),
+            listen,
+            peers: Vec::new(),
+            trust_loopback_nodes: false,
+            strict: false,
+            open: OpenPlace { create: true, ..OpenPlace::default() },
+        }
+    }
+}
+
+/// How long a node takes at most to end.
+const DRAIN_TIME: Duration = Duration::from_millis(1000);
+/// How much of it the links may take.
+const LINKS_TIME: Duration = Duration::from_millis(600);
+
+/// A node that serves.
+pub struct Node {
+    path: PathBuf,
+    context: Context,
+    endpoint: Endpoint,
+    admin: AdminServer,
+    links: Links,
+    saving: JoinHandle<()>,
+    ticket: Ticket,
+}
+
+impl Node {
+    /// Opens the store, listens, allows and dials the peers, and opens the admin socket. When it returns, the node is
+    /// there for others.
+    ///
+    /// # Errors
+    /// [`CommandError`] when the data directory, the key, the port or the list of peers cannot be used.
+    pub async fn start(config: NodeConfig) -> Result<Self, CommandError> {
+        let (data, open) = (config.data.clone(), config.open.clone());
+        let place = tokio::task::spawn_blocking(move || Place::open(&data, &open))
+            .await
+            .map_err(|error| CommandError::usage(format!("opening the store failed: {error}")))??;
+        let Place { path, identity, database } = place;
+        let endpoint = Endpoint::bind(identity, config.listen, database.limits())?;
+        let address = endpoint.local_addr();
+        let unknown = UnknownKeys::of_listener(address, config.trust_loopback_nodes);
+        let peers = PeerBook::load(&path, unknown)?;
+        for ticket in config.peers {
+            if ticket.node() == endpoint.node() {
+                return Err(crate::net::NetError::OwnKey { node: ticket.node() }.into());
+            }
+            peers.add(ticket.node(), Role::Node, Some(ticket))?;
+        }
+        let context = Context { listening: Some(address), ..Context::direct(database, peers) };
+        let ticket = super::command::ticket_of(endpoint.node(), address)?;
+        let options = LinkOptions { strict: config.strict };
+        let allow = Arc::new(context.peers.allow_list().clone());
+        let links = Links::start(context.database.clone(), endpoint.clone(), allow, options);
+        for ticket in context.peers.entries().into_iter().filter_map(|peer| peer.ticket) {
+            links.dial(ticket);
+        }
+        // Set once, here.
+        let _ = context.links.set(Arc::new(links.clone()));
+        let saving = tokio::spawn(save_used_invites(links.clone(), context.peers.clone()));
+        let admin = AdminServer::start(&path, context.clone())?;
+        tracing::info!(node = %endpoint.node().short(), %address, strict = config.strict, "listening");
+        Ok(Self { path, context, endpoint, admin, links, saving, ticket })
+    }
+
+    /// Its key.
+    #[must_use]
+    pub fn node(&self) -> NodeId {
+        self.endpoint.node()
+    }
+
+    /// How others dial it.
+    #[must_use]
+    pub fn ticket(&self) -> &Ticket {
+        &self.ticket
+    }
+
+    /// The address it listens on.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.endpoint.local_addr()
+    }
+
+    /// Its data directory, absolute.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The end of its log.
+    #[must_use]
+    pub fn tail(&self) -> LogCursor {
+        self.context.database.reader().tail()
+    }
+
+    /// Whether its log has a new id since this start.
+    #[must_use]
+    pub fn log_renewed(&self) -> bool {
+        self.context.database.log_renewed()
+    }
+
+    /// What a script wants to know: `{node, ticket, address, data, log, tail, pid}`.
+    #[must_use]
+    pub fn facts(&self) -> Value {
+        let tail = self.tail();
+        json!({
+            "node": self.node().to_string(),
+            "ticket": self.ticket.to_string(),
+            "address": self.address().to_string(),
+            "data": self.path.display().to_string(),
+            "log": tail.log_id.to_string(),
+            "tail": tail.lsn.0,
+            "pid": std::process::id(),
+        })
+    }
+
+    /// Writes [`Self::facts`] to a file, whole or not at all, for scripts that wait for the node.
+    ///
+    /// # Errors
+    /// [`CommandError`] when the file cannot be written.
+    pub fn write_ready_file(&self, path: &Path) -> Result<(), CommandError> {
+        let text = format!("{}\n", self.facts());
+        replace(path, text.as_bytes()).map_err(|error| CommandError::file("write", path, &error))
+    }
+
+    /// Ends the node: no more commands, links closed, everything that was accepted on the disk. Takes at most about
+    /// a second and a half; a store that is not done by then is left as after a crash, which loses nothing acknowledged.
+    pub async fn shut_down(self) {
+        let started = Instant::now();
+        self.saving.abort();
+        self.admin.close().await;
+        // The links first, so that peers hear why; what they have sent is in the writer's queue and still written.
+        let links = tokio::time::timeout(LINKS_TIME, self.links.close()).await;
+        self.endpoint.close(CloseCode::Shutdown);
+        if links.is_err() {
+            tracing::warn!("some links did not end in time");
+        }
+        let database = self.context.database.clone();
+        let closing = tokio::task::spawn_blocking(move || database.close());
+        let drain = async {
+            self.endpoint.idle().await;
+            // A panic while closing leaves what a crash leaves.
+            let _ = closing.await;
+        };
+        let in_time = tokio::time::timeout(DRAIN_TIME, drain).await.is_ok();
+        tracing::info!(in_time, took_ms = started.elapsed().as_millis() as u64, "closed");
+    }
+}
+
+/// An invite that was used has put its user on the list: that must survive a restart.
+async fn save_used_invites(links: Links, peers: Arc<PeerBook>) {
+    let mut changes = links.changes();
+    let mut saved = peers.allow_list().entries();
+    while changes.changed().await.is_ok() {
+        let now = peers.allow_list().entries();
+        if now == saved {
+            continue;
+        }
+        let book = peers.clone();
+        match tokio::task::spawn_blocking(move || book.save()).await {
+            Ok(Ok(())) => saved = now,
+            Ok(Err(error)) => tracing::error!(%error, "the list of peers is not saved"),
+            Err(error) => tracing::error!(%error, "the list of peers is not saved"),
+        }
+    }
+}
+
+impl LinkControl for Links {
+    fn dial(&self, ticket: Ticket) {
+        Self::dial(self, ticket);
+    }
+
+    fn drop_peer(&self, node: NodeId) {
+        Self::drop_peer(self, node);
+    }
+
+    fn status(&self) -> Vec<Value> {
+        Self::status(self).into_iter().map(peer_status).collect()
+    }
+}
+
+fn peer_status(peer: crate::net::PeerStatus) -> Value {
+    json!({
+        "node": peer.node.to_string(),
+        "role": peer.role,
+        "address": peer.dialled,
+        "connected": peer.connected.is_some(),
+        "from": peer.connected.map(|address| address.to_string()),
+        "agent": peer.agent,
+        "caught_up": peer.caught_up,
+        "followed": peer.followed,
+        "tail": peer.tail,
+        "exchanged": peer.exchanged,
+        "bytes_sent": peer.bytes.map(|(sent, _)| sent),
+        "bytes_received": peer.bytes.map(|(_, received)| received),
+        "last_error": peer.last_error,
+    })
+}
