@@ -63,8 +63,10 @@ impl Node {
 async fn until(a: &Node, b: &Node, done: impl Fn() -> bool) {
     let (mut tail_a, mut tail_b) = (a.database.tail(), b.database.tail());
     let (mut links_a, mut links_b) = (a.links.changes(), b.links.changes());
+    let mut limit = std::pin::pin!(tokio::time::sleep(Duration::from_secs(60)));
     while !done() {
         tokio::select! {
+            () = &mut limit => panic!("not done after a minute: {:?} and {:?}", a.links.status(), b.links.status()),
             changed = tail_a.changed() => changed.unwrap(),
             changed = tail_b.changed() => changed.unwrap(),
             changed = links_a.changed() => changed.unwrap(),

@@ -98,6 +98,8 @@ pub(crate) struct Step {
     pub(crate) answers: Vec<Result<Admitted, HistoryError>>,
     /// Documents that got changes from elsewhere, and the last record about each.
     pub(crate) changed: Vec<(DocumentId, Lsn)>,
+    /// Documents about which a lifecycle statement was accepted.
+    pub(crate) restated: Vec<DocumentId>,
     /// Documents whose snapshot is due.
     pub(crate) snapshots_due: Vec<DocumentId>,
 }
@@ -579,6 +581,7 @@ impl Core {
         self.appender.push(&mut work.group, &Record::Lifecycle(header, bytes.to_vec()));
         self.index(work, document, lsn, &IndexRow::Lifecycle(id.0));
         self.rows.insert(document, row);
+        work.step.restated.push(document);
         answer.accepted += 1;
         for arrival in self.pending.take_waiting(document, None) {
             self.take_change(work, document, arrival, now, answer)?;

@@ -238,7 +238,7 @@ impl Writer {
         let records = inputs.len();
         let step = self.core.step(now_ms, Instant::now(), inputs);
         let span = tracing::debug_span!("commit", lsn = tracing::field::Empty, inputs = records).entered();
-        let Step { group, rows, answers, changed, snapshots_due } = step;
+        let Step { group, rows, answers, changed, restated, snapshots_due } = step;
         let committed = match group {
             Some(group) => self.log.commit(group),
             None if rows.rows.is_empty() => Ok(self.reader.tail()),
@@ -247,6 +247,7 @@ impl Writer {
         match committed {
             Ok(end) => {
                 span.record("lsn", end.lsn.0);
+                self.working_set.note_statements(&restated);
                 self.tell(end, &changed, snapshots_due);
                 for ((answer, held), admitted) in waiting.into_iter().zip(answers) {
                     if let (Some(in_flight), false) =

@@ -96,9 +96,7 @@ impl DocHandle {
         edits: impl FnOnce(&mut Edit<'_>) -> Result<(), Error>,
     ) -> Result<Commit, Error> {
         let room = self.database.reserve()?;
-        if let Some(row) = self.database.reader().row(self.id())?
-            && !crate::history::fold::is_visible(&row)
-        {
+        if !self.cell.is_visible(self.database.reader())? {
             return Err(Error::Deleted(self.id()));
         }
         let options = EditOptions { actor: self.database.actor(self.id())?, time: now_seconds(), message };

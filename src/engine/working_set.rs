@@ -28,6 +28,10 @@ pub(crate) struct Cell {
     spoilt: AtomicBool,
     bytes: AtomicUsize,
     used: AtomicU64,
+    /// How many lifecycle statements about it were committed since the cell was made.
+    statements: AtomicU64,
+    /// One more than how many of them it was seen to be visible after; 0 when nobody looked.
+    visible_after: AtomicU64,
 }
 
 #[derive(Default)]
@@ -107,6 +111,8 @@ impl WorkingSet {
             spoilt: AtomicBool::new(false),
             bytes: AtomicUsize::new(0),
             used: AtomicU64::new(0),
+            statements: AtomicU64::new(0),
+            visible_after: AtomicU64::new(0),
         });
         cells.insert(id, Arc::downgrade(&cell));
         cell
@@ -132,6 +138,19 @@ impl WorkingSet {
         for (id, lsn) in changed {
             if let Some(cell) = cells.get(id).and_then(Weak::upgrade) {
                 cell.newest.fetch_max(lsn.0, Ordering::AcqRel);
+            }
+        }
+    }
+
+    /// Tells the cells that lifecycle statements about them are committed.
+    pub(crate) fn note_statements(&self, restated: &[DocumentId]) {
+        if restated.is_empty() {
+            return;
+        }
+        let cells = lock(&self.cells);
+        for id in restated {
+            if let Some(cell) = cells.get(id).and_then(Weak::upgrade) {
+                cell.statements.fetch_add(1, Ordering::AcqRel);
             }
         }
     }
@@ -306,6 +325,25 @@ impl Cell {
     /// The view shows an edit that will never be in the log.
     pub(crate) fn spoil(&self) {
         self.spoilt.store(true, Ordering::Release);
+    }
+
+    /// Whether the document may be seen, as far as is committed; true when nothing is. Its row is read once for each
+    /// lifecycle statement, not for each edit.
+    ///
+    /// # Errors
+    /// [`Error::History`] when the store cannot be read.
+    pub(crate) fn is_visible(&self, reader: &Reader) -> Result<bool, Error> {
+        // Counted before the row is read: a statement committed in between is not taken for seen.
+        let seen = self.statements.load(Ordering::Acquire) + 1;
+        if self.visible_after.load(Ordering::Acquire) == seen {
+            return Ok(true);
+        }
+        let Some(row) = reader.row(self.id)? else { return Ok(true) };
+        let visible = crate::history::fold::is_visible(&row);
+        if visible {
+            self.visible_after.store(seen, Ordering::Release);
+        }
+        Ok(visible)
     }
 
     /// Whether the view is there and nobody's edits are on their way: then it equals the log.

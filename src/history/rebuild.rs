@@ -58,15 +58,18 @@ fn mark(storage: &dyn Storage, rebuilding: Option<Lsn>) -> Result<(), HistoryErr
 }
 
 fn remove_all(storage: &dyn Storage, keyspace: Keyspace, from: &[u8], to: &[u8]) -> Result<(), HistoryError> {
+    let mut from = from.to_vec();
     loop {
         let mut batch = WriteBatch::default();
-        storage.scan(keyspace, from, to, false, &mut |key, _| {
+        let mut last = None;
+        storage.scan(keyspace, &from, to, false, &mut |key, _| {
             batch.remove(keyspace, key);
+            last = Some(key.to_vec());
             if batch.rows.len() >= PAGE { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
-        if batch.rows.is_empty() {
-            return Ok(());
-        }
+        // Behind the last one: from the beginning each page would step over the tombstones of all before it.
+        let Some(last) = last else { return Ok(()) };
+        from = [&last[..], &[0]].concat();
         storage.commit(batch, Durability::Buffered)?;
     }
 }

@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use fjall::{Database, Keyspace as Table, KeyspaceCreateOptions, PersistMode};
+use fjall::{Database, Keyspace as Table, KeyspaceCreateOptions, PersistMode, Readable};
 
 use super::storage::{Durability, Keyspace, Storage, StorageError, TailMark, Visit, WriteBatch};
 use crate::id::{Chain, LogId, Lsn};
@@ -87,7 +87,8 @@ impl std::fmt::Debug for FjallStorage {
 
 impl Storage for FjallStorage {
     fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
-        let value = self.table(keyspace).get(key).map_err(|error| failed("read", &error))?;
+        // A table read by itself shows the rows of a batch one by one while they are put in; a snapshot, whole batches.
+        let value = self.database.snapshot().get(self.table(keyspace), key).map_err(|error| failed("read", &error))?;
         Ok(value.map(|value| value.to_vec()))
     }
 
@@ -102,7 +103,7 @@ impl Storage for FjallStorage {
         if from >= to {
             return Ok(());
         }
-        let mut rows = self.table(keyspace).range(from..to);
+        let mut rows = self.database.snapshot().range(self.table(keyspace), from..to);
         loop {
             let Some(row) = (if descending { rows.next_back() } else { rows.next() }) else {
                 return Ok(());
