@@ -42,7 +42,16 @@ fn main() {
     println!("durable ingest, {ROUNDS} rounds, medians");
     println!(
         "{:>9} {:>9} {:>8} {:>10} {:>12} {:>6} {:>7} {:>10} {:>10} {:>10} {:>12}",
-        "", "producers", "changes", "changes/s", "bare file/s", "ratio", "groups", "per group", "bytes/chg", "cpu us/chg",
+        "",
+        "producers",
+        "changes",
+        "changes/s",
+        "bare file/s",
+        "ratio",
+        "groups",
+        "per group",
+        "bytes/chg",
+        "cpu us/chg",
         "bare us/sync"
     );
     for mode in [Mode::Edit, Mode::Prepared] {

@@ -91,8 +91,7 @@ fn view(criterion: &mut Criterion) {
 fn local(criterion: &mut Criterion) {
     let folder = common::fresh_folder("small");
     let database = Database::builder(folder.join("data")).open().unwrap();
-    let (note, created) =
-        database.collection("notes").unwrap().create(serde_json::json!({ "text": "" })).unwrap();
+    let (note, created) = database.collection("notes").unwrap().create(serde_json::json!({ "text": "" })).unwrap();
     created.wait().unwrap();
     let mut at = 0;
     criterion.bench_function("local change, not waited for", |bench| {
@@ -123,7 +122,10 @@ fn keystrokes(count: usize) -> (View, Vec<Change>) {
 }
 
 fn type_one(view: &mut View, actor: &ActorId, at: usize) -> Change {
-    view.edit(options(actor), |edit| -> Result<(), ViewError> { edit.splice("text", at, 0, "x").map(drop) }).unwrap().1.unwrap()
+    view.edit(options(actor), |edit| -> Result<(), ViewError> { edit.splice("text", at, 0, "x").map(drop) })
+        .unwrap()
+        .1
+        .unwrap()
 }
 
 fn options(actor: &ActorId) -> EditOptions {

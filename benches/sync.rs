@@ -125,10 +125,7 @@ fn meeting_again(runtime: &Runtime) {
     hang_up(runtime, &a, &b);
 
     println!("two nodes with {DOCUMENTS} documents meet again");
-    println!(
-        "{:>9} {:>12} {:>13} {:>12} {:>12}",
-        "changed", "frame bytes", "frames, ms", "wire bytes", "wire, ms"
-    );
+    println!("{:>9} {:>12} {:>13} {:>12} {:>12}", "changed", "frame bytes", "frames, ms", "wire bytes", "wire, ms");
     for changed in [0, 1, 100] {
         edit(&documents[..changed]);
         let (frame_bytes, frame_time) = without_network(runtime, &a.database, &b.database, &documents[..changed]);
@@ -137,10 +134,7 @@ fn meeting_again(runtime: &Runtime) {
         b.links.dial(a.ticket.clone());
         runtime.block_on(until(&a, &b, || a.caught_up() && b.caught_up() && equal(&a, &b, &documents[..changed])));
         let (time, bytes) = (began.elapsed().as_secs_f64() * 1e3, b.bytes());
-        println!(
-            "{changed:>9} {frame_bytes:>12} {:>13.1} {bytes:>12} {time:>12.1}",
-            frame_time.as_secs_f64() * 1e3
-        );
+        println!("{changed:>9} {frame_bytes:>12} {:>13.1} {bytes:>12} {time:>12.1}", frame_time.as_secs_f64() * 1e3);
         hang_up(runtime, &a, &b);
     }
     runtime.block_on(async { tokio::join!(a.links.close(), b.links.close()) });
@@ -148,8 +142,10 @@ fn meeting_again(runtime: &Runtime) {
 
 fn create(database: &Database) -> Vec<DocHandle> {
     let notes = database.collection("notes").unwrap();
-    let (documents, commits): (Vec<_>, Vec<_>) =
-        (0..DOCUMENTS).map(|n| notes.create(serde_json::json!({ "n": n, "text": "a note" })).unwrap()).map(wait_now_and_then).unzip();
+    let (documents, commits): (Vec<_>, Vec<_>) = (0..DOCUMENTS)
+        .map(|n| notes.create(serde_json::json!({ "n": n, "text": "a note" })).unwrap())
+        .map(wait_now_and_then)
+        .unzip();
     commits.into_iter().flatten().for_each(|commit| {
         commit.wait().unwrap();
     });
@@ -168,10 +164,8 @@ fn wait_now_and_then((document, commit): (DocHandle, tidelog::Commit)) -> (DocHa
 }
 
 fn edit(documents: &[DocHandle]) {
-    let commits: Vec<_> = documents
-        .iter()
-        .map(|document| document.change(|edit| Ok(edit.splice("text", 0, 0, "x")?)).unwrap())
-        .collect();
+    let commits: Vec<_> =
+        documents.iter().map(|document| document.change(|edit| Ok(edit.splice("text", 0, 0, "x")?)).unwrap()).collect();
     commits.into_iter().for_each(|commit| {
         commit.wait().unwrap();
     });

@@ -81,12 +81,8 @@ fn generated(edits: usize) -> Trace {
 
 /// Rows as a peer would have sent them.
 pub(crate) fn rows(document: DocumentId, changes: &[Change]) -> Vec<Incoming> {
-    let origin = Origin {
-        node: NodeId([7; 32]),
-        principal: String::new(),
-        admission: Admission::Structural,
-        rules_version: 0,
-    };
+    let origin =
+        Origin { node: NodeId([7; 32]), principal: String::new(), admission: Admission::Structural, rules_version: 0 };
     let row = |change: &Change| Incoming {
         document,
         body: IncomingBody::Change(Box::new(change.clone())),
@@ -173,9 +169,8 @@ impl Storage for Counting {
 
     fn commit(&self, batch: WriteBatch, durability: Durability) -> Result<(), StorageError> {
         if durability == Durability::Synced {
-            let bytes = |(_, key, value): &(Keyspace, Vec<u8>, Option<Vec<u8>>)| {
-                key.len() + value.as_ref().map_or(0, Vec::len)
-            };
+            let bytes =
+                |(_, key, value): &(Keyspace, Vec<u8>, Option<Vec<u8>>)| key.len() + value.as_ref().map_or(0, Vec::len);
             self.groups.lock().unwrap().push(batch.rows.iter().map(bytes).sum());
         }
         self.disk.commit(batch, durability)
