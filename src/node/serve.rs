@@ -13,7 +13,7 @@ use super::command::{CommandError, Context, LinkControl};
 use super::peers::{PeerBook, replace};
 use super::place::{OpenPlace, Place};
 use crate::id::{LogCursor, NodeId};
-use crate::net::{CloseCode, Endpoint, LinkOptions, Links, Role, Ticket, UnknownKeys};
+use crate::net::{CloseCode, Endpoint, LinkOptions, Links, NetError, Role, Ticket, UnknownKeys};
 
 /// How a node is started.
 #[derive(Debug, Clone)]
@@ -70,6 +70,10 @@ impl Node {
     /// # Errors
     /// [`CommandError`] when the data directory, the key, the port or the list of peers cannot be used.
     pub async fn start(config: NodeConfig) -> Result<Self, CommandError> {
+        if !config.data.exists() {
+            // A port that is in use would be found after a store was made for nothing.
+            try_port(config.listen)?;
+        }
         let (data, open) = (config.data.clone(), config.open.clone());
         let place = tokio::task::spawn_blocking(move || Place::open(&data, &open))
             .await
@@ -81,7 +85,7 @@ impl Node {
         let peers = PeerBook::load(&path, unknown)?;
         for ticket in config.peers {
             if ticket.node() == endpoint.node() {
-                return Err(crate::net::NetError::OwnKey { node: ticket.node() }.into());
+                return Err(NetError::OwnKey { node: ticket.node() }.into());
             }
             peers.add(ticket.node(), Role::Node, Some(ticket))?;
         }
@@ -183,6 +187,14 @@ impl Node {
         let in_time = tokio::time::timeout(DRAIN_TIME, drain).await.is_ok();
         tracing::info!(in_time, took_ms = started.elapsed().as_millis() as u64, "closed");
     }
+}
+
+/// Whether a UDP address can be had, without keeping it.
+fn try_port(address: SocketAddr) -> Result<(), NetError> {
+    std::net::UdpSocket::bind(address).map(drop).map_err(|source| match source.kind() {
+        std::io::ErrorKind::AddrInUse => NetError::AddressInUse { addr: address },
+        _ => NetError::Bind { addr: address, source },
+    })
 }
 
 /// An invite that was used has put its user on the list: that must survive a restart.

@@ -352,7 +352,7 @@ mod tests {
 
     #[test]
     fn import_takes_a_file_or_a_trace() {
-        let parse = |words: &[&str]| Arguments::try_parse_from([&["tidelog", "import"], words].concat());
+        let parse = |words: &[&str]| Arguments::try_parse_from([&["tidelog", "import"][..], words].concat());
         assert!(parse(&["notes.ndjson", "--collection", "notes"]).is_ok());
         assert!(parse(&["trace", "x.json.gz", "--agents", "0,1", "--json"]).is_ok());
         assert!(parse(&[]).is_err());

@@ -54,12 +54,15 @@ impl AdminServer {
 
 fn listen(directory: &Path) -> io::Result<UnixListener> {
     let path = SocketPath::of(directory)?;
-    match std::fs::remove_file(path.as_path()) {
+    // Under another name until nobody but the owner can connect to it; the rename replaces a dead node's socket.
+    let unready = path.as_path().with_extension("new");
+    match std::fs::remove_file(&unready) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let listener = UnixListener::bind(path.as_path())?;
-    std::fs::set_permissions(path.as_path(), std::fs::Permissions::from_mode(0o600))?;
+    let listener = UnixListener::bind(&unready)?;
+    std::fs::set_permissions(&unready, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&unready, path.as_path())?;
     Ok(listener)
 }
 

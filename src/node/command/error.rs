@@ -154,6 +154,9 @@ impl From<Error> for CommandError {
             Error::View(ViewError::UnknownHead(_)) => Some("`tidelog log <id>` lists its changes"),
             Error::View(ViewError::RootNotMap) => Some("give an object, as '{\"title\": \"Tides\"}'"),
             Error::Id(IdError::Document(_)) => Some("`tidelog ls <collection>` lists the ids"),
+            Error::Id(IdError::Collection(_)) => Some("choose a name such as notes"),
+            Error::Id(IdError::Hash(_)) => Some("`tidelog log <id>` lists the hashes of its changes"),
+            Error::Id(IdError::Node(_)) => Some("`tidelog peer ls` and `tidelog status` show node ids"),
             _ => None,
         });
         Self { code: error.code().to_owned(), message: error.to_string(), remedy: remedy.map(str::to_owned), exit }
