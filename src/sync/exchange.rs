@@ -75,7 +75,7 @@ pub struct Exchange {
     /// The peer's last message, without its changes.
     their: Option<Their>,
     /// A message whose chunks are being logged.
-    unsettled: Option<Unsettled>,
+    unsettled: Option<Their>,
     /// Changes sent that the peer's heads do not cover yet.
     sent: BTreeSet<ChangeHash>,
     /// Changes the peer is known to lack and that did not fit the messages so far.
@@ -99,13 +99,6 @@ struct Their {
     heads: Heads,
     need: Vec<ChangeHash>,
     have: Vec<Have>,
-}
-
-#[derive(Debug)]
-struct Unsettled {
-    their: Their,
-    brought_changes: bool,
-    heads_before: Heads,
 }
 
 /// Steps spent to keep `shared` short; when they run out it is longer than it must be, which is harmless.
@@ -147,7 +140,7 @@ impl Exchange {
         }
         let chunks = if self.read_only { Vec::new() } else { chunks };
         let their = Their { heads: Heads::new(heads), need, have };
-        self.unsettled = Some(Unsettled { their, brought_changes: !chunks.is_empty(), heads_before: graph.heads() });
+        self.unsettled = Some(their);
         if chunks.is_empty() {
             self.settle(graph, Vec::new());
         }
@@ -158,7 +151,9 @@ impl Exchange {
     ///
     /// `arrived` names the changes it brought, as far as they are known by name: those of a document chunk need not be.
     pub fn settle(&mut self, graph: &ChangeGraph, arrived: Vec<Arrival>) {
-        let Some(Unsettled { their, brought_changes, heads_before }) = self.unsettled.take() else {
+        // Heads that equal ours are answered all the same, once: Automerge would stay silent here, and the peer could not
+        // tell that both agree.
+        let Some(their) = self.unsettled.take() else {
             return;
         };
         let mut shared: Vec<ChangeHash> = self.shared.as_slice().to_vec();
@@ -171,9 +166,6 @@ impl Exchange {
         }
         self.forget_hopeless(graph);
         self.trim_sent(graph, &their.heads);
-        if !brought_changes && their.heads == heads_before {
-            self.last_sent = their.heads.clone();
-        }
         if graph.contains_all(their.heads.as_slice()) {
             self.shared = their.heads.clone();
             if their.heads.is_empty() {
