@@ -28,7 +28,7 @@ fn edit(handle: &DocHandle, number: u16) {
         })
     });
     // Half of them are waited for, so that groups of every size are made.
-    if number % 2 == 0 {
+    if number.is_multiple_of(2) {
         commit.wait().unwrap();
     }
 }

@@ -72,6 +72,7 @@ struct Doc {
     visible: bool,
 }
 
+#[expect(clippy::large_enum_variant, reason = "a test holds a handful of them")]
 enum Foreign {
     Change(DocumentId, Change),
     Creation(DocumentId, Vec<u8>),
