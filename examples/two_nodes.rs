@@ -1,6 +1,6 @@
 //! Two nodes edit one text while they are apart, meet over QUIC, and agree; again and again.
 //!
-//! `cargo run --release --example two_nodes`. `tests/traces.rs` does the same with real editing histories and real
+//! `cargo run --release --example two_nodes`. `tests/nodes.rs` does the same with real editing histories and real
 //! processes.
 
 use std::sync::Arc;

@@ -108,3 +108,34 @@ async fn what_both_sides_did_while_apart_meets() {
     assert_eq!(note.to_json().unwrap(), other.to_json().unwrap());
     assert_eq!(note.read::<String>("text").unwrap().unwrap().len(), 1000);
 }
+
+/// A link that is made again brings what changed meanwhile, and costs what that costs, however many documents there are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_made_again_brings_only_what_changed() {
+    let (a, b) = (TestNode::start(false), TestNode::start(false));
+    let notes = a.database.collection("notes").unwrap();
+    let mut handles = Vec::new();
+    for n in 0..1000 {
+        let (note, created) = notes.create(json!({ "n": n })).unwrap();
+        handles.push(note);
+        if n % 100 == 99 {
+            created.await.unwrap();
+        }
+    }
+    b.links.dial(a.ticket.clone());
+    converged(&a, &b).await;
+    for changed in [0, 1, 100] {
+        b.links.drop_peer(a.database.node());
+        for note in &handles[..changed] {
+            note.change(|edit| Ok(edit.put("changed", changed)?)).unwrap().await.unwrap();
+        }
+        b.links.dial(a.ticket.clone());
+        converged(&a, &b).await;
+        let mut changes = b.links.changes();
+        let caught_up = changes.wait_for(|_| b.links.status()[0].caught_up);
+        tokio::time::timeout(Duration::from_secs(20), caught_up).await.expect("caught up").unwrap();
+        let (sent, received) = b.links.status()[0].bytes.unwrap();
+        println!("{changed} of 1000 changed: {sent} bytes sent, {received} received, handshake included");
+        assert!(received < 16 * 1024 + 1024 * changed as u64, "{received} bytes for {changed} changes");
+    }
+}

@@ -3,6 +3,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test panics; it does not return errors")]
 
 mod cli;
-mod histories;
 mod kill;
 mod links;
+mod nodes;
