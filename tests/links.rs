@@ -139,3 +139,23 @@ async fn a_link_made_again_brings_only_what_changed() {
         assert!(received < 16 * 1024 + 1024 * changed as u64, "{received} bytes for {changed} changes");
     }
 }
+
+/// An invite makes a node of a key that would otherwise only be let in as a client, once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_invite_makes_a_node_of_a_stranger() {
+    let a = TestNode::start(false);
+    let folder = tempfile::tempdir().unwrap();
+    let identity = Identity::generate().unwrap();
+    let database = Database::builder(folder.path().join("data")).node(identity.node()).open().unwrap();
+    let endpoint = Endpoint::bind(identity, "127.0.0.1:0".parse().unwrap(), &Limits::DEFAULT).unwrap();
+    let ticket = Ticket::new(endpoint.node(), "127.0.0.1", endpoint.local_addr().port()).unwrap();
+    let allow = Arc::new(AllowList::new(UnknownKeys::LoopbackClients));
+    let links = Links::start(database, endpoint, allow.clone(), LinkOptions::default());
+    let invite = allow.invite(tidelog::net::Role::Node, std::time::SystemTime::now()).unwrap();
+    a.links.dial(ticket.with_invite(invite));
+    let mut changes = links.changes();
+    let known = changes.wait_for(|_| links.status().iter().any(|peer| peer.role == Some("node")));
+    tokio::time::timeout(Duration::from_secs(20), known).await.expect("the role").unwrap();
+    assert!(!allow.awaits_invite(std::time::SystemTime::now()), "it is used up");
+    links.close().await;
+}

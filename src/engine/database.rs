@@ -121,7 +121,6 @@ impl DatabaseBuilder {
             Place::Directory(path) => {
                 let options = crate::log::OpenDirectory { create: self.create, restored: self.recover.restored };
                 let directory = crate::log::Directory::open(&path, options)?;
-                self.recover.restored = directory.restored();
                 let storage = crate::log::FjallStorage::open(directory.path())?;
                 (Arc::new(storage), Some(directory))
             }

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tracing::Instrument as _;
 
 use super::allow::{Admission, AdmittedBy, AllowList, Role};
 use super::backoff::Backoff;
@@ -227,15 +228,18 @@ impl Links {
         };
         let node = arrival.node();
         let judged = self.shared.allow.judge(node, arrival.address(), None, SystemTime::now());
-        let (admission, opening) = match judged {
-            Ok(admission) => (admission, None),
-            Err(refused) if self.shared.allow.awaits_invite(SystemTime::now()) => {
-                match tokio::time::timeout(INVITE_TIME, self.read_invite(&arrival)).await {
-                    Ok(Ok((admission, opening))) => (admission, Some(opening)),
-                    Ok(Err(error)) => return refuse(arrival, &error),
-                    Err(_) => return refuse(arrival, &refused),
-                }
+        let (judged, opening) = if self.shared.allow.awaits_invite(SystemTime::now()) {
+            // An invite may let a stranger in, and make more of a client.
+            match tokio::time::timeout(INVITE_TIME, self.judge_by_invite(&arrival, judged)).await {
+                Ok(Ok((judged, opening))) => (judged, Some(opening)),
+                Ok(Err(error)) => return refuse(arrival, &error),
+                Err(_) => return refuse(arrival, &NetError::TimedOut { addr: address }),
             }
+        } else {
+            (judged, None)
+        };
+        let admission = match judged {
+            Ok(admission) => admission,
             Err(error) => return refuse(arrival, &error),
         };
         if admission.by == AdmittedBy::Invite {
@@ -244,7 +248,12 @@ impl Links {
         self.converse(arrival.admit(), admission.role, None, opening).await;
     }
 
-    async fn read_invite(&self, arrival: &super::link::Arrival) -> Result<(Admission, Opening), NetError> {
+    /// Reads the first frame and judges again if it holds an invite.
+    async fn judge_by_invite(
+        &self,
+        arrival: &super::link::Arrival,
+        judged: Result<Admission, NetError>,
+    ) -> Result<(Result<Admission, NetError>, Opening), NetError> {
         let (writer, mut reader) = arrival.accept_bi().await?;
         let hello = reader.read(self.shared.database.limits().hello_bytes_max).await?;
         let hello = hello.ok_or(NetError::StreamClosed)?;
@@ -252,8 +261,11 @@ impl Links {
             Ok(Frame::Hello(wire::Hello { invite, .. })) => invite.map(Invite::from_bytes),
             _ => None,
         };
-        let judged = self.shared.allow.judge(arrival.node(), arrival.address(), invite.as_ref(), SystemTime::now());
-        Ok((judged?, Opening { writer, reader, hello: Some(hello) }))
+        let judged = match &invite {
+            Some(_) => self.shared.allow.judge(arrival.node(), arrival.address(), invite.as_ref(), SystemTime::now()),
+            None => judged,
+        };
+        Ok((judged, Opening { writer, reader, hello: Some(hello) }))
     }
 
     async fn keep_dialled(self, ticket: Ticket, mut stopped: watch::Receiver<bool>) {
@@ -335,7 +347,9 @@ impl Links {
         let mut stop = self.shared.stop.subscribe();
         tracing::info!(peer = %node.short(), address = %link.address(), dialled = link.is_dialled(), "link open");
         let conversation = Conversation::new(self.shared.database.clone(), link, config, on_event);
-        let why = conversation.run(opening, &mut stop).await;
+        let span = tracing::info_span!("node", id = %self.shared.database.node().short());
+        let span = tracing::info_span!(parent: &span, "conn", peer = %node.short(), transport = "quic");
+        let why = conversation.run(opening, &mut stop).instrument(span).await;
         self.unregister(node, id, &why);
         Some(why)
     }
