@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use serde_json::json;
 use tidelog::log::MemoryStorage;
 use tidelog::{Database, DocHandle, DocumentId, Error, Lsn};
 
@@ -94,5 +95,30 @@ fn threads_that_edit_admit_and_check_at_once_agree_in_the_end() {
     for database in [&one, &other] {
         ids.iter().for_each(|id| assert_settled(database, *id));
         assert_whole(database);
+    }
+}
+
+/// Whoever creates a named document first, nobody's edits of it are lost or refused.
+#[test]
+fn threads_that_create_one_named_document_at_once_lose_nothing() {
+    for round in 0..40 {
+        let database = open(round);
+        let start = std::sync::Barrier::new(4);
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let (database, start) = (&database, &start);
+                scope.spawn(move || {
+                    let notes = database.collection("notes").unwrap();
+                    start.wait();
+                    let shared = notes.doc_with("shared", json!({ "hits": {} })).unwrap();
+                    for n in 0..10 {
+                        let key = format!("{thread} {n}");
+                        shared.change(|edit| Ok(edit.put(["hits", &key], n)?)).unwrap().wait().unwrap();
+                    }
+                });
+            }
+        });
+        let shared = database.collection("notes").unwrap().doc("shared").unwrap();
+        assert_eq!(shared.to_json().unwrap()["hits"].as_object().unwrap().len(), 40, "round {round}");
     }
 }

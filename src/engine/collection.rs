@@ -123,7 +123,7 @@ impl Collection {
         let handle = DocHandle::new(self.database.clone(), id, self.name.clone());
         // Counted first: a view with nothing on its way could be dropped again at once, and built without its change.
         let in_flight = WorkingSet::in_flight(handle.cell());
-        self.database.working_set().adopt(handle.cell(), view);
+        self.database.working_set().adopt(handle.cell(), view, change.as_ref())?;
         let commit = Database::send(room, id, vec![statement], change.into_iter().collect(), Some(in_flight))?;
         Ok((handle, commit))
     }

@@ -199,13 +199,27 @@ impl WorkingSet {
     }
 
     /// Gives a new document, which is not in the log yet, its view.
-    pub(crate) fn adopt(&self, cell: &Arc<Cell>, view: View) {
+    ///
+    /// Two threads may create one named document at a time. The view of the first may hold edits that are on their way,
+    /// so it stays, and takes in what the second begins with.
+    ///
+    /// # Errors
+    /// [`Error::View`] when the first's view does not take it.
+    pub(crate) fn adopt(&self, cell: &Arc<Cell>, view: View, beginning: Option<&Change>) -> Result<(), Error> {
         let mut held = lock(&cell.view);
-        held.generation = self.generation.load(Ordering::Acquire);
+        let generation = self.generation.load(Ordering::Acquire);
+        if held.generation == generation
+            && let Some(first) = held.view.as_mut().filter(|first| !first.is_broken())
+        {
+            first.apply(beginning.map_or(&[], std::slice::from_ref))?;
+            return Ok(());
+        }
+        held.generation = generation;
         cell.bytes.store(view.bytes_estimate(), Ordering::Relaxed);
         held.view = Some(view);
         drop(held);
         self.keep_warm(cell, true);
+        Ok(())
     }
 
     /// Counts an edit that was just sent to the writer.
