@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use super::pending::{Arrival, Pending};
 use crate::document::{Change, ChangeGraph, Node};
-use crate::history::fold::{fold_change, fold_lifecycle, index_key, new_row, project_row};
+use crate::history::fold::{fold_change, fold_lifecycle, index_key, index_row, new_row, project_row};
 use crate::history::{Graphs, HistoryError, Names, Origin, Reader};
 use crate::id::{ActorId, ChangeHash, DocumentId, Heads, LogCursor, Lsn, NodeId};
 use crate::limits::Limits;
@@ -501,14 +501,7 @@ impl Core {
             rules_version: arrival.origin.rules_version,
             payload_digest: payload_digest(change.bytes()),
         };
-        let index = IndexRow::Change {
-            hash: header.hash,
-            actor,
-            seq: header.seq,
-            start_op: header.start_op,
-            op_count: header.op_count,
-            deps: header.deps.clone(),
-        };
+        let index = index_row(&header);
         fold_change(&mut row, lsn, &header, change.bytes().len(), self.limits.clock_entries_in_row);
         self.appender.push(&mut work.group, &Record::Change(header, change.bytes().to_vec()));
         self.index(work, document, lsn, &index);

@@ -4,7 +4,7 @@
 use crate::id::{ChangeHash, CollectionKey, DocumentId, Heads, Lsn};
 use crate::log::Keyspace;
 use crate::log::record::{ChangeHeader, Lifecycle, LifecycleId, LifecycleKind, NameRef, StateDigest};
-use crate::log::rows::{DocumentRow, HeadRow, StatementRow, encode_row};
+use crate::log::rows::{DocumentRow, HeadRow, IndexRow, StatementRow, encode_row};
 use crate::log::{WriteBatch, lsn_of_key};
 
 /// The row of a document of which nothing is known yet.
@@ -115,6 +115,19 @@ pub fn index_key(document: DocumentId, lsn: Lsn) -> [u8; 24] {
     key[..16].copy_from_slice(&document.0);
     key[16..].copy_from_slice(&lsn.0.to_be_bytes());
     key
+}
+
+/// The row of `doc_ix` of a change's record.
+#[must_use]
+pub fn index_row(header: &ChangeHeader) -> IndexRow {
+    IndexRow::Change {
+        hash: header.hash,
+        actor: header.actor,
+        seq: header.seq,
+        start_op: header.start_op,
+        op_count: header.op_count,
+        deps: header.deps.clone(),
+    }
 }
 
 /// The position in a key of `doc_ix` or `by_seq`, its last eight bytes.

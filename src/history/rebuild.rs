@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use super::fold::{fold_change, fold_lifecycle, index_key, lsn_in, new_row, project_row};
+use super::fold::{fold_change, fold_lifecycle, index_key, index_row, lsn_in, new_row, project_row};
 use super::open::{LAYOUT, PROJECTIONS_KEY, Walk, walk_log};
 use super::reader::{document_row, read_snapshot, snapshot_key};
 use super::{HistoryError, Names};
@@ -92,15 +92,7 @@ impl Page {
                 let id = DocumentId(header.document);
                 let entries = Limits::DEFAULT.clock_entries_in_row;
                 fold_change(self.row(storage, id, lsn)?, lsn, &header, chunk.len(), entries);
-                let row = IndexRow::Change {
-                    hash: header.hash,
-                    actor: header.actor,
-                    seq: header.seq,
-                    start_op: header.start_op,
-                    op_count: header.op_count,
-                    deps: header.deps,
-                };
-                self.index(id, lsn, &row);
+                self.index(id, lsn, &index_row(&header));
             }
             Record::Lifecycle(header, bytes) => {
                 let id = DocumentId(header.document);

@@ -2,14 +2,14 @@
 
 use std::ops::ControlFlow;
 
-use super::fold::{by_seq_key, fold_change, fold_lifecycle, heads_of, index_key, lsn_in, new_row};
+use super::fold::{by_seq_key, fold_change, fold_lifecycle, heads_of, index_key, index_row, lsn_in, new_row};
 use super::open::Walk;
 use super::reader::{document_row, read_snapshot};
 use super::{HistoryError, Names, Reader};
 use crate::document::{Change, View};
 use crate::id::{CollectionKey, DocumentId, Lsn};
 use crate::limits::Limits;
-use crate::log::record::{ChangeHeader, Lifecycle, NameHeader, Record, payload_digest};
+use crate::log::record::{Lifecycle, NameHeader, Record, payload_digest};
 use crate::log::rows::{DocumentRow, IndexRow, decode_row};
 use crate::log::{Keyspace, log_key, lsn_of_key};
 
@@ -188,17 +188,6 @@ fn check_name(reader: &Reader, report: &mut Verification, lsn: Lsn, header: &Nam
         Ok(Some(reference)) if reference == header.reference => {}
         Ok(_) => report.fault(place, format!("its number is not found by the name in record {lsn}")),
         Err(error) => report.fault(place, error),
-    }
-}
-
-fn index_row(header: &ChangeHeader) -> IndexRow {
-    IndexRow::Change {
-        hash: header.hash,
-        actor: header.actor,
-        seq: header.seq,
-        start_op: header.start_op,
-        op_count: header.op_count,
-        deps: header.deps.clone(),
     }
 }
 
