@@ -87,6 +87,11 @@ fn nothing_is_left_unfinished_and_no_queue_is_unbounded() {
 }
 
 #[test]
+fn every_bound_of_a_queue_is_among_the_limits() {
+    assert_eq!(over_files("src", bounds_elsewhere), [""; 0]);
+}
+
+#[test]
 fn files_are_short_or_have_a_reason() {
     let faults = over_files("src", |path, text| {
         let lines = text.lines().count();
@@ -194,6 +199,7 @@ fn the_rules_find_what_breaks_them() {
     assert_eq!(leftovers("src/a.rs", &["// FIX", "ME later"].concat()).len(), 1);
     assert_eq!(leftovers("src/a.rs", &["mpsc::unbounded", "_channel()"].concat()).len(), 1);
     assert_eq!(leftovers("src/a.rs", "let todos = mastodon;"), [""; 0]);
+    assert_eq!(bounds_elsewhere("src/a.rs", "mpsc::channel(7);\nmpsc::channel(queues::A);").len(), 1);
 
     assert_eq!(tests_named_in("see `src/a.rs::it_holds`, `b::c`"), [("src/a.rs".into(), "it_holds".into())]);
     assert_eq!(links_in("[a](b.md#c) [d](https://e) [f](#g)"), ["b.md"]);
@@ -247,6 +253,24 @@ fn beyond_sync(code: &str) -> Vec<String> {
             let target = word_at(&line[at + "automerge::".len()..]);
             if is_outermost(&line[..at]) && !ALLOWED.contains(&target) {
                 faults.push(format!("line {number}: uses automerge::{target}"));
+            }
+        }
+    }
+    faults
+}
+
+/// Queues whose bound is not one of `limits.rs`.
+fn bounds_elsewhere(_path: &str, text: &str) -> Vec<String> {
+    let code = bare_code(text);
+    let is_named =
+        |bound: &str| ["queues::", "limits.", "self.limits.", "items"].iter().any(|name| bound.starts_with(name));
+    let mut faults = Vec::new();
+    for call in ["mpsc::channel(", "sync_channel(", "broadcast::channel("] {
+        for (at, _) in code.match_indices(call) {
+            let bound = &code[at + call.len()..];
+            if !is_named(bound) {
+                let bound = bound.split(')').next().unwrap_or_default();
+                faults.push(format!("a queue's bound is `{bound}`; name it in src/limits.rs"));
             }
         }
     }
