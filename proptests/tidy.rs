@@ -124,15 +124,16 @@ fn every_test_file_is_a_module() {
 }
 
 #[test]
-fn every_test_that_a_document_names_exists() {
+fn every_test_that_a_document_names_exists_and_runs() {
     let mut named = 0;
     let mut faults = Vec::new();
     for page in markdown() {
         for (file, test) in tests_named_in(&read(&page)) {
             named += 1;
             let path = root().join(&file);
-            if !path.is_file() || !read(&path).contains(&format!("fn {test}(")) {
-                faults.push(format!("{}: there is no {file}::{test}", relative(&page)));
+            let text = if path.is_file() { read(&path) } else { String::new() };
+            if let Some(fault) = fault_of_test(&text, &test) {
+                faults.push(format!("{}: {file}::{test} {fault}", relative(&page)));
             }
         }
     }
@@ -202,6 +203,9 @@ fn the_rules_find_what_breaks_them() {
     assert_eq!(bounds_elsewhere("src/a.rs", "mpsc::channel(7);\nmpsc::channel(queues::A);").len(), 1);
 
     assert_eq!(tests_named_in("see `src/a.rs::it_holds`, `b::c`"), [("src/a.rs".into(), "it_holds".into())]);
+    assert_eq!(fault_of_test("#[test]\nfn a() {}", "a"), None);
+    assert!(fault_of_test("#[test]\n#[ignore]\nfn a() {}", "a").is_some());
+    assert!(fault_of_test("fn a() {}", "a").is_some() && fault_of_test("", "a").is_some());
     assert_eq!(links_in("[a](b.md#c) [d](https://e) [f](#g)"), ["b.md"]);
     assert_eq!(bare_code("/// a\nlet b = 1; // c\n\n#[cfg(test)]\nmod tests {}"), "let b = 1; // c\n");
     assert_eq!(code_of("a // crate::b\n//! crate::c\nd"), "a \n\nd\n");
@@ -344,6 +348,20 @@ fn tests_named_in(text: &str) -> Vec<(String, String)> {
         .filter_map(|name| name.split_once(".rs::"))
         .map(|(file, test)| (format!("{file}.rs"), test.to_owned()))
         .collect()
+}
+
+/// Why `test` in a file is no test that runs, if it is none.
+fn fault_of_test(text: &str, test: &str) -> Option<&'static str> {
+    let Some(at) = text.find(&format!("fn {test}(")) else { return Some("does not exist") };
+    // Its attributes are the lines right above it.
+    let before = text[..at].trim_end().trim_end_matches("async").trim_end();
+    let above = before.lines().rev().map(str::trim).take_while(|line| line.starts_with(['#', '/']));
+    let attributes: Vec<&str> = above.filter(|line| line.starts_with('#')).collect();
+    match attributes.iter().any(|line| line.starts_with("#[test") || line.starts_with("#[tokio::test")) {
+        false => Some("is not marked as a test"),
+        true if attributes.iter().any(|line| line.starts_with("#[ignore")) => Some("is ignored"),
+        true => None,
+    }
 }
 
 /// Every link of a page to a file.
