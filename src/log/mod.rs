@@ -13,6 +13,8 @@ mod append;
 mod directory;
 #[cfg(feature = "fjall")]
 mod fjall;
+#[cfg(feature = "fjall")]
+mod inspect;
 mod memory;
 pub mod record;
 pub mod rows;
