@@ -107,6 +107,16 @@ struct FormatFile {
     store: String,
     device: u64,
     inode: u64,
+    /// Over the fields above; absent in what older versions made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    check: Option<String>,
+}
+
+impl FormatFile {
+    fn checksum(&self) -> String {
+        let text = format!("{} {} {} {}", self.tidelog, self.store, self.device, self.inode);
+        data_encoding::HEXLOWER.encode(&xxhash_rust::xxh3::xxh3_64(text.as_bytes()).to_be_bytes())
+    }
 }
 
 impl Directory {
@@ -226,6 +236,7 @@ fn fill(path: &Path) -> Result<(), DirectoryError> {
         store: data_encoding::HEXLOWER.encode(&random_bytes::<16>()),
         device: metadata.dev(),
         inode: metadata.ino(),
+        check: None,
     };
     write_synced(&path.join(FORMAT_FILE), &encode_format(&format)?)?;
     write_synced(&path.join(LOCK_FILE), b"")?;
@@ -250,16 +261,33 @@ fn read_format(path: &Path) -> Result<FormatFile, DirectoryError> {
         Some(found) if found > u64::from(FORMAT) => {
             Err(DirectoryError::Newer { path: path.to_owned(), found: u32::try_from(found).unwrap_or(u32::MAX) })
         }
-        Some(_) => serde_json::from_value(value).map_err(|error| foreign(format!("its FORMAT file: {error}"))),
+        Some(_) => {
+            let format: FormatFile =
+                serde_json::from_value(value).map_err(|error| foreign(format!("its FORMAT file: {error}")))?;
+            if format.tidelog == 0 || format.check.as_ref().is_some_and(|check| *check != format.checksum()) {
+                let why = format!("{FORMAT_FILE} does not match its checksum");
+                return Err(DirectoryError::Damaged { path: path.to_owned(), why });
+            }
+            Ok(format)
+        }
         None => Err(foreign("its FORMAT file names no tidelog format".into())),
     }
 }
 
 fn encode_format(format: &FormatFile) -> Result<Vec<u8>, DirectoryError> {
-    let mut text = serde_json::to_vec_pretty(format)
+    let format = FormatFile { check: Some(format.checksum()), store: format.store.clone(), ..*format };
+    let mut text = serde_json::to_vec_pretty(&format)
         .map_err(|error| StorageError::Io { doing: "write FORMAT".into(), why: error.to_string() })?;
     text.push(b'\n');
     Ok(text)
+}
+
+/// Takes the lock of a data directory that may be damaged, for reading it alone; `None` when it has no such file.
+///
+/// # Errors
+/// [`DirectoryError::InUse`] when another process has it open.
+pub fn lock_directory(path: &Path) -> Result<Option<File>, DirectoryError> {
+    if path.join(LOCK_FILE).is_file() { lock(path).map(Some) } else { Ok(None) }
 }
 
 fn lock(path: &Path) -> Result<File, DirectoryError> {

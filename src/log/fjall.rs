@@ -70,6 +70,15 @@ impl FjallStorage {
         Ok(storage)
     }
 
+    /// Moves what only the journal holds into table files, and waits for it.
+    ///
+    /// # Errors
+    /// [`StorageError`] when the disk refuses.
+    pub fn flush(&self) -> Result<(), StorageError> {
+        let flush = || self.tables.iter().try_for_each(Table::rotate_memtable_and_wait);
+        guarded("flush", || flush().map_err(|error| failed("flush", &error)))
+    }
+
     fn table(&self, keyspace: Keyspace) -> &Table {
         &self.tables[keyspace as usize]
     }
@@ -159,7 +168,7 @@ impl Storage for FjallStorage {
     }
 
     fn check_files(&self, fault: &mut dyn FnMut(String, String)) -> Result<(), StorageError> {
-        inspect::check_tables(&self.directory.join(TABLES), fault)
+        inspect::check_files(&self.directory.join(TABLES), fault)
     }
 }
 
@@ -199,7 +208,7 @@ fn located(tables: &Path, error: StorageError) -> StorageError {
     let StorageError::Damaged(why) = error else { return error };
     let mut files = Vec::new();
     // The first error stands, whatever comes of looking closer.
-    let _ = inspect::check_tables(tables, &mut |file, fault| files.push(format!("{file}: {fault}")));
+    let _ = inspect::check_files(tables, &mut |file, fault| files.push(format!("{file}: {fault}")));
     if files.is_empty() {
         return StorageError::Damaged(why);
     }
@@ -299,6 +308,12 @@ impl MarkFile {
     fn failed(&self, doing: &str, error: &std::io::Error) -> StorageError {
         StorageError::io(format!("{doing} {}", self.path.display()), error)
     }
+}
+
+/// The newest intact mark in a file that is only read, if it has one.
+pub(super) fn intact_mark(path: &Path) -> Option<TailMark> {
+    let file = File::open(path).ok()?;
+    MarkFile { file, path: path.to_owned(), written: 0 }.newest().ok().flatten()
 }
 
 fn encode_mark(mark: &TailMark, written: u64) -> [u8; COPY_BYTES] {

@@ -189,6 +189,33 @@ impl Journal {
         }
     }
 
+    /// Visits what looks like a row of `table` with a key of eight bytes between `from` and `to` (`None`: the end), and
+    /// goes on behind it if `visit` takes it.
+    pub(in crate::log) fn rows_between(
+        &mut self,
+        from: u64,
+        to: Option<u64>,
+        table: u64,
+        visit: &mut dyn FnMut(Item<'_>) -> bool,
+    ) -> io::Result<()> {
+        let mut at = from;
+        while let Some(next) = self.bytes.next_nonzero(at)?.filter(|next| to.is_none_or(|to| *next < to)) {
+            at = next + 1;
+            let Some(head) = self.bytes.at(next, 1 + ITEM_BYTES)? else { continue };
+            if head[0] != 2 || head[1] != 0 || u64_at(head, 3) != table || head[11..13] != [8, 0] {
+                continue;
+            }
+            let mut taken = false;
+            let mut hasher = xxhash_rust::xxh3::Xxh3::new();
+            if let Ok(end) = self.read_item(next, &mut hasher, &mut |item| taken = visit(item))?
+                && taken
+            {
+                at = end;
+            }
+        }
+        Ok(())
+    }
+
     /// Whether a stretch has zeros as a write leaves them that was not done in full.
     pub(in crate::log) fn has_torn_zeros(&mut self, from: u64, to: u64) -> io::Result<bool> {
         let (mut at, mut run) = (from, 0);

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::journal::{Broken, Found, Item, Journal, may_follow};
 use super::tables::manifest;
-use super::{KEYSPACES, damaged, failed};
+use super::{KEYSPACES, LOOKS_MAX, damaged, failed};
 use crate::log::storage::{Keyspace, StorageError, TailMark};
 
 /// fjall's number of the table of records: the tables were made in the order of [`Keyspace::ALL`], from 1.
@@ -132,6 +132,51 @@ fn check_journals(store: &Path, mark: Option<&TailMark>, accept_loss: bool) -> R
             cut(newest, tear.broken.start)
         }
     }
+}
+
+/// Looks for damage in the journals of a store that may be open and written to, and tells `fault` file and place.
+///
+/// # Errors
+/// [`StorageError`] when the disk fails.
+pub(super) fn check_journals_live(store: &Path, fault: &mut dyn FnMut(String, String)) -> Result<(), StorageError> {
+    let journals = match journals_of(store) {
+        Ok(journals) => journals,
+        Err(StorageError::Damaged(why)) => {
+            fault(store.display().to_string(), why);
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    for path in &journals {
+        let mut found = None;
+        for _ in 0..LOOKS_MAX {
+            found = broken_live(path)?;
+            // A batch that was being written when it was read is whole a moment later.
+            if found.is_none() {
+                break;
+            }
+        }
+        if let Some(Broken { start, at, why }) = found {
+            fault(path.display().to_string(), format!("byte {at}: {why} (the batch begins at byte {start})"));
+        }
+    }
+    Ok(())
+}
+
+fn broken_live(path: &Path) -> Result<Option<Broken>, StorageError> {
+    let mut last = None;
+    let mut scan = match Scan::of(path, &mut last) {
+        Ok(scan) => scan,
+        // What it held is in the tables now.
+        Err(_) if !path.exists() => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let Some(tear) = scan.tear.take() else { return Ok(None) };
+    let next = scan.journal.intact_after(tear.broken.start, last).map_err(|error| failed("read", path, &error))?;
+    Ok(match next {
+        Ok(None) => None,
+        _ => Some(tear.broken),
+    })
 }
 
 /// A journal read to its end, or to where it is broken.

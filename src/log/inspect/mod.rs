@@ -20,12 +20,13 @@
 //! *behind* a damaged one is another matter: what was acknowledged is damaged, and the store is not opened.
 
 mod bytes;
-pub(super) mod journal;
+mod journal;
 mod layout;
+mod salvage;
 mod tables;
 
 pub(super) use layout::{check_before_open, is_new};
-pub(super) use tables::check_tables;
+pub use salvage::{SalvagedLog, salvage_log};
 
 use std::path::Path;
 
@@ -33,6 +34,22 @@ use super::storage::StorageError;
 
 /// The folder of the tables' folders, in fjall's.
 const KEYSPACES: &str = "keyspaces";
+
+/// While a store is open its files change under whoever reads them; so often what looks wrong is looked at again.
+const LOOKS_MAX: usize = 20;
+
+/// Holds manifests, table files and journals in `store` against their checksums, and tells `fault` each file and what
+/// is wrong with it. The store may be open and written to.
+///
+/// # Errors
+/// [`StorageError`] when the disk fails.
+///
+/// # Cost
+/// Reads every file.
+pub(super) fn check_files(store: &Path, fault: &mut dyn FnMut(String, String)) -> Result<(), StorageError> {
+    tables::check_tables(store, fault)?;
+    layout::check_journals_live(store, fault)
+}
 
 fn damaged(path: &Path, why: impl std::fmt::Display) -> StorageError {
     StorageError::Damaged(format!("{}: {why}", path.display()))

@@ -14,15 +14,13 @@ use std::path::Path;
 
 use super::bytes::Bytes;
 use super::layout::tables_of;
-use super::{damaged, failed};
+use super::{LOOKS_MAX, damaged, failed};
 use crate::log::storage::StorageError;
 
 const CURRENT_BYTES: usize = 25;
 const LIST_MAGIC: &[u8] = b"TOC!";
 const END_MAGIC: &[u8] = b"SFA!";
 const END_BYTES: usize = 38;
-/// While a store is open its manifests change under whoever reads them; so often they are read anew.
-const LOOKS_MAX: usize = 20;
 
 /// The table files of one table.
 #[derive(Debug, PartialEq, Eq)]
@@ -92,6 +90,12 @@ fn read(path: &Path) -> Result<Vec<u8>, StorageError> {
 
 /// The files that a manifest names.
 fn files_in(bytes: &[u8]) -> Option<Vec<(u64, u128)>> {
+    let (_, section) = sections_of(bytes)?.into_iter().find(|(name, _)| name == b"tables")?;
+    files_in_section(section)
+}
+
+/// A manifest's sections, name and content.
+fn sections_of(bytes: &[u8]) -> Option<Vec<(&[u8], &[u8])>> {
     let end = bytes.len().checked_sub(END_BYTES)?;
     let tail = bytes.get(end..)?;
     if tail.get(..4)? != END_MAGIC {
@@ -99,17 +103,16 @@ fn files_in(bytes: &[u8]) -> Option<Vec<(u64, u128)>> {
     }
     let list = bytes.get(usize::try_from(u64_at(tail, 22)).ok()?..end)?;
     let mut rest = list.strip_prefix(LIST_MAGIC)?.get(4..)?;
+    let mut sections = Vec::new();
     while !rest.is_empty() {
         let (place, length) = (u64_at(rest, 0), u64_at(rest, 8));
         let name_length = usize::from(u16::from_le_bytes(rest.get(16..18)?.try_into().ok()?));
-        let name = rest.get(18..18 + name_length)?;
-        if name == b"tables" {
-            let from = usize::try_from(place).ok()?;
-            return files_in_section(bytes.get(from..from.checked_add(usize::try_from(length).ok()?)?)?);
-        }
+        let from = usize::try_from(place).ok()?;
+        let content = bytes.get(from..from.checked_add(usize::try_from(length).ok()?)?)?;
+        sections.push((rest.get(18..18 + name_length)?, content));
         rest = rest.get(18 + name_length..)?;
     }
-    None
+    Some(sections)
 }
 
 fn files_in_section(mut section: &[u8]) -> Option<Vec<(u64, u128)>> {
@@ -130,6 +133,53 @@ fn files_in_section(mut section: &[u8]) -> Option<Vec<(u64, u128)>> {
     Some(files)
 }
 
+/// A manifest like that of the empty table in the folder `table`, which names the one file `id`.
+pub(super) fn lone_table(table: &Path, id: u64) -> Result<Vec<u8>, StorageError> {
+    let path = table.join(format!("v{}", manifest(table)?.number));
+    let bytes = read(&path)?;
+    rewritten(&bytes, id).ok_or_else(|| damaged(&path, "it is not a manifest"))
+}
+
+/// What `current` says of a manifest.
+pub(super) fn reference_to(number: u64, manifest: &[u8]) -> Vec<u8> {
+    let mut current = number.to_le_bytes().to_vec();
+    current.extend(xxhash_rust::xxh3::xxh3_128(manifest).to_le_bytes());
+    current.push(0);
+    current
+}
+
+fn rewritten(bytes: &[u8], id: u64) -> Option<Vec<u8>> {
+    let sections = sections_of(bytes)?;
+    let (mut out, mut list) = (Vec::new(), LIST_MAGIC.to_vec());
+    list.extend(u32::try_from(sections.len()).ok()?.to_le_bytes());
+    for (name, content) in sections {
+        let mut tables = Vec::new();
+        if name == b"tables" {
+            // As many levels as before; one run of one file in the first.
+            let levels = *content.first()?;
+            tables.extend([levels, 1, 1, 0, 0, 0]);
+            tables.extend(id.to_le_bytes());
+            // What fjall holds against the file is checked by nobody when it opens it.
+            tables.extend([0; 1 + 16 + 8]);
+            tables.extend(std::iter::repeat_n(0, usize::from(levels.checked_sub(1)?)));
+        }
+        let content = if name == b"tables" { &tables } else { content };
+        list.extend((out.len() as u64).to_le_bytes());
+        list.extend((content.len() as u64).to_le_bytes());
+        list.extend(u16::try_from(name.len()).ok()?.to_le_bytes());
+        list.extend(name);
+        out.extend(content);
+    }
+    let place = out.len() as u64;
+    out.extend(&list);
+    out.extend(END_MAGIC);
+    out.extend([1, 0]);
+    out.extend(xxhash_rust::xxh3::xxh3_128(&list).to_le_bytes());
+    out.extend(place.to_le_bytes());
+    out.extend((list.len() as u64).to_le_bytes());
+    Some(out)
+}
+
 /// Holds every manifest and every table file against its checksum, and tells `fault` the file and what is wrong. The
 /// store may be open and written to.
 ///
@@ -138,7 +188,7 @@ fn files_in_section(mut section: &[u8]) -> Option<Vec<(u64, u128)>> {
 ///
 /// # Cost
 /// Reads every table file.
-pub(in crate::log) fn check_tables(store: &Path, fault: &mut dyn FnMut(String, String)) -> Result<(), StorageError> {
+pub(super) fn check_tables(store: &Path, fault: &mut dyn FnMut(String, String)) -> Result<(), StorageError> {
     let tables = match tables_of(store) {
         Ok(tables) => tables,
         Err(StorageError::Damaged(why)) => {
