@@ -102,6 +102,7 @@ pub struct Directory {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct FormatFile {
     tidelog: u32,
     store: String,

@@ -42,6 +42,7 @@ pub struct Peer {
 }
 
 #[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct PeersFile {
     tidelog_peers: u32,
     peers: Vec<PeerEntry>,

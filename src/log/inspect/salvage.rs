@@ -60,14 +60,18 @@ pub fn salvage_log(damaged: &Path, scratch: &Path, progress: &mut dyn FnMut(u64)
         let read = read_table(&table, &lone, &mut heap);
         // The next one gets a store of its own.
         let removed = fs::remove_dir_all(&lone);
-        match read {
-            Err(StorageError::Damaged(why)) => heap.damaged(&table, why),
-            other => other?,
+        if let Some(why) = read? {
+            // It was read in a place of our own, of which nobody has heard.
+            heap.damaged(&table, why.replace(&format!("{}/", lone.display()), ""));
         }
         removed.map_err(|error| failed("remove", &lone, &error))?;
     }
     for journal in files_in(&store).into_iter().filter(|path| path.extension().is_some_and(|ending| ending == "jnl")) {
-        read_journal(&journal, &mut heap).map_err(|error| failed("read", &journal, &error))??;
+        match read_journal(&journal, &mut heap) {
+            Ok(done) => done?,
+            // A sector that the disk does not give is damage as well.
+            Err(error) => heap.damaged(&journal, error.to_string()),
+        }
     }
     heap.write()?;
     heap.records.sync()?;
@@ -168,13 +172,13 @@ fn read_journal(path: &Path, heap: &mut Heap<'_>) -> std::io::Result<Result<(), 
     }
 }
 
-/// Reads one table file as the only one of a store in the folder `lone`.
-fn read_table(file: &Path, lone: &Path, heap: &mut Heap<'_>) -> Result<(), StorageError> {
+/// Reads one table file as the only one of a store in the folder `lone`. Says why, if it cannot be read at all.
+fn read_table(file: &Path, lone: &Path, heap: &mut Heap<'_>) -> Result<Option<String>, StorageError> {
     let error = |error: std::io::Error| failed("salvage", file, &error);
     fs::create_dir_all(lone).map_err(error)?;
     drop(FjallStorage::open(lone)?);
     let id = file.file_name().and_then(|name| name.to_str()?.parse::<u64>().ok());
-    let id = id.ok_or_else(|| StorageError::Damaged("its name is no number".into()))?;
+    let Some(id) = id else { return Ok(Some("its name is no number".to_owned())) };
     let table = lone.join(TABLES).join(KEYSPACES).join(LOG_TABLE.to_string());
     let target = table.join("tables").join(id.to_string());
     // fjall never writes to a table file; where there are no links, a copy does.
@@ -182,7 +186,11 @@ fn read_table(file: &Path, lone: &Path, heap: &mut Heap<'_>) -> Result<(), Stora
     let manifest = lone_table(&table, id)?;
     fs::write(table.join("v0"), &manifest).map_err(error)?;
     fs::write(table.join("current"), reference_to(0, &manifest)).map_err(error)?;
-    let storage = FjallStorage::open(lone)?;
+    let storage = match FjallStorage::open(lone) {
+        Ok(storage) => storage,
+        Err(full @ StorageError::Full(_)) => return Err(full),
+        Err(error) => return Ok(Some(error.to_string())),
+    };
     let (mut from, mut bad, mut steps) = (0, 0_u64, 0);
     loop {
         let mut failed_to_write = None;
@@ -202,23 +210,22 @@ fn read_table(file: &Path, lone: &Path, heap: &mut Heap<'_>) -> Result<(), Stora
         }
         match read {
             Ok(()) => break,
-            Err(StorageError::Damaged(why)) if steps < STEPS_MAX => {
+            Err(error) if steps < STEPS_MAX => {
                 // A block that does not read ends the scan; what is behind it is asked for position by position.
                 if steps == 0 {
-                    heap.damaged(file, format!("from record {from} on: {why}"));
+                    heap.damaged(file, format!("from record {from} on: {error}"));
                 }
                 from = from.saturating_add(1);
                 steps += 1;
             }
-            Err(StorageError::Damaged(why)) => {
-                heap.damaged(file, format!("given up at record {from}: {why}"));
+            Err(error) => {
+                heap.damaged(file, format!("given up at record {from}: {error}"));
                 break;
             }
-            Err(error) => return Err(error),
         }
     }
     if bad > 0 {
         heap.damaged(file, format!("{bad} rows are no records"));
     }
-    Ok(())
+    Ok(None)
 }
