@@ -241,7 +241,22 @@ fn fill(path: &Path) -> Result<(), DirectoryError> {
     };
     write_synced(&path.join(FORMAT_FILE), &encode_format(&format)?)?;
     write_synced(&path.join(LOCK_FILE), b"")?;
-    sync_folder(&path.join(TABLES))?;
+    sync_tree(path)
+}
+
+/// Syncs every file and folder: fjall syncs what it makes, and not every folder that it makes it in.
+fn sync_tree(path: &Path) -> Result<(), DirectoryError> {
+    let entries = fs::read_dir(path).map_err(|error| io("read", path, &error))?;
+    for entry in entries {
+        let entry = entry.map_err(|error| io("read", path, &error))?;
+        let kind = entry.file_type().map_err(|error| io("look at", &entry.path(), &error))?;
+        if kind.is_dir() {
+            sync_tree(&entry.path())?;
+        } else {
+            let synced = File::open(entry.path()).and_then(|file| file.sync_all());
+            synced.map_err(|error| io("sync", &entry.path(), &error))?;
+        }
+    }
     sync_folder(path)
 }
 

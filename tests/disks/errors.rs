@@ -202,18 +202,19 @@ fn a_disk_that_is_really_full_refuses_by_name_and_loses_nothing() {
     let mut random = Random(1);
     let mut acknowledged = Vec::new();
     let error = loop {
-        let text: String = (0..4000).map(|_| char::from(b'!' + random.below(90) as u8)).collect();
-        let done =
-            notes.create(json!({ "text": text })).and_then(|(handle, commit)| commit.wait().map(|_| handle.id()));
+        let text: String = (0..20_000).map(|_| char::from(b'!' + random.below(90) as u8)).collect();
+        let done = notes
+            .create(json!({ "text": { "$string": text } }))
+            .and_then(|(handle, commit)| commit.wait().map(|_| handle.id()));
         match done {
             Ok(id) => acknowledged.push(id),
             Err(error) => break error,
         }
     };
     assert!(matches!(error.code(), "E0403" | "E0404"), "{error}");
-    assert!(acknowledged.len() > 200, "{}", acknowledged.len());
+    assert!(acknowledged.len() > 100, "{}", acknowledged.len());
     let handle = database.find(acknowledged[0]).unwrap();
-    assert_eq!(handle.to_json().unwrap()["text"].as_str().unwrap().len(), 4000, "reading goes on");
+    assert_eq!(handle.to_json().unwrap()["text"]["$string"].as_str().unwrap().len(), 20_000, "reading goes on");
     assert!(notes.create(json!({})).and_then(|(_, commit)| commit.wait()).is_err());
     drop((notes, handle));
     drop(database);

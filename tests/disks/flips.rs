@@ -13,7 +13,7 @@ use tidelog::node::place::{OpenPlace, Place};
 use crate::store::{Random, Store, Verdict, files_below, flip, number, written};
 
 /// How many bits are flipped of all files of one kind; `TIDELOG_FLIPS=all` flips one in every byte.
-const SAMPLES: u64 = 64;
+const SAMPLES: u64 = 48;
 
 /// What became of the flips in one kind of file.
 #[derive(Default)]

@@ -91,6 +91,8 @@ struct Recorded {
     /// The call by which it is synced, under the rules of each model.
     kept_ext4: usize,
     kept_strict: usize,
+    /// The folder whose sync keeps a name, as it is called now.
+    folder: Option<PathBuf>,
 }
 
 #[derive(Default)]
@@ -176,7 +178,11 @@ impl Follower {
     }
 
     fn note(&mut self, call: usize, change: Change) {
-        self.recording.changes.push(Recorded { change, call, kept_ext4: usize::MAX, kept_strict: usize::MAX });
+        let folder = match &change {
+            Change::Name(change) => change.folder().map(Path::to_owned),
+            _ => None,
+        };
+        self.recording.changes.push(Recorded { change, call, kept_ext4: usize::MAX, kept_strict: usize::MAX, folder });
     }
 
     fn opened(&mut self, n: usize, call: &Call, path: PathBuf, flags: &str) {
@@ -239,7 +245,7 @@ impl Follower {
                 continue;
             }
             let (ext4, strict) = match &recorded.change {
-                Change::Name(change) => (whole, open.file.is_none() && change.folder() == Some(&open.path)),
+                Change::Name(_) => (whole, open.file.is_none() && recorded.folder.as_ref() == Some(&open.path)),
                 Change::Write { file, .. } | Change::Length { file, .. } => {
                     (Some(*file) == open.file, Some(*file) == open.file)
                 }
@@ -265,13 +271,8 @@ impl Follower {
         }
         // A folder that is synced under its new name keeps what was done in it under the old one.
         for recorded in &mut self.recording.changes {
-            if let Change::Name(change) = &mut recorded.change
-                && recorded.kept_strict == usize::MAX
-            {
-                assert!(
-                    !change.folder().is_some_and(|folder| folder.starts_with(&from)),
-                    "a folder was renamed unsynced"
-                );
+            if let Some(rest) = recorded.folder.as_ref().and_then(|folder| folder.strip_prefix(&from).ok()) {
+                recorded.folder = Some(join(&to, rest));
             }
         }
         self.note(n, Change::Name(NameChange::Rename { from, to }));
@@ -448,12 +449,14 @@ fn whatever_a_power_cut_leaves_opens_with_everything_acknowledged() {
     let told: BTreeSet<_> = recording.told.iter().map(|(_, _, hash)| *hash).collect();
     assert!(told.len() > 200, "{} edits were told of", told.len());
     println!("{} calls, {} changes to the disk, {} edits told", recording.calls, recording.changes.len(), told.len());
+    let mut moments: Vec<usize> = recording.changes.iter().map(|recorded| recorded.call).collect();
+    moments.extend(recording.told.iter().map(|(call, ..)| *call));
     let mut random = Random(seed);
     let folder = quick_folder();
     let (mut opened, mut absent, mut lost_parts) = (0, 0, 0);
     for n in 0..count {
         let keep = [Keep::Nothing, Keep::Any, Keep::Any, Keep::All][(n / 2 % 4) as usize];
-        let after = random.below(recording.calls as u64) as usize;
+        let after = moments[random.below(moments.len() as u64) as usize];
         let cut = Cut { after, strict: n % 2 == 1, keep, seed: random.below(u64::MAX) };
         let target = folder.path().join("image");
         image(&recording, cut, &root, &target);
