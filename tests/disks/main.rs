@@ -5,6 +5,7 @@
 mod errors;
 mod flips;
 mod images;
+mod kill;
 mod salvage;
 mod store;
 mod trace;
