@@ -9,3 +9,4 @@ mod kill;
 mod salvage;
 mod store;
 mod trace;
+mod upstream;
