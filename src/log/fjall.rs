@@ -193,7 +193,8 @@ fn open_tables(path: &Path) -> Result<(Database, Tables), StorageError> {
     Ok((database, tables))
 }
 
-/// Runs what calls fjall: it panics at some damage, and a panic of its is an error of ours.
+/// Runs what calls fjall: it panics at some damage, and a panic of its is an error of ours. (At some it aborts the
+/// process: a panic while it holds a lock that its destructors take. So damage is looked for before it is opened.)
 fn guarded<T>(doing: &str, run: impl FnOnce() -> Result<T, StorageError>) -> Result<T, StorageError> {
     // What a panic leaves behind is never used again: opening gives up, and reading changes nothing.
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_or_else(|panic| {

@@ -1,10 +1,11 @@
 //! What fjall 3.1.13 by itself does with damage, each the smallest case of a page in `docs/upstream/`. These tests fail
 //! when a newer fjall does better: then the page, and what stands against it here, can go.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::FileExt as _;
-use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
@@ -69,28 +70,50 @@ fn a_torn_last_batch_whose_end_was_written_does_not_open() {
     assert!(matches!(open(&path), Err(fjall::Error::JournalRecovery(_))));
 }
 
+const OPENED: &str = "TIDELOG_UPSTREAM_OPENED";
+
+/// The process that opens a damaged database. It does nothing unless it is told which.
 #[test]
-fn damage_in_a_manifest_and_a_stray_name_are_panics() {
+fn child_opens() {
+    let Some(path) = std::env::var_os(OPENED) else { return };
+    if let Err(error) = open(Path::new(&path)) {
+        println!("refused: {error}");
+    }
+}
+
+/// How the opening of a database ended, in a process of its own.
+fn opened(path: &Path) -> &'static str {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "upstream::child_opens", "--nocapture"]).env(OPENED, path);
+    let output = command.output().unwrap();
+    match output.status.code() {
+        None => "abort",
+        Some(0) if String::from_utf8_lossy(&output.stdout).contains("refused: ") => "error",
+        Some(0) => "nothing seen",
+        Some(_) => "panic",
+    }
+}
+
+#[test]
+fn damage_in_a_manifest_and_a_stray_name_are_panics_or_aborts() {
     let folder = quick_folder();
     let path = folder.path().join("db");
     drop(twenty_batches(&path, |n| vec![n]));
     let manifest = manifest_of(&path);
-    let (mut panics, mut errors, mut unseen) = (0, 0, 0);
-    for at in 0..written(&path.join(&manifest)) {
+    let mut ends: BTreeMap<&str, u64> = BTreeMap::new();
+    for at in (0..written(&path.join(&manifest))).step_by(7) {
         let damaged = folder.path().join("damaged");
         copy(&path, &damaged);
         flip(&damaged.join(&manifest), at, 1);
-        match catch_unwind(|| open(&damaged).map(drop)) {
-            Err(_) => panics += 1,
-            Ok(Err(_)) => errors += 1,
-            Ok(Ok(())) => unseen += 1,
-        }
+        *ends.entry(opened(&damaged)).or_default() += 1;
         fs::remove_dir_all(&damaged).unwrap();
     }
-    println!("one bit in each byte of a manifest: {panics} panics, {errors} errors, {unseen} unseen");
-    assert!(panics > 0 && unseen > 0);
+    println!("one bit in every seventh byte of a manifest: {ends:?}");
+    // A panic while the keyspaces are locked meets a destructor that locks them again: no `catch_unwind` helps.
+    assert!(ends.contains_key("abort") || ends.contains_key("panic"), "{ends:?}");
+    assert!(ends.contains_key("nothing seen"), "{ends:?}");
     fs::create_dir(path.join("keyspaces/lost+found")).unwrap();
-    assert!(catch_unwind(|| open(&path).map(drop)).is_err());
+    assert!(matches!(opened(&path), "panic" | "abort"));
 }
 
 fn manifest_of(path: &Path) -> PathBuf {

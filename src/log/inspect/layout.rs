@@ -299,3 +299,121 @@ fn cut(path: &Path, at: u64) -> Result<(), StorageError> {
     };
     cut().map_err(|error| failed("cut", path, &error))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt as _;
+
+    use super::*;
+    use crate::id::{Chain, LogId, Lsn};
+    use crate::log::fjall::{FjallStorage, TABLES};
+    use crate::log::storage::{Durability, Storage as _, WriteBatch};
+
+    /// A store with ten batches of one record each, and where they begin in the journal.
+    fn ten_batches() -> (tempfile::TempDir, PathBuf, Vec<u64>) {
+        let folder = tempfile::tempdir().unwrap();
+        let storage = FjallStorage::open(folder.path()).unwrap();
+        for lsn in 1..=10u64 {
+            let mut batch = WriteBatch::default();
+            batch.put(Keyspace::Log, lsn.to_be_bytes(), vec![lsn as u8; 700]);
+            batch.put(Keyspace::Docs, b"same key", vec![lsn as u8; 10]);
+            storage.commit(batch, Durability::Synced).unwrap();
+        }
+        drop(storage);
+        let store = folder.path().join(TABLES);
+        let journal = journals_of(&store).unwrap().pop().unwrap();
+        let (mut reader, mut starts) = (Journal::open(&journal).unwrap(), vec![0]);
+        while let Found::Batch(batch) = reader.read(starts[starts.len() - 1], &mut |_| {}).unwrap() {
+            starts.push(batch.end);
+        }
+        assert_eq!(starts.len(), 11);
+        (folder, journal, starts)
+    }
+
+    fn mark(lsn: u64) -> TailMark {
+        let reserved = Lsn(1 << 20);
+        TailMark {
+            log_id: LogId([1; 16]),
+            lsn: Lsn(lsn),
+            chain: Chain::default(),
+            reserved,
+            closed: false,
+            buffered: false,
+        }
+    }
+
+    fn overwrite(journal: &Path, at: u64, bytes: &[u8]) {
+        fs::OpenOptions::new().write(true).open(journal).unwrap().write_all_at(bytes, at).unwrap();
+    }
+
+    #[test]
+    fn every_flip_before_the_last_batch_is_refused_with_file_and_byte_and_nothing_is_cut() {
+        let (folder, journal, starts) = ten_batches();
+        let store = folder.path().join(TABLES);
+        let original = fs::read(&journal).unwrap();
+        for at in starts[2]..starts[5] {
+            for bit in [0, 5] {
+                let byte = original[at as usize];
+                overwrite(&journal, at, &[byte ^ (1 << bit)]);
+                // What the mark says does not matter: intact batches follow.
+                let refused = check_before_open(&store, Some(&mark(1)), true).unwrap_err().to_string();
+                assert!(refused.contains("0.jnl: byte "), "bit {bit} of byte {at}: {refused}");
+                overwrite(&journal, at, &[byte]);
+            }
+        }
+        assert!(fs::read(&journal).unwrap() == original);
+        check_before_open(&store, Some(&mark(10)), false).unwrap();
+    }
+
+    #[test]
+    fn a_torn_end_is_cut_off_unless_it_was_acknowledged() {
+        let (folder, journal, starts) = ten_batches();
+        let store = folder.path().join(TABLES);
+        let original = fs::read(&journal).unwrap();
+        overwrite(&journal, starts[9] + 300, &[0; 200]);
+        let refused = check_before_open(&store, Some(&mark(10)), false);
+        assert!(matches!(refused, Err(StorageError::TailDamaged(_))), "{refused:?}");
+        assert_eq!(fs::metadata(&journal).unwrap().len(), original.len() as u64, "nothing was cut");
+        // The mark is older than the batch: nobody was told of it.
+        check_before_open(&store, Some(&mark(9)), false).unwrap();
+        assert_eq!(fs::metadata(&journal).unwrap().len(), starts[9]);
+        // Its loss was accepted.
+        fs::write(&journal, &original).unwrap();
+        overwrite(&journal, starts[9] + 300, &[0; 200]);
+        check_before_open(&store, Some(&mark(10)), true).unwrap();
+    }
+
+    #[test]
+    fn zeros_before_an_intact_batch_are_a_power_cut_only_if_nobody_was_told_of_either() {
+        let (folder, journal, starts) = ten_batches();
+        let store = folder.path().join(TABLES);
+        overwrite(&journal, starts[8], &[0; 512]);
+        let refused = check_before_open(&store, Some(&mark(10)), true);
+        assert!(matches!(refused, Err(StorageError::Damaged(_))), "{refused:?}");
+        check_before_open(&store, Some(&mark(8)), false).unwrap();
+        assert_eq!(fs::metadata(&journal).unwrap().len(), starts[8]);
+    }
+
+    #[test]
+    fn layouts_that_fjall_would_delete_or_panic_at_are_named() {
+        let (folder, journal, _) = ten_batches();
+        let store = folder.path().join(TABLES);
+        let check = || check_before_open(&store, Some(&mark(10)), true).unwrap_err().to_string();
+        fs::create_dir(store.join("keyspaces/lost+found")).unwrap();
+        assert!(check().contains("lost+found"));
+        fs::remove_dir(store.join("keyspaces/lost+found")).unwrap();
+        for (gone, named) in
+            [("keyspaces/4/current", "4/current"), ("keyspaces/2", "keyspaces/2"), ("version", "version")]
+        {
+            fs::rename(store.join(gone), folder.path().join("aside")).unwrap();
+            assert!(check().contains(named), "{gone}");
+            fs::rename(folder.path().join("aside"), store.join(gone)).unwrap();
+        }
+        fs::rename(&journal, store.join("2.jnl")).unwrap();
+        fs::write(store.join("0.jnl"), b"").unwrap();
+        assert!(check().contains("1.jnl: the journal is missing"));
+        fs::remove_file(store.join("0.jnl")).unwrap();
+        fs::remove_file(store.join("2.jnl")).unwrap();
+        assert!(check().contains("there is no journal"));
+    }
+}
