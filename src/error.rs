@@ -194,7 +194,7 @@ fn directory_remedy(error: &crate::log::DirectoryError) -> Option<&'static str> 
         D::Copied { .. } => {
             "start once with --restored: the copy gets a log of its own, so that its peers are not misled"
         }
-        D::Damaged { .. } => "restore the directory from a backup, or start a new one and let peers refill it",
+        D::Damaged { .. } => "`tidelog salvage` copies what is intact into a new one; or restore a backup",
         D::Storage(_) => return None,
     })
 }

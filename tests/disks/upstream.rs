@@ -101,14 +101,15 @@ fn damage_in_a_manifest_and_a_stray_name_are_panics_or_aborts() {
     drop(twenty_batches(&path, |n| vec![n]));
     let manifest = manifest_of(&path);
     let mut ends: BTreeMap<&str, u64> = BTreeMap::new();
-    for at in (0..written(&path.join(&manifest))).step_by(7) {
+    // The first sections: versions, kinds, the number of levels.
+    for at in 0..32 {
         let damaged = folder.path().join("damaged");
         copy(&path, &damaged);
         flip(&damaged.join(&manifest), at, 1);
         *ends.entry(opened(&damaged)).or_default() += 1;
         fs::remove_dir_all(&damaged).unwrap();
     }
-    println!("one bit in every seventh byte of a manifest: {ends:?}");
+    println!("one bit in each of the first 32 bytes of a manifest: {ends:?}");
     // A panic while the keyspaces are locked meets a destructor that locks them again: no `catch_unwind` helps.
     assert!(ends.contains_key("abort") || ends.contains_key("panic"), "{ends:?}");
     assert!(ends.contains_key("nothing seen"), "{ends:?}");

@@ -567,7 +567,7 @@ fn verify(session: &mut Session, deep: bool, screen: &Screen) -> Result<(), Comm
     if faults > 0 {
         let why = format!("the store has {faults} faults");
         return Err(CommandError::new("E0401", Exit::Corruption, why)
-            .fix("keep a copy of the directory; a new store is refilled by its peers or from an export"));
+            .fix("stop the node, then `tidelog salvage` copies what is intact into a new store, which peers refill"));
     }
     if !screen.json && !screen.quiet {
         screen.print(&format!(

@@ -230,13 +230,17 @@ impl<'a> Scan<'a> {
         let path = self.path;
         let error = |error: std::io::Error| failed("read", path, &error);
         let refused = place(path, &tear.broken);
+        if tear.misnumbered {
+            // A write that was not done in full would have spoiled the rows behind the number too.
+            return Err(refused);
+        }
         // Of a buffered log the mark may be on the disk, and the records not.
         let acknowledged = mark.filter(|mark| !mark.buffered || mark.closed).map(|mark| mark.lsn.0);
         let was_acknowledged = |record: Option<u64>| record.zip(acknowledged).is_some_and(|(is, was)| is <= was);
         let from = tear.broken.start;
         match self.journal.intact_after(from, last).map_err(error)? {
             Err(broken) => return Err(place(path, &broken)),
-            Ok(Some(next)) if !tear.misnumbered || next.start > from => {
+            Ok(Some(next)) => {
                 // A commit is told once it and everything before it is on the disk. So what is torn *before* an intact
                 // batch was never told only if the power failed with both on their way: the one as zeros, the other as
                 // itself, and neither told.
@@ -246,15 +250,14 @@ impl<'a> Scan<'a> {
                     return Err(refused);
                 }
             }
-            Ok(_) if was_acknowledged(tear.record) && tear.misnumbered => return Err(refused),
-            Ok(_) if was_acknowledged(tear.record) && !accept_loss => {
+            Ok(None) if was_acknowledged(tear.record) && !accept_loss => {
                 let Broken { start, at, why } = tear.broken;
                 return Err(StorageError::TailDamaged(format!(
                     "{}: byte {at}: {why}; the last batch, from byte {start} on, holds acknowledged records",
                     path.display()
                 )));
             }
-            Ok(_) => {}
+            Ok(None) => {}
         }
         tracing::warn!(journal = %path.display(), byte = from, why = tear.broken.why, "cutting off the torn end of the journal");
         Ok(())
