@@ -221,16 +221,25 @@ fn failed(doing: &str, error: &fjall::Error) -> StorageError {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(inner) = source {
         if let Some(io) = inner.downcast_ref::<std::io::Error>() {
-            return StorageError::io(doing, io);
+            return io_failed(doing, io);
         }
         source = inner.source();
     }
     match error {
-        fjall::Error::Io(io) => StorageError::io(doing, io),
+        fjall::Error::Io(io) => io_failed(doing, io),
         fjall::Error::Poisoned => {
             StorageError::Io { doing: doing.into(), why: "an earlier write failed; reopen the store".into() }
         }
         other => StorageError::Damaged(format!("{doing}: {other:?}")),
+    }
+}
+
+/// A file that ends too soon, or a place in it that cannot be, is damage; the disk did what it was asked.
+fn io_failed(doing: &str, error: &std::io::Error) -> StorageError {
+    use std::io::ErrorKind::{InvalidData, InvalidInput, UnexpectedEof};
+    match error.kind() {
+        UnexpectedEof | InvalidData | InvalidInput => StorageError::Damaged(format!("{doing}: {error}")),
+        _ => StorageError::io(doing, error),
     }
 }
 

@@ -181,10 +181,10 @@ impl Survey {
                 Record::Name(header) => {
                     survey.names.insert(header.reference, (header.kind, header.bytes));
                 }
-                Record::Lifecycle(header, bytes) => {
-                    if Lifecycle::decode(&bytes).is_ok_and(|said| said.kind == LifecycleKind::Created) {
-                        survey.created.insert(header.document);
-                    }
+                Record::Lifecycle(header, bytes)
+                    if Lifecycle::decode(&bytes).is_ok_and(|said| said.kind == LifecycleKind::Created) =>
+                {
+                    survey.created.insert(header.document);
                 }
                 _ => {}
             }

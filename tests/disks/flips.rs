@@ -12,7 +12,8 @@ use tidelog::node::place::{OpenPlace, Place};
 
 use crate::store::{Random, Store, Verdict, files_below, flip, number, written};
 
-/// How many bits are flipped of all files of one kind; `TIDELOG_FLIPS=all` flips one in every byte.
+/// How many bits are flipped of all files of one kind, unless `TIDELOG_FLIPS` says another number; `all` flips one in
+/// every byte.
 const SAMPLES: u64 = 48;
 
 /// What became of the flips in one kind of file.
@@ -66,7 +67,7 @@ fn a_flipped_bit_anywhere_is_named_or_harmless() {
     let mut tallies = BTreeMap::new();
     for (kind, bytes) in &places {
         let tally: &mut Tally = tallies.entry(*kind).or_default();
-        let count = if all { bytes.len() as u64 } else { SAMPLES.min(bytes.len() as u64) };
+        let count = if all { bytes.len() as u64 } else { number("TIDELOG_FLIPS", SAMPLES).min(bytes.len() as u64) };
         for n in 0..count {
             let (file, at) = &bytes[if all { n } else { random.below(bytes.len() as u64) } as usize];
             let bit = random.below(8) as u32;

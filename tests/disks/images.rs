@@ -416,11 +416,9 @@ fn apply(names: &mut BTreeMap<PathBuf, Option<usize>>, change: &NameChange) {
         NameChange::Rename { from, to } if names.contains_key(from) && has_folder(names, to) => {
             rename_in(names, from, to)
         }
-        NameChange::Remove { path } => {
-            // A folder that is not empty stays: the removal of what is in it was lost.
-            if names.keys().filter(|other| other.starts_with(path)).count() <= 1 {
-                names.remove(path);
-            }
+        // A folder that is not empty stays: the removal of what is in it was lost.
+        NameChange::Remove { path } if names.keys().filter(|other| other.starts_with(path)).count() <= 1 => {
+            names.remove(path);
         }
         _ => {}
     }
@@ -500,7 +498,7 @@ fn open(recording: &Recording, cut: Cut, data: &Path, tally: &mut Tally) {
         tally.lost += u64::from(graph.lock().unwrap().lsn_of(hash).is_none());
     }
     // The log is a whole prefix of what was written, and everything in it hangs together.
-    let found = database.verify(cut.seed % 8 == 0, &mut |_, _| {}).unwrap();
+    let found = database.verify(cut.seed.is_multiple_of(8), &mut |_, _| {}).unwrap();
     assert!(found.faults.is_empty(), "{cut:?}: {:#?}", found.faults);
     tally.opened += 1;
 }

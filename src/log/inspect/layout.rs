@@ -398,6 +398,34 @@ mod tests {
     }
 
     #[test]
+    fn a_large_journal_is_checked_while_one_waits() {
+        let folder = tempfile::tempdir().unwrap();
+        let storage = FjallStorage::open(folder.path()).unwrap();
+        for group in 0..48u64 {
+            let mut batch = WriteBatch::default();
+            for n in 0..4096 {
+                batch.put(Keyspace::Log, (group * 4096 + n + 1).to_be_bytes(), vec![n as u8; 220]);
+            }
+            storage.commit(batch, Durability::Buffered).unwrap();
+        }
+        drop(storage);
+        let store = folder.path().join(TABLES);
+        let bytes: u64 = journals_of(&store).unwrap().iter().map(|path| written(path)).sum();
+        let begun = std::time::Instant::now();
+        check_before_open(&store, Some(&mark(1)), false).unwrap();
+        println!("{} MiB of journal checked in {:?}", bytes >> 20, begun.elapsed());
+        assert!(bytes > 40 << 20 && begun.elapsed().as_secs() < 10);
+    }
+
+    fn written(path: &Path) -> u64 {
+        let (mut journal, mut at) = (Journal::open(path).unwrap(), 0);
+        while let Found::Batch(batch) = journal.read(at, &mut |_| {}).unwrap() {
+            at = batch.end;
+        }
+        at
+    }
+
+    #[test]
     fn layouts_that_fjall_would_delete_or_panic_at_are_named() {
         let (folder, journal, _) = ten_batches();
         let store = folder.path().join(TABLES);
