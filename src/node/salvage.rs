@@ -92,6 +92,10 @@ pub fn salvage(from: &Path, to: &Path, progress: &mut dyn FnMut(Progress)) -> Re
         return Err(CommandError::new("E0113", Exit::Conflict, format!("there is something at {}", to.display()))
             .fix("give a path where there is nothing yet"));
     }
+    if to.starts_with(&from) {
+        return Err(CommandError::usage("the new directory cannot be inside the damaged one, which is only read")
+            .fix("give a path beside it, or on another disk"));
+    }
     // The damaged directory may lack a lock; who has it open holds one all the same.
     let _lock = lock_directory(&from)?;
     let parent = to.parent().unwrap_or(Path::new("/")).to_owned();

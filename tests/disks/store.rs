@@ -147,7 +147,10 @@ impl Store {
 
 /// Where nothing has to be kept: in memory if there is such a place, since thousands of stores are opened.
 pub(crate) fn quick_folder() -> tempfile::TempDir {
-    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+    const MEMORY: &str = "/dev/shm";
+    // In a container it may be tiny.
+    let has_room = rustix::fs::statvfs(MEMORY).is_ok_and(|stat| stat.f_bavail * stat.f_frsize >= 512 << 20);
+    if has_room { tempfile::tempdir_in(MEMORY).unwrap() } else { tempfile::tempdir().unwrap() }
 }
 
 /// Copies a folder while nothing is written to it.
