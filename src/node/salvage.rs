@@ -18,6 +18,7 @@ use super::place::{KEY_FILE, OpenPlace, Place};
 use crate::document::Change;
 use crate::engine::{Database, Incoming, IncomingBody};
 use crate::history::Origin;
+use crate::history::withdrawal::withdrawn_records;
 use crate::id::{CollectionName, DocumentId, Heads, Lsn, NodeId, random_bytes};
 use crate::log::record::{Admission, ChangeHeader, CreationRank, Lifecycle, LifecycleKind, NameKind, NameRef, Record};
 use crate::log::{Keyspace, SalvagedLog, Storage as _, StorageError, lock_directory, log_key, lsn_of_key, salvage_log};
@@ -159,6 +160,8 @@ fn copy_own_files(from: &Path, to: &Path, salvaged: &mut Salvaged) {
 struct Survey {
     names: HashMap<NameRef, (NameKind, Vec<u8>)>,
     created: BTreeSet<[u8; 16]>,
+    /// Changes that gave way to others: they are no part of their document any more.
+    withdrawn: BTreeSet<Lsn>,
     records: u64,
     missing: u64,
     ranges: Vec<(u64, u64)>,
@@ -170,6 +173,7 @@ impl Survey {
         let mut survey = Self {
             names: HashMap::new(),
             created: BTreeSet::new(),
+            withdrawn: BTreeSet::new(),
             records: 0,
             missing: 0,
             ranges: Vec::new(),
@@ -190,6 +194,7 @@ impl Survey {
                 {
                     survey.created.insert(header.document);
                 }
+                Record::Withdrawn(header) => survey.withdrawn.extend(withdrawn_records(lsn, &header)),
                 _ => {}
             }
             Ok(())
@@ -292,6 +297,7 @@ fn refill(
     each_record(found, &mut |lsn, record| {
         done += 1;
         match record {
+            Record::Change(..) if survey.withdrawn.contains(&lsn) => {}
             Record::Change(header, chunk) => {
                 let Ok(change) = Change::parse(chunk) else {
                     salvaged.damage.push((format!("record {lsn}"), "it holds no change".into()));
