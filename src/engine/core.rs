@@ -195,6 +195,12 @@ impl Core {
         })
     }
 
+    /// Bytes of changes that wait for a dependency.
+    #[cfg(feature = "sim")]
+    pub(crate) fn pending_bytes(&self) -> usize {
+        self.pending.bytes()
+    }
+
     /// Makes one commit group of `inputs`. `now_ms` is the wall clock since 1970, `now` the steady one.
     pub(crate) fn step(&mut self, now_ms: u64, now: Instant, inputs: Vec<Input>) -> Step {
         if self.rows.len() > ROWS_MAX {
@@ -212,7 +218,8 @@ impl Core {
     }
 
     fn finish(&mut self, mut work: Work) -> Step {
-        let due: Vec<DocumentId> = work.before.keys().copied().filter(|id| self.snapshot_due(*id)).collect();
+        let mut due: Vec<DocumentId> = work.before.keys().copied().filter(|id| self.snapshot_due(*id)).collect();
+        due.sort_unstable();
         work.step.snapshots_due = due;
         for (id, before) in work.before {
             if let Some(row) = self.rows.get(&id) {
@@ -279,7 +286,8 @@ impl Core {
                     }
                 }
                 self.settle_missing(&mut answer);
-                if let (Some(peer), Some(cursor), true) = (via, cursor, answer.missing.is_empty()) {
+                let whole = answer.missing.is_empty() || mutant!(CursorBeforeRows);
+                if let (Some(peer), Some(cursor), true) = (via, cursor, whole) {
                     put_cursor(work, peer, &cursor);
                     answer.cursor_stored = true;
                 }
@@ -447,7 +455,7 @@ impl Core {
                 return Ok(Verdict::Known);
             }
             let missing = graph.missing(change.deps());
-            if !missing.is_empty() {
+            if !missing.is_empty() && !mutant!(DependencyUnchecked) {
                 return Ok(Verdict::Waits(missing));
             }
             let deps: Vec<Lsn> = change.deps().iter().filter_map(|hash| graph.lsn_of(hash)).collect();

@@ -54,6 +54,12 @@ struct Parked {
 }
 
 impl Pending {
+    /// Bytes of all that waits.
+    #[cfg(feature = "sim")]
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Forgets what earlier steps dropped.
     pub(super) fn begin_step(&mut self) {
         self.dropped.clear();
@@ -103,7 +109,7 @@ impl Pending {
     /// Drops whole documents, never `keep`, until the total is within `bytes_max`.
     fn shrink(&mut self, bytes_max: usize, keep: DocumentId) {
         while self.bytes > bytes_max {
-            let other = self.documents.iter().filter(|(id, _)| **id != keep).max_by_key(|(_, waiting)| waiting.bytes);
+            let other = self.documents.iter().filter(|(id, _)| **id != keep).max_by_key(|(id, waiting)| (waiting.bytes, **id));
             let id = other.map_or(keep, |(id, _)| *id);
             let Some(dropped) = self.documents.remove(&id) else { break };
             self.bytes -= dropped.bytes;
@@ -114,8 +120,13 @@ impl Pending {
     /// Takes out what waited for `dependency`, or for the document's creation when it is `None`.
     pub(super) fn take_waiting(&mut self, document: DocumentId, dependency: Option<ChangeHash>) -> Vec<Arrival> {
         let Some(waiting) = self.documents.get_mut(&document) else { return Vec::new() };
-        let hashes: Vec<ChangeHash> =
+        if mutant!(WaitingForgotten) && dependency.is_some() {
+            return Vec::new();
+        }
+        let mut hashes: Vec<ChangeHash> =
             waiting.by_dependency.get(&dependency).map(|set| set.iter().copied().collect()).unwrap_or_default();
+        // As they came: what is logged follows from the inputs alone.
+        hashes.sort_unstable_by_key(|hash| waiting.changes.get(hash).map(|parked| parked.number));
         let mut taken = Vec::with_capacity(hashes.len());
         for hash in hashes {
             if let Some(arrival) = waiting.remove(&hash) {

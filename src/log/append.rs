@@ -133,7 +133,7 @@ impl Appender {
     #[must_use]
     pub fn begin(&mut self) -> Group {
         let mut group = Group::default();
-        if self.next > self.tail.lsn.next() {
+        if self.next > self.tail.lsn.next() && !mutant!(GapRecordOmitted) {
             let last = self.tail.lsn.0;
             self.push(&mut group, &Record::Gap(GapHeader { last }));
         }
@@ -148,7 +148,9 @@ impl Appender {
         group.records += 1;
         group.bytes += bytes.len();
         group.batch.put(Keyspace::Log, log_key(lsn), bytes);
-        self.chain = chain;
+        if !mutant!(ChainNotAdvanced) {
+            self.chain = chain;
+        }
         self.next = lsn.next();
         lsn
     }
@@ -213,7 +215,8 @@ impl Log {
             ..self.mark
         };
         let written = self.reserve(end.lsn).and_then(|()| {
-            self.storage.commit(group.batch, self.durability)?;
+            let durability = if mutant!(AckBeforeSync) { Durability::Buffered } else { self.durability };
+            self.storage.commit(group.batch, durability)?;
             // Before anybody is told: damage to the journal's tail after a kill is then always noticed.
             let mark = TailMark { reserved: self.mark.reserved, ..mark };
             self.storage.write_mark(&mark, false)?;

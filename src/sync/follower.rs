@@ -151,6 +151,9 @@ impl Follower {
         }
         self.require_no_parts("ChangeBatch")?;
         let end = batch.end.map(|end| self.cursor_at(end));
+        if mutant!(AckBeforeLogged) {
+            self.logged = batch.number;
+        }
         intake.mark(Mark::Batch { number: batch.number, end });
         Ok(())
     }
@@ -275,7 +278,7 @@ impl Follower {
         let live = exchanges.is_live(document);
         let state = if live { Wish::Exchanging } else { Wish::Asked };
         self.wanted.insert(document, Wanting { rows_wait: true, again: live, ..Wanting::new(state) });
-        if !live {
+        if !live && !mutant!(WantForgotten) {
             self.asks.push_back(document);
         }
     }

@@ -130,6 +130,7 @@ impl Source {
 
     /// Begins to serve. `ours` is what the peer says about our cursor on its log.
     pub(super) fn begin(&mut self, ours: Judgement, reader: &Reader) {
+        self.awake &= !mutant!(WakeupLost);
         self.echo_from = if ours == Judgement::Known { Lsn::ZERO } else { self.tail_met };
         self.phase = match self.from {
             Some(lsn) if self.strict => Phase::Resting(lsn),
@@ -330,6 +331,9 @@ impl Source {
         }
         self.skipped = 0;
         self.number += 1;
+        if mutant!(LastRowDropped) {
+            rows.rows.pop();
+        }
         rows.send_parts(out)?;
         let (documents, origins) = (rows.documents.items, rows.origins.items);
         let batch =
@@ -344,7 +348,7 @@ impl Source {
             EntryKind::Lifecycle { document, via, origin, bytes } => (RowKind::Lifecycle, document, via, origin, bytes),
             EntryKind::Footer { .. } | EntryKind::Other => return,
         };
-        if via != Some(self.peer) || entry.lsn <= self.echo_from {
+        if via != Some(self.peer) || entry.lsn <= self.echo_from && !mutant!(EchoWrong) {
             rows.add(kind, document, &origin, bytes);
         }
     }

@@ -1,0 +1,113 @@
+//! Faults planted on purpose, and randomness that repeats: what a simulation needs from inside the crate.
+//!
+//! Without the feature `sim` nothing of it exists: `mutant!(..)` is the constant `false`, and randomness is the
+//! operating system's. With it, both are switched for one thread at a time, so that simulations in other threads do
+//! not notice.
+
+/// Whether a fault is planted in this thread; never without the feature `sim`.
+#[cfg(feature = "sim")]
+macro_rules! mutant {
+    ($name:ident) => {
+        $crate::mutant::is_planted($crate::mutant::Mutant::$name)
+    };
+}
+
+#[cfg(not(feature = "sim"))]
+macro_rules! mutant {
+    ($name:ident) => {
+        false
+    };
+}
+
+#[cfg(feature = "sim")]
+pub use switched::{Mutant, plant, seed_randomness};
+#[cfg(feature = "sim")]
+pub(crate) use switched::{is_planted, random};
+
+#[cfg(feature = "sim")]
+mod switched {
+    use std::cell::{Cell, RefCell};
+
+    /// A fault that a simulation must find.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+    pub enum Mutant {
+        /// A commit group is acknowledged before the disk has it.
+        AckBeforeSync,
+        /// A change is logged although what it was made on top of is not here.
+        DependencyUnchecked,
+        /// The cursor on a peer's log moves although rows before it wait.
+        CursorBeforeRows,
+        /// A batch is acknowledged to the peer before it is logged.
+        AckBeforeLogged,
+        /// The last row of a batch is left out.
+        LastRowDropped,
+        /// The chain of digests does not take in a record.
+        ChainNotAdvanced,
+        /// Skipped positions are not said so by a record.
+        GapRecordOmitted,
+        /// A document is built from its snapshot alone.
+        SnapshotTrusted,
+        /// Rows that a peer brought before it was restored from a backup are never sent back to it.
+        EchoWrong,
+        /// A source does not look at its log when a link is made.
+        WakeupLost,
+        /// A document that waits for changes is never asked for.
+        WantForgotten,
+        /// What waited for a change stays where it is when the change arrives.
+        WaitingForgotten,
+    }
+
+    impl Mutant {
+        /// All of them.
+        pub const ALL: [Self; 12] = [
+            Self::AckBeforeSync,
+            Self::DependencyUnchecked,
+            Self::CursorBeforeRows,
+            Self::AckBeforeLogged,
+            Self::LastRowDropped,
+            Self::ChainNotAdvanced,
+            Self::GapRecordOmitted,
+            Self::SnapshotTrusted,
+            Self::EchoWrong,
+            Self::WakeupLost,
+            Self::WantForgotten,
+            Self::WaitingForgotten,
+        ];
+    }
+
+    thread_local! {
+        static PLANTED: Cell<Option<Mutant>> = const { Cell::new(None) };
+        static RANDOMNESS: RefCell<Option<blake3::OutputReader>> = const { RefCell::new(None) };
+    }
+
+    /// Plants one fault in this thread, or none.
+    pub fn plant(mutant: Option<Mutant>) {
+        PLANTED.set(mutant);
+    }
+
+    /// Whether the fault is planted in this thread.
+    pub(crate) fn is_planted(mutant: Mutant) -> bool {
+        PLANTED.get() == Some(mutant)
+    }
+
+    /// Makes the randomness of this thread follow from a seed, or gives it back to the operating system.
+    pub fn seed_randomness(seed: Option<u64>) {
+        let reader = seed.map(|seed| {
+            let mut hasher = blake3::Hasher::new_derive_key("tidelog simulated randomness");
+            hasher.update(&seed.to_le_bytes());
+            hasher.finalize_xof()
+        });
+        RANDOMNESS.set(reader);
+    }
+
+    /// Fills `bytes` and returns true when this thread's randomness is seeded.
+    pub(crate) fn random(bytes: &mut [u8]) -> bool {
+        RANDOMNESS.with_borrow_mut(|reader| match reader {
+            Some(reader) => {
+                reader.fill(bytes);
+                true
+            }
+            None => false,
+        })
+    }
+}
