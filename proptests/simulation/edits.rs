@@ -11,13 +11,13 @@ use super::replica::Waiter;
 use super::world::World;
 
 /// Changes of a document after which clients turn to newer ones.
-const DOCUMENT_CHANGES: u64 = 220;
+const DOCUMENT_CHANGES: u64 = 100;
 /// Documents that clients work on at a time.
 const WORKED_ON: usize = 8;
 
 impl World {
     /// One edit of a client.
-    pub fn edit(&mut self, client: usize) -> Result<(), String> {
+    pub fn edit(&mut self, client: usize, edits: u64) -> Result<(), String> {
         let Some(engine) = &self.replicas[client].engine else { return Ok(()) };
         let recent = self.documents.len().saturating_sub(WORKED_ON);
         let mut open = Vec::new();
@@ -35,8 +35,7 @@ impl World {
         let id = open[at];
         match self.random.below(100) {
             0 => self.state_that(client, id, LifecycleKind::Deleted),
-            1..=4 => self.state_that(client, id, LifecycleKind::Restored),
-            _ => self.change(client, id),
+            _ => self.change(client, id, edits),
         }
     }
 
@@ -52,7 +51,7 @@ impl World {
         let Some(engine) = self.replicas[client].engine.as_mut() else { return Ok(()) };
         match engine.create(&collection, id, name.as_deref(), &value, time) {
             Ok((ticket, hash)) => {
-                let waiter = hash.map_or(Waiter::Nobody, |hash| Waiter::Edit(id, hash));
+                let waiter = hash.map_or(Waiter::Nobody, |hash| Waiter::Edit { document: id, hash, edits: 1 });
                 self.replicas[client].waiters.insert(ticket, waiter);
                 self.mark_if("a named document was created", name.is_some());
                 if !self.documents.contains(&id) {
@@ -65,23 +64,27 @@ impl World {
         }
     }
 
-    fn change(&mut self, client: usize, id: DocumentId) -> Result<(), String> {
+    fn change(&mut self, client: usize, id: DocumentId, edits: u64) -> Result<(), String> {
         let time = self.replicas[client].clock_ms(self.now);
         let random = &mut self.random;
         let Some(engine) = self.replicas[client].engine.as_mut() else { return Ok(()) };
         let made = engine.change(id, time, |edit| {
-            for _ in 0..=random.below(2) {
+            for _ in 0..edits {
                 one_edit(random, edit)?;
             }
             Ok(())
         });
         match made {
             Ok(Some((ticket, hash))) => {
-                self.replicas[client].waiters.insert(ticket, Waiter::Edit(id, hash));
+                self.replicas[client].waiters.insert(ticket, Waiter::Edit { document: id, hash, edits });
                 self.wake_writer(client);
                 Ok(())
             }
             Ok(None) => Ok(()),
+            Err(Error::Deleted(_)) => {
+                self.mark("an edit met a deleted document");
+                self.state_that(client, id, LifecycleKind::Restored)
+            }
             Err(error) => self.tolerate(client, &error),
         }
     }
@@ -103,7 +106,7 @@ impl World {
     /// What an edit may meet.
     fn tolerate(&mut self, client: usize, error: &Error) -> Result<(), String> {
         match error {
-            Error::Deleted(_) => self.mark("an edit met a deleted document"),
+            Error::Deleted(_) => {}
             Error::Busy => self.mark("an edit was turned away for want of room"),
             Error::StorageFull => self.mark("an edit was turned away for want of disk"),
             Error::ReadOnly(_) => self.mark("an edit was turned away by a failed store"),

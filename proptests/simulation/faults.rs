@@ -227,7 +227,7 @@ impl World {
 
     pub fn heal(&mut self, a: usize, b: usize) -> Result<(), String> {
         if a == b {
-            self.replicas[a].disk.set_free(None);
+            self.replicas[a].disk.set_free(Some(u64::MAX));
             return Ok(());
         }
         self.blocked.remove(&(a, b));
@@ -366,7 +366,7 @@ impl World {
         self.wake_links();
         for n in 0..self.replicas.len() {
             self.replicas[n].disk.disarm();
-            self.replicas[n].disk.set_free(None);
+            self.replicas[n].disk.set_free(Some(u64::MAX));
             self.replicas[n].online = true;
             self.edges.iter_mut().for_each(|edge| edge.failures = 0);
             self.start(n)?;

@@ -15,7 +15,7 @@ use super::random::Random;
 #[derive(Debug, Clone, Copy)]
 pub enum Waiter {
     /// A client's edit.
-    Edit(DocumentId, ChangeHash),
+    Edit { document: DocumentId, hash: ChangeHash, edits: u64 },
     /// Rows that a link brought.
     Link { link: u64, side: usize },
     /// A change that must be refused.
