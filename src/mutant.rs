@@ -47,7 +47,7 @@ mod switched {
         GapRecordOmitted,
         /// A document is built from its snapshot alone.
         SnapshotTrusted,
-        /// Rows that a peer brought before it was restored from a backup are never sent back to it.
+        /// Rows that any peer brought are left out, as if this one had.
         EchoWrong,
         /// A source does not look at its log when a link is made.
         WakeupLost,

@@ -103,8 +103,19 @@ impl World {
                 Some(first) if *first == inventory => {}
                 Some(first) => {
                     let other = |id: &&DocumentId| first.get(id) != inventory.get(id);
-                    let ids: Vec<&DocumentId> = first.keys().chain(inventory.keys()).filter(other).take(3).collect();
-                    return Ok(Some(format!("replica 0 and replica {n} differ about {ids:?}")));
+                    let ids: Vec<&DocumentId> = first.keys().chain(inventory.keys()).filter(other).take(1).collect();
+                    let id = *ids[0];
+                    let mut states = String::new();
+                    for (n, replica) in self.replicas.iter().enumerate() {
+                        let Some(engine) = &replica.engine else { continue };
+                        let row = engine.reader().row(id).map_err(|error| error.to_string())?;
+                        let Some(row) = row else { continue };
+                        let heads: Vec<String> =
+                            row.heads.iter().map(|head| tidelog::ChangeHash(head.hash).short()).collect();
+                        let winner = row.winner.as_ref().map(|winner| (winner.kind, winner.lamport, winner.id[0]));
+                        states += &format!("\n  {n}: {} changes, heads {heads:?}, winner {winner:?}", row.change_count);
+                    }
+                    return Ok(Some(format!("replica 0 and replica {n} differ about {id}:{states}")));
                 }
             }
         }
@@ -115,7 +126,7 @@ impl World {
         let rest = self.links_at_rest();
         let queued: Vec<(usize, usize)> =
             self.replicas.iter().map(|replica| replica.engine.as_ref().map_or((0, 0), |engine| engine.queued())).collect();
-        Ok(format!("no convergence in peace: {:?}; {rest:?}; queues {queued:?}", self.difference()?))
+        Ok(format!("no convergence in peace: {}; {rest:?}; queues {queued:?}", self.difference()?.unwrap_or_default()))
     }
 
     /// All replicas are equal: what was promised must be there, and what was refused must not.

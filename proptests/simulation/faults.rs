@@ -104,6 +104,7 @@ impl World {
     }
 
     fn stop_and_start_later(&mut self, n: usize) -> Result<(), String> {
+        self.say(|| format!("replica {n} stops"));
         self.replicas[n].stop();
         self.lose_links(n);
         let pause = if self.chaos { self.random.between(500, 15_000) } else { 300 };
@@ -145,6 +146,7 @@ impl World {
             }
             Err(error) => return Err(format!("replica {n} does not open: {error:?}")),
         };
+        self.say(|| format!("replica {n} starts; new log {renewed}"));
         self.mark_if("a log got a new id", renewed);
         self.check_started(n, renewed, was_restored)?;
         for edge in 0..self.edges.len() {
@@ -279,6 +281,7 @@ impl World {
         self.lose_links(n);
         self.replicas[n].disk = SimDisk::of(image);
         self.replicas[n].restored = true;
+        self.say(|| format!("replica {n} is restored"));
         self.forget_promises_of(n);
         self.outcome.restores += 1;
         self.mark("a replica was restored from an old backup");

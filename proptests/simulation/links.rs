@@ -306,6 +306,13 @@ impl World {
                 }
             }
             Output::Admit { ticket, rows, cursor } => {
+                for row in &rows {
+                    if let IncomingBody::Change(change) = &row.body
+                        && self.is_watched(change.hash())
+                    {
+                        self.say(|| format!("link {id}: replica {here} gets it, cursor {cursor:?}"));
+                    }
+                }
                 if let Some(end) = &mut link.ends[side] {
                     end.admissions.push_back((ticket, rows, cursor));
                 }
@@ -315,18 +322,24 @@ impl World {
                     end.admissions.push_back((ticket, Vec::new(), Some(cursor)));
                 }
             }
-            Output::Event(event) => self.note_event(link, side, &event),
+            Output::Event(event) => self.note_event(id, link, side, &event),
             other => return Err(Closed::Broken(format!("unknown output {other:?}"))),
         }
         Ok(())
     }
 
-    fn note_event(&mut self, link: &mut Link, side: usize, event: &SessionEvent) {
+    fn note_event(&mut self, id: u64, link: &mut Link, side: usize, event: &SessionEvent) {
+        if matches!(event, SessionEvent::PeerPosition(Judgement::Diverged { .. } | Judgement::Unknown)) {
+            self.break_soon(id, link.sides[1 - side]);
+        }
         match event {
             SessionEvent::CaughtUp => {
                 if let Some(end) = &mut link.ends[side] {
                     end.caught_up = true;
                 }
+            }
+            SessionEvent::OurPosition(judgement, _) => {
+                self.say(|| format!("link {id}: replica {} stands {judgement:?}", link.sides[side]));
             }
             SessionEvent::PeerPosition(Judgement::Diverged { .. }) => self.mark("a cursor diverged"),
             SessionEvent::PeerPosition(Judgement::Unknown) => self.mark("a cursor was unknown"),
@@ -433,6 +446,12 @@ impl World {
                     return Err(format!("replica {here} refused what a peer brought of {document}: {why}"));
                 }
                 let waits = !admitted.missing.is_empty();
+                if waits {
+                    let (here, at) = (link.sides[side], self.now as f64 / SECOND as f64);
+                    if std::env::var("TIDELOG_SIM_WATCH").is_ok() {
+                        println!("{at:>12.3} link {id}: at replica {here} rows wait: {:?}", admitted.missing);
+                    }
+                }
                 admitting.all.missing.extend(admitted.missing);
                 admitting.all.cursor_stored = admitted.cursor_stored;
                 if admitting.groups.is_empty() {
@@ -440,7 +459,11 @@ impl World {
                 } else {
                     end.admitting = Some(admitting);
                 }
-                self.mark_if("rows waited for what they depend on", waits);
+                if waits {
+                    let here = self.links.get(&id).map(|link| link.sides[side]);
+                    self.mark("rows waited for what they depend on");
+                    here.into_iter().for_each(|here| self.break_soon(id, here));
+                }
                 self.pump(id, side)
             }
             Err(error) => {
@@ -472,9 +495,24 @@ impl World {
         let Some(link) = self.links.get_mut(&id) else { return };
         let under_way = link.ends.iter().flatten().any(|end| end.lanes.values().any(|lane| !lane.frames.is_empty()));
         link.cut = true;
+        let sides = link.sides;
+        self.say(|| format!("link {id} between {sides:?} is cut"));
         self.mark_if("a link was cut with frames under way", under_way);
         for (side, delay) in notice_after.into_iter().enumerate() {
             self.after(delay, Event::Notice(id, side));
+        }
+    }
+
+    /// Something delicate began on a link, such as a comparison in full: often it is cut then, or the follower's power.
+    fn break_soon(&mut self, id: u64, follower: usize) {
+        if !self.chaos {
+            return;
+        }
+        let soon = self.random.between(1, 300) * MS;
+        match self.random.below(10) {
+            0..=2 => self.after(soon, Event::Cut(id)),
+            3 => self.after(soon, Event::PowerOff(follower)),
+            _ => {}
         }
     }
 
@@ -570,6 +608,10 @@ impl From<SessionError> for Closed {
 
 fn note_batch(batches: &mut VecDeque<(u64, DocumentId, ChangeHash)>, frame: &[u8]) {
     let Ok(Frame::ChangeBatch(batch)) = Frame::decode(frame) else { return };
+    // Samples: parsing is most of what a batch costs.
+    if !batch.number.is_multiple_of(3) {
+        return;
+    }
     let last = batch.rows.iter().rev().find(|row| row.kind == RowKind::Change && row.flags == 0);
     if let Some(row) = last
         && let Ok(change) = Change::parse(row.bytes.clone())

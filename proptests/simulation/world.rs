@@ -38,6 +38,10 @@ pub enum Event {
     Notice(u64, usize),
     /// The link gave no sign for so long that both ends give it up.
     TimeOut(u64),
+    /// The link is cut.
+    Cut(u64),
+    /// The power of a replica goes.
+    PowerOff(usize),
     /// One edge tries to connect.
     Dial(usize),
     /// Something breaks.
@@ -104,6 +108,8 @@ pub struct World {
     /// Changes that were refused.
     pub refused: Vec<(DocumentId, ChangeHash)>,
     pub strict: bool,
+    /// The beginning of a change's hash: everything about it is told.
+    watched: Option<String>,
     pub outcome: Outcome,
 }
 
@@ -138,6 +144,7 @@ impl World {
             promised: Vec::new(),
             refused: Vec::new(),
             strict,
+            watched: std::env::var("TIDELOG_SIM_WATCH").ok(),
             outcome: Outcome::default(),
         };
         world.mark_if("strict sync", strict);
@@ -213,8 +220,8 @@ impl World {
     fn happen(&mut self, event: Event) -> Result<(), String> {
         match event {
             Event::Edit(client) => {
-                // One client saves each keystroke, the others a few at a time, as programs do.
-                let edits = if client == NODES { 1 } else { self.random.between(3, 9) };
+                // In some clusters one client saves each keystroke; the others save a few at a time, as programs do.
+                let edits = if client == NODES && self.plan.seed % 3 == 0 { 1 } else { self.random.between(3, 9) };
                 if self.chaos {
                     self.edit(client, edits)?;
                 }
@@ -237,6 +244,13 @@ impl World {
             Event::Arrive(link, side) => self.arrive(link, side),
             Event::Notice(link, side) => self.notice(link, side),
             Event::TimeOut(link) => self.time_out(link),
+            Event::Cut(link) => {
+                let late = self.random.between(0, 2000) * MS;
+                self.cut_link(link, [0, late]);
+                Ok(())
+            }
+            Event::PowerOff(n) if self.chaos && self.replicas[n].engine.is_some() => self.power_failed(n),
+            Event::PowerOff(_) => Ok(()),
             Event::Dial(edge) => self.dial(edge),
             Event::Break => self.break_something(),
             Event::Start(n) => self.start(n),
@@ -257,6 +271,18 @@ impl World {
     pub fn hash(&mut self, value: u64) {
         let mixed = (self.outcome.trace ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         self.outcome.trace = mixed ^ (mixed >> 29);
+    }
+
+    /// Tells what happens, when somebody watches.
+    pub fn say(&self, what: impl FnOnce() -> String) {
+        if self.watched.is_some() {
+            println!("{:>12.3} {}", self.now as f64 / SECOND as f64, what());
+        }
+    }
+
+    /// Whether the change is the one that is watched.
+    pub fn is_watched(&self, hash: ChangeHash) -> bool {
+        self.watched.as_ref().is_some_and(|watched| hash.to_string().starts_with(watched))
     }
 
     /// Notes that a rare branch was reached.
@@ -303,6 +329,9 @@ impl World {
                 (Waiter::Edit { document, hash, edits }, Ok((admitted, _))) => {
                     if let Some((_, why)) = admitted.refused.first() {
                         return Err(format!("an edit of replica {n} was refused: {why}"));
+                    }
+                    if self.is_watched(hash) {
+                        self.say(|| format!("replica {n} made {hash} of {document}"));
                     }
                     self.promised.push((n, document, hash));
                     self.outcome.edits += edits;
@@ -361,6 +390,8 @@ fn kind_of(event: Event) -> u64 {
         Event::Break => 70,
         Event::Start(n) => 80 + n as u64,
         Event::Heal(..) => 96,
+        Event::Cut(_) => 97,
+        Event::PowerOff(n) => 98 + n as u64,
     }
 }
 
@@ -368,20 +399,21 @@ fn kind_of(event: Event) -> u64 {
 fn limits(tight: bool, random: &mut Random) -> Limits {
     let mut limits = Limits::DEFAULT;
     limits.change_ops_max = 500;
-    limits.snapshot_tail_min = 48;
+    limits.snapshot_tail_min = 300;
     limits.checkpoint_records = 3000;
     limits.disk_free_min = 1000;
-    limits.memory_budget = 1 << 20;
+    limits.memory_budget = if random.chance(20) { 200 << 10 } else { 4 << 20 };
     if tight {
         limits.batch_bytes = 2000 + random.index(4000);
         limits.inventory_rows = 4 + random.index(12);
         limits.part_bytes = 700;
         limits.exchanges_per_peer = 2;
         limits.bulk_streams_per_peer = 1;
-        limits.snapshot_instead_of_changes = 24;
+        limits.snapshot_instead_of_changes = 20;
+        limits.snapshot_tail_min = 20;
         limits.write_queue_items = 48;
         limits.pending_changes_per_document = 40;
-        limits.graph_budget = 64 << 10;
+        limits.graph_budget = if random.chance(20) { 64 << 10 } else { 8 << 20 };
     }
     limits
 }

@@ -349,6 +349,9 @@ pub fn recover(storage: &dyn Storage, options: RecoverOptions) -> Result<Recover
         tracing::warn!(%log_id, lost = ?lost, "the log goes on under a new id; peers compare documents instead of positions");
     }
     let next = if mark.closed && lost.is_none() { found.next() } else { Lsn(mark.reserved.0.max(found.next().0)) };
+    if renewed {
+        forget_followed(storage)?;
+    }
     let mark = TailMark { log_id, lsn: found, chain, reserved: next, closed: false, buffered: false };
     storage.write_mark(&mark, true)?;
     let lost = lost.is_some();
@@ -368,10 +371,24 @@ fn recover_without_mark(
     let log_id = LogId::random();
     // Without a mark nobody knows which positions were used: begin well above.
     let next = if end.is_some() { Lsn(found.0.saturating_add(RESERVED_BLOCK)) } else { found.next() };
+    let renewed = end.is_some();
+    if renewed {
+        forget_followed(storage)?;
+    }
     let mark = TailMark { log_id, lsn: found, chain, reserved: next, closed: false, buffered: false };
     storage.write_mark(&mark, true)?;
-    let renewed = end.is_some();
     Ok(Recovered { tail: LogCursor { log_id, lsn: found, chain }, next, mark, renewed, lost: renewed })
+}
+
+/// Forgets how far other logs were followed: a log that lost records lacks some that it brought to others, and a cursor
+/// on theirs does not bring those back. Before the log gets its new id, so that a crash in between forgets too.
+fn forget_followed(storage: &dyn Storage) -> Result<(), StorageError> {
+    let mut batch = WriteBatch::default();
+    storage.scan(Keyspace::State, b"p", b"q", false, &mut |key, _| {
+        batch.remove(Keyspace::State, key);
+        ControlFlow::Continue(())
+    })?;
+    if batch.rows.is_empty() { Ok(()) } else { storage.commit(batch, Durability::Synced) }
 }
 
 /// How the log falls short of its mark, if it does.

@@ -356,7 +356,8 @@ impl Source {
             EntryKind::Lifecycle { document, via, origin, bytes } => (RowKind::Lifecycle, document, via, origin, bytes),
             EntryKind::Footer { .. } | EntryKind::Other => return,
         };
-        if via != Some(self.peer) || entry.lsn <= self.echo_from && !mutant!(EchoWrong) {
+        let brought = if mutant!(EchoWrong) { via.is_some() } else { via == Some(self.peer) };
+        if !brought || entry.lsn <= self.echo_from {
             rows.add(kind, document, &origin, bytes);
         }
     }
