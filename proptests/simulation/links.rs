@@ -103,7 +103,8 @@ impl World {
     pub fn dial(&mut self, edge: usize) -> Result<(), String> {
         self.edges[edge].due = false;
         let [a, b] = self.edges[edge].sides;
-        let linked = self.links.values().any(|link| link.edge == edge && !link.cut && link.ends.iter().all(Option::is_some));
+        let linked =
+            self.links.values().any(|link| link.edge == edge && !link.cut && link.ends.iter().all(Option::is_some));
         if linked || !self.replicas[a].online {
             return Ok(());
         }
@@ -211,7 +212,8 @@ impl World {
                 self.carry_out(id, link, side, output)?;
             }
             worked |= self.submit(id, link, side)?;
-            if !worked {
+            // What the session did may have made room for a frame.
+            if !worked && !self.deliver(id, link, side)? {
                 break;
             }
         }
@@ -477,8 +479,7 @@ impl World {
 
     /// The log of a replica grew: every session there may have something to send.
     pub fn tell_tail(&mut self, n: usize) -> Result<(), String> {
-        let ids: Vec<u64> =
-            self.links.iter().filter(|(_, link)| link.sides.contains(&n)).map(|(id, _)| *id).collect();
+        let ids: Vec<u64> = self.links.iter().filter(|(_, link)| link.sides.contains(&n)).map(|(id, _)| *id).collect();
         for id in ids {
             let Some(link) = self.links.get_mut(&id) else { continue };
             let side = usize::from(link.sides[1] == n);
@@ -545,8 +546,7 @@ impl World {
 
     /// The ends of all links at a replica that stopped; the peers notice later.
     pub fn lose_links(&mut self, n: usize) {
-        let ids: Vec<u64> =
-            self.links.iter().filter(|(_, link)| link.sides.contains(&n)).map(|(id, _)| *id).collect();
+        let ids: Vec<u64> = self.links.iter().filter(|(_, link)| link.sides.contains(&n)).map(|(id, _)| *id).collect();
         for id in ids {
             let Some(side) = self.links.get(&id).map(|link| usize::from(link.sides[1] == n)) else { continue };
             let late = if self.random.chance(50) { 0 } else { self.random.between(0, 5) * SECOND };
@@ -567,7 +567,20 @@ impl World {
             for (side, end) in link.ends.iter().enumerate() {
                 let Some(end) = end else { return Some(format!("{:?} are half linked", edge.sides)) };
                 if !end.caught_up || end.admitting.is_some() || !end.admissions.is_empty() {
-                    return Some(format!("side {side} of {:?} has not caught up", edge.sides));
+                    let session = end.session.describe();
+                    let other = link.ends[1 - side].as_ref().map(|end| end.session.describe());
+                    let lanes: Vec<_> = end
+                        .lanes
+                        .iter()
+                        .map(|(channel, lane)| {
+                            (channel, lane.frames.len(), lane.bytes, lane.sender_waits, end.session.accepts(*channel))
+                        })
+                        .collect();
+                    return Some(format!(
+                        "side {side} of {:?} has not caught up: {session}\n lanes {lanes:?} admissions {}\n peer: {other:?}",
+                        edge.sides,
+                        end.admissions.len()
+                    ));
                 }
             }
         }

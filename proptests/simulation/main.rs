@@ -1,7 +1,6 @@
 //! Deterministic simulations of whole clusters: see `docs/testing.md`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test panics; it does not return errors")]
-
 #![allow(unreachable_pub, reason = "nothing here is seen from outside")]
 
 mod checks;

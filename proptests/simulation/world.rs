@@ -345,7 +345,9 @@ impl World {
                     self.refused.push((document, hash));
                 }
                 (Waiter::Link { link, side }, outcome) => links.push((link, side, outcome)),
-                (_, Err(Error::History(error))) if !self.replicas[n].disk.is_failing() && !self.replicas[n].disk.is_dead() => {
+                (_, Err(Error::History(error)))
+                    if !self.replicas[n].disk.is_failing() && !self.replicas[n].disk.is_dead() =>
+                {
                     return Err(format!("the writer of replica {n}: {error}"));
                 }
                 _ => {}
@@ -411,7 +413,7 @@ fn limits(tight: bool, random: &mut Random) -> Limits {
         limits.bulk_streams_per_peer = 1;
         limits.snapshot_instead_of_changes = 20;
         limits.snapshot_tail_min = 20;
-        limits.write_queue_items = 48;
+        limits.write_queue_items = 3;
         limits.pending_changes_per_document = 40;
         limits.graph_budget = if random.chance(20) { 64 << 10 } else { 8 << 20 };
     }

@@ -109,7 +109,8 @@ impl Pending {
     /// Drops whole documents, never `keep`, until the total is within `bytes_max`.
     fn shrink(&mut self, bytes_max: usize, keep: DocumentId) {
         while self.bytes > bytes_max {
-            let other = self.documents.iter().filter(|(id, _)| **id != keep).max_by_key(|(id, waiting)| (waiting.bytes, **id));
+            let other =
+                self.documents.iter().filter(|(id, _)| **id != keep).max_by_key(|(id, waiting)| (waiting.bytes, **id));
             let id = other.map_or(keep, |(id, _)| *id);
             let Some(dropped) = self.documents.remove(&id) else { break };
             self.bytes -= dropped.bytes;

@@ -219,8 +219,7 @@ impl Engine {
         if !cell.is_visible(&self.reader)? {
             return Err(Error::Deleted(document));
         }
-        let options =
-            EditOptions { actor: self.actor(document)?, time: (time_ms / 1000).cast_signed(), message: None };
+        let options = EditOptions { actor: self.actor(document)?, time: (time_ms / 1000).cast_signed(), message: None };
         let made = self.working_set.clone().with_view(&cell, &self.reader, |view| {
             let ((), change) = view.edit(options, edits)?;
             Ok(change.map(|change| (change, WorkingSet::in_flight(&cell))))
@@ -334,10 +333,8 @@ impl Engine {
     pub fn step(&mut self, now_ms: u64, now: Instant) -> Report {
         let batch = self.drain();
         if let Some(why) = &self.failure {
-            let refused = |waiting: Waiting| Answer {
-                ticket: waiting.ticket,
-                outcome: Err(Error::ReadOnly(why.clone())),
-            };
+            let refused =
+                |waiting: Waiting| Answer { ticket: waiting.ticket, outcome: Err(Error::ReadOnly(why.clone())) };
             return Report { answers: batch.into_iter().map(refused).collect(), ..Report::default() };
         }
         let mut documents: Vec<DocumentId> = batch.iter().flat_map(|waiting| documents_in(&waiting.input)).collect();

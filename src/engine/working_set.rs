@@ -296,9 +296,7 @@ pub(crate) fn materialize(reader: &Reader, id: DocumentId) -> Result<View, Error
     let upto = tail.min(Lsn(row.last_lsn));
     // A row ahead of the tail is of a group that nobody was told of yet.
     let expected = (upto.0 == row.last_lsn).then(|| heads_of(&row));
-    let whole = |view: &View| {
-        mutant!(SnapshotTrusted) || expected.as_ref().is_none_or(|heads| view.heads() == *heads)
-    };
+    let whole = |view: &View| mutant!(SnapshotTrusted) || expected.as_ref().is_none_or(|heads| view.heads() == *heads);
     if let Some(snapshot) = reader.snapshot(id)?.filter(|snapshot| snapshot.lsn <= upto) {
         match load(reader, id, (snapshot.lsn, snapshot.bytes), upto) {
             Ok(view) if whole(&view) => return Ok(view),

@@ -84,6 +84,27 @@ impl Exchanges {
         }
     }
 
+    #[cfg(feature = "sim")]
+    pub(super) fn describe(&self) -> String {
+        let running: Vec<_> = self
+            .running
+            .iter()
+            .map(|(opened, r)| {
+                format!(
+                    "{opened:?} {} ready {} here {} there {} idle {} unsettled {} their {:?}",
+                    r.document,
+                    r.ready,
+                    r.finished_here,
+                    r.finished_there,
+                    r.idle_messages,
+                    r.exchange.is_unsettled(),
+                    r.exchange.their_heads()
+                )
+            })
+            .collect();
+        format!("exchanges {running:?} queue {:?} dropped {:?}", self.queue, self.dropped)
+    }
+
     /// Whether a frame may be read from the channel: not while the message before is being logged.
     pub(super) fn accepts(&self, opened: Opened) -> bool {
         self.running.get(&opened).is_none_or(|running| !running.exchange.is_unsettled())

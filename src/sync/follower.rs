@@ -111,6 +111,29 @@ impl Follower {
         }
     }
 
+    #[cfg(feature = "sim")]
+    pub(super) fn describe(&self) -> String {
+        let wanted: Vec<_> = self
+            .wanted
+            .iter()
+            .map(|(id, w)| (id, w.state as u8, w.rows_wait, w.again, w.stream_logged, w.attempts))
+            .collect();
+        format!(
+            "cursor {:?} held {:?} tail {:?} listing {} page {} pages {} asks {:?} wanted {wanted:?} streams {} batch {} logged {} acknowledged {}",
+            self.cursor,
+            self.held,
+            self.tail_met,
+            self.listing,
+            self.page,
+            self.pages.len(),
+            self.asks,
+            self.streams.len(),
+            self.batch,
+            self.logged,
+            self.acknowledged
+        )
+    }
+
     /// Takes what the peer's `Hello` said.
     pub(super) fn meet(&mut self, log_id: LogId, tail: Lsn, strict: bool) {
         (self.log_id, self.tail_met, self.strict) = (log_id, tail, strict);

@@ -427,6 +427,19 @@ impl Session {
         Err(SessionError::Refused(reason.to_owned()))
     }
 
+    /// What it is about, for a simulation that finds it stuck.
+    #[cfg(feature = "sim")]
+    #[must_use]
+    pub fn describe(&self) -> String {
+        format!(
+            "{}; {}; intake {:?}; sending {:?}",
+            self.follower.describe(),
+            self.exchanges.describe(),
+            self.intake,
+            self.out.sending
+        )
+    }
+
     /// When [`poll`](Self::poll) has something to do although nothing happened.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Instant> {
