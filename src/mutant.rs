@@ -20,9 +20,9 @@ macro_rules! mutant {
 }
 
 #[cfg(feature = "sim")]
-pub use switched::{Mutant, plant, seed_randomness};
+pub use switched::{Mutant, plant, seed_randomness, wait_for_writer};
 #[cfg(feature = "sim")]
-pub(crate) use switched::{is_planted, random};
+pub(crate) use switched::{is_planted, random, waits_for_writer};
 
 #[cfg(feature = "sim")]
 mod switched {
@@ -77,7 +77,18 @@ mod switched {
 
     thread_local! {
         static PLANTED: Cell<Option<Mutant>> = const { Cell::new(None) };
+        static WAITS: Cell<bool> = const { Cell::new(false) };
         static RANDOMNESS: RefCell<Option<blake3::OutputReader>> = const { RefCell::new(None) };
+    }
+
+    /// Whether this thread stands still until the writer has answered. A runtime whose time goes on while nothing is to do
+    /// would run away from the writer otherwise.
+    pub fn wait_for_writer(waits: bool) {
+        WAITS.set(waits);
+    }
+
+    pub(crate) fn waits_for_writer() -> bool {
+        WAITS.get()
     }
 
     /// Plants one fault in this thread, or none.

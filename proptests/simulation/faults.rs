@@ -4,7 +4,7 @@ use tidelog::Error;
 use tidelog::automerge::transaction::Transactable;
 use tidelog::automerge::{ActorId, Automerge, ROOT};
 use tidelog::document::Change;
-use tidelog::engine::{Incoming, IncomingBody};
+use tidelog::engine::{Clash, Incoming, IncomingBody};
 use tidelog::history::Origin;
 use tidelog::id::{ChangeHash, NodeId};
 use tidelog::log::Durability;
@@ -324,7 +324,7 @@ impl World {
             };
             let row = Incoming { document: id, body: IncomingBody::Change(Box::new(change)), origin };
             let Some(engine) = self.replicas[n].engine.as_mut() else { return Ok(()) };
-            if let Ok(ticket) = engine.admit(vec![row], None, None) {
+            if let Ok(ticket) = engine.admit(Clash::KeepFirst, vec![row], None, None) {
                 self.replicas[n].waiters.insert(ticket, Waiter::Rogue(id, hash));
             }
         }

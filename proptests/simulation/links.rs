@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use tidelog::Error;
 use tidelog::document::{Change, split};
-use tidelog::engine::{Incoming, IncomingBody as Body};
+use tidelog::engine::{Clash, Incoming, IncomingBody as Body};
 use tidelog::id::{ChangeHash, DocumentId, LogCursor};
 use tidelog::sync::wire::{Frame, Judgement, Role, RowKind};
 use tidelog::sync::{
@@ -388,7 +388,13 @@ impl World {
 
     /// Gives the writer the next group of what the session wants to be logged; whether anything was settled at once.
     fn submit(&mut self, id: u64, link: &mut Link, side: usize) -> Result<bool, Closed> {
-        let (here, peer) = (link.sides[side], self.replicas[link.sides[1 - side]].node);
+        let (here, there) = (link.sides[side], link.sides[1 - side]);
+        let peer = self.replicas[there].node;
+        let clash = match (self.replicas[there].is_client, self.replicas[here].is_client) {
+            (true, false) => Clash::KeepFirst,
+            (false, true) => Clash::TakeTheirs,
+            _ => Clash::SmallerHash,
+        };
         let Some(end) = link.ends[side].as_mut() else { return Ok(false) };
         if end.admitting.is_none() {
             let Some((ticket, rows, cursor)) = end.admissions.pop_front() else { return Ok(false) };
@@ -406,7 +412,7 @@ impl World {
             Some(group) => {
                 let last = admitting.groups.is_empty() && admitting.all.missing.is_empty();
                 let cursor = admitting.cursor.filter(|_| last);
-                engine.admit(group, Some(peer), cursor).map_err(|(error, group)| {
+                engine.admit(clash, group, Some(peer), cursor).map_err(|(error, group)| {
                     admitting.groups.push_front(group);
                     error
                 })

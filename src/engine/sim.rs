@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use super::core::{Admitted, Core, Incoming, Input, Step};
+use super::core::{Admitted, Clash, Core, Incoming, Input, Step};
 use super::snapshots;
 use super::working_set::{InFlight, WorkingSet};
 use crate::document::{Change, Edit, EditOptions, Path, View, genesis};
@@ -22,7 +22,7 @@ use crate::limits::Limits;
 use crate::log::record::{CreationRank, Lifecycle, LifecycleKind};
 use crate::log::{Durability, Log, RecoverOptions, Storage};
 
-pub use crate::mutant::{Mutant, plant, seed_randomness};
+pub use crate::mutant::{Mutant, plant, seed_randomness, wait_for_writer};
 
 /// How an engine is opened.
 #[derive(Debug, Clone)]
@@ -278,12 +278,13 @@ impl Engine {
     /// [`Error::Busy`] where a database would wait; [`Error::ReadOnly`], [`Error::StorageFull`].
     pub fn admit(
         &mut self,
+        clash: Clash,
         rows: Vec<Incoming>,
         via: Option<NodeId>,
         cursor: Option<LogCursor>,
     ) -> Result<Ticket, (Error, Vec<Incoming>)> {
         match self.has_room() {
-            Ok(()) => Ok(self.push(Input::Admit { rows, via, cursor }, None)),
+            Ok(()) => Ok(self.push(Input::Admit { rows, via, cursor, clash }, None)),
             Err(error) => Err((error, rows)),
         }
     }

@@ -17,9 +17,10 @@ use super::error::NetError;
 use super::frames::{FrameReader, FrameWriter};
 use super::link::Link;
 use crate::document::split;
-use crate::engine::{Database, Incoming, IncomingBody};
+use crate::engine::{Clash, Database, Incoming, IncomingBody};
 use crate::error::Error;
 use crate::id::LogCursor;
+use crate::sync::wire::Role;
 use crate::sync::{
     self, Admitted, Channel, IncomingRow, Opened, Output, Session, SessionConfig, SessionError, SessionEvent, Side,
 };
@@ -59,6 +60,10 @@ enum ToWrite {
     Reset,
 }
 
+/// Rows on their way to the writer: the session's ticket, the rows, the cursor behind them, and whose change stays when
+/// two have one author and number.
+type Admission = (u64, Vec<IncomingRow>, Option<LogCursor>, Clash);
+
 /// A link and everything its session needs.
 pub(super) struct Conversation {
     database: Database,
@@ -70,7 +75,9 @@ pub(super) struct Conversation {
     writers: HashMap<Channel, mpsc::Sender<ToWrite>>,
     /// Frames that the session does not take yet.
     parked: Vec<(Channel, Vec<u8>, oneshot::Sender<()>)>,
-    admissions: mpsc::Sender<(u64, Vec<IncomingRow>, Option<LogCursor>)>,
+    admissions: mpsc::Sender<Admission>,
+    /// What the peer may be here, and what we may be there.
+    roles: (Role, Role),
     /// Every task of this link; dropped, they end.
     tasks: JoinSet<()>,
     peer_said_hello: bool,
@@ -97,6 +104,8 @@ impl Conversation {
         let mut tasks = JoinSet::new();
         tasks.spawn(admit_in_order(database.clone(), config.peer, queue, events.clone()));
         let (writers, parked) = (HashMap::new(), Vec::new());
+        // Nothing is admitted before the peer has said what we are there.
+        let roles = (config.role, Role::Node);
         let session = Session::new(config);
         Self {
             database,
@@ -107,6 +116,7 @@ impl Conversation {
             writers,
             parked,
             admissions,
+            roles,
             tasks,
             peer_said_hello: false,
             on_event,
@@ -261,13 +271,16 @@ impl Conversation {
             Output::StoreCursor { ticket, cursor } => self.admit(ticket, Vec::new(), Some(cursor)),
             Output::Event(event) => {
                 self.peer_said_hello |= matches!(event, SessionEvent::PeerHello { .. });
+                if let SessionEvent::OurPosition(_, role) = event {
+                    self.roles.1 = role;
+                }
                 (self.on_event)(&event);
             }
         }
     }
 
     fn admit(&mut self, ticket: u64, rows: Vec<IncomingRow>, cursor: Option<LogCursor>) {
-        if let Err(error) = self.admissions.try_send((ticket, rows, cursor)) {
+        if let Err(error) = self.admissions.try_send((ticket, rows, cursor, clash_between(self.roles))) {
             let (mpsc::error::TrySendError::Full(job) | mpsc::error::TrySendError::Closed(job)) = error;
             // The session keeps few admissions under way; when it has more than the queue, one task waits with it.
             let admissions = self.admissions.clone();
@@ -416,11 +429,11 @@ async fn open(link: &Link, channel: Channel, events: &mpsc::Sender<Event>) -> Re
 async fn admit_in_order(
     database: Database,
     peer: crate::id::NodeId,
-    mut queue: mpsc::Receiver<(u64, Vec<IncomingRow>, Option<LogCursor>)>,
+    mut queue: mpsc::Receiver<Admission>,
     events: mpsc::Sender<Event>,
 ) {
-    while let Some((ticket, rows, cursor)) = queue.recv().await {
-        let admitted = admit(&database, peer, rows, cursor).await;
+    while let Some((ticket, rows, cursor, clash)) = queue.recv().await {
+        let admitted = admit(&database, peer, rows, cursor, clash).await;
         if events.send(Event::Admitted(ticket, admitted)).await.is_err() {
             return;
         }
@@ -432,6 +445,7 @@ async fn admit(
     peer: crate::id::NodeId,
     rows: Vec<IncomingRow>,
     cursor: Option<LogCursor>,
+    clash: Clash,
 ) -> Result<Admitted, Error> {
     if rows.is_empty() {
         if let Some(cursor) = cursor {
@@ -445,7 +459,7 @@ async fn admit(
     for row in rows {
         for row in unpack(row).await? {
             if group.len() >= limits.group_records_max || bytes >= limits.group_bytes_max {
-                gather(&mut all, database.admit(std::mem::take(&mut group), Some(peer), None).await?);
+                gather(&mut all, database.admit_with(clash, std::mem::take(&mut group), Some(peer), None).await?);
                 bytes = 0;
             }
             bytes += match &row.body {
@@ -457,7 +471,7 @@ async fn admit(
     }
     // What an earlier group had to leave waiting keeps the cursor where it is.
     let cursor = cursor.filter(|_| all.missing.is_empty());
-    let last = database.admit(group, Some(peer), cursor).await?;
+    let last = database.admit_with(clash, group, Some(peer), cursor).await?;
     all.cursor_stored = last.cursor_stored;
     gather(&mut all, last);
     Ok(all)
@@ -483,6 +497,15 @@ async fn unpack(row: IncomingRow) -> Result<Vec<Incoming>, Error> {
                 |change| Incoming { document, body: IncomingBody::Change(Box::new(change)), origin: origin.clone() };
             Ok(changes.into_iter().map(row).collect())
         }
+    }
+}
+
+/// Whose change stays when two have one author and number, between a peer and us.
+fn clash_between((theirs, ours): (Role, Role)) -> Clash {
+    match (theirs, ours) {
+        (Role::Client, Role::Node) => Clash::KeepFirst,
+        (Role::Node, Role::Client) => Clash::TakeTheirs,
+        (Role::Node, Role::Node) | (Role::Client, Role::Client) => Clash::SmallerHash,
     }
 }
 

@@ -354,7 +354,8 @@ impl Source {
         let (kind, document, via, origin, bytes) = match entry.kind {
             EntryKind::Change { document, via, origin, bytes, .. } => (RowKind::Change, document, via, origin, bytes),
             EntryKind::Lifecycle { document, via, origin, bytes } => (RowKind::Lifecycle, document, via, origin, bytes),
-            EntryKind::Footer { .. } | EntryKind::Other => return,
+            // Whoever gets the winner withdraws by the same rule.
+            EntryKind::Withdrawn { .. } | EntryKind::Footer { .. } | EntryKind::Other => return,
         };
         let brought = if mutant!(EchoWrong) { via.is_some() } else { via == Some(self.peer) };
         if !brought || entry.lsn <= self.echo_from {
