@@ -50,12 +50,12 @@ const HOURS: u64 = 20;
 /// Episodes of five minutes in one run.
 const EPISODES: u64 = 13;
 
-fn asked(name: &str) -> Option<u64> {
+pub fn asked(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|value| value.parse().unwrap())
 }
 
 /// The command that runs a seed again.
-fn replay(test: &str, seed: u64) -> String {
+pub fn replay(test: &str, seed: u64) -> String {
     format!("TIDELOG_SIM_SEED={seed} cargo test --features sim --test simulation {test} -- --nocapture")
 }
 
@@ -136,7 +136,7 @@ fn finds(mutant: Mutant) -> bool {
     false
 }
 
-fn threads() -> usize {
+pub fn threads() -> usize {
     std::thread::available_parallelism().map_or(2, usize::from).min(8)
 }
 

@@ -9,6 +9,7 @@ mod disk;
 mod edits;
 mod faults;
 mod links;
+mod quic;
 mod random;
 mod replica;
 mod world;
