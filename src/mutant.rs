@@ -20,9 +20,9 @@ macro_rules! mutant {
 }
 
 #[cfg(feature = "sim")]
-pub use switched::{Mutant, plant, seed_randomness, wait_for_writer};
+pub use switched::{Mutant, plant, seed_randomness, set_wall_clock, wait_for_writer};
 #[cfg(feature = "sim")]
-pub(crate) use switched::{is_planted, random, waits_for_writer};
+pub(crate) use switched::{is_planted, random, waits_for_writer, wall_clock};
 
 #[cfg(feature = "sim")]
 mod switched {
@@ -35,7 +35,7 @@ mod switched {
         AckBeforeSync,
         /// A change is logged although what it was made on top of is not here.
         DependencyUnchecked,
-        /// The cursor on a peer's log moves although rows before it wait.
+        /// The cursor on a peer's log moves although documents before it are not here yet.
         CursorBeforeRows,
         /// A batch is acknowledged to the peer before it is logged.
         AckBeforeLogged,
@@ -51,10 +51,10 @@ mod switched {
         EchoWrong,
         /// A source does not look at its log when a link is made.
         WakeupLost,
-        /// A document that waits for changes is never asked for.
+        /// One of the documents that a page shows to differ is not asked for.
         WantForgotten,
-        /// What waited for a change stays where it is when the change arrives.
-        WaitingForgotten,
+        /// The statement that decides whether a document is visible is not sent with it.
+        WinnerLeftOut,
     }
 
     impl Mutant {
@@ -71,12 +71,13 @@ mod switched {
             Self::EchoWrong,
             Self::WakeupLost,
             Self::WantForgotten,
-            Self::WaitingForgotten,
+            Self::WinnerLeftOut,
         ];
     }
 
     thread_local! {
         static PLANTED: Cell<Option<Mutant>> = const { Cell::new(None) };
+        static CLOCK: Cell<Option<u64>> = const { Cell::new(None) };
         static WAITS: Cell<bool> = const { Cell::new(false) };
         static RANDOMNESS: RefCell<Option<blake3::OutputReader>> = const { RefCell::new(None) };
     }
@@ -89,6 +90,15 @@ mod switched {
 
     pub(crate) fn waits_for_writer() -> bool {
         WAITS.get()
+    }
+
+    /// Sets the wall clock of edits made in this thread, in ms since 1970, or gives it back to the operating system.
+    pub fn set_wall_clock(now_ms: Option<u64>) {
+        CLOCK.set(now_ms);
+    }
+
+    pub(crate) fn wall_clock() -> Option<u64> {
+        CLOCK.get()
     }
 
     /// Plants one fault in this thread, or none.

@@ -73,6 +73,11 @@ impl SimDisk {
         self.lock().armed = Some((writes, fault));
     }
 
+    /// The power goes now.
+    pub fn die(&self) {
+        self.lock().dead = true;
+    }
+
     /// Nothing breaks any more.
     pub fn disarm(&self) {
         self.lock().armed = None;

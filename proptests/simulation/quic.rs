@@ -16,14 +16,14 @@ use std::time::Duration;
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 use serde_json::json;
-use tidelog::engine::sim::{seed_randomness, wait_for_writer};
+use tidelog::engine::sim::{seed_randomness, set_wall_clock, wait_for_writer};
 use tidelog::net::{AllowList, Endpoint, Identity, LinkOptions, Links, Role, Ticket, UnknownKeys};
 use tidelog::{Database, DocumentId, Limits, NodeId};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::cluster::{asked, replay, threads};
-use super::disk::{Fault, Image, SimDisk};
+use super::disk::{Image, SimDisk};
 use super::random::Random;
 use super::world::{CLIENTS, NODES};
 
@@ -324,7 +324,7 @@ impl Cluster {
         let Some((database, links)) = self.replicas[n].running.take() else { return };
         // The power goes: nobody is told, nothing is closed in order.
         self.network.unplug(n);
-        self.replicas[n].disk.arm(0, Fault::PowerBefore);
+        self.replicas[n].disk.die();
         links.close().await;
         database.close();
         let unsynced = self.replicas[n].disk.unsynced();
@@ -413,13 +413,19 @@ impl Cluster {
             self.start(n)?;
         }
         let begin = Instant::now();
+        set_wall_clock(Some(1_790_000_000_000));
         for _ in 0..EPISODES {
             let chaos = Instant::now() + Duration::from_secs(255);
             let mut next_break = Instant::now() + Duration::from_secs(self.random.between(5, 40));
             let mut turn = 0_u64;
             while Instant::now() < chaos {
-                sleep(Duration::from_millis(950)).await;
+                sleep(Duration::from_millis(850)).await;
+                set_wall_clock(Some(1_790_000_000_000 + begin.elapsed().as_millis() as u64));
                 turn += 1;
+                if turn.is_multiple_of(10) && std::env::var("TIDELOG_SIM_WATCH").is_ok() {
+                    let air = self.network.lock();
+                    println!("{:>9.3} {} packets {:016x}", begin.elapsed().as_secs_f64(), air.number, air.trace);
+                }
                 // Six edits every five seconds or so.
                 self.edit(NODES + (turn % CLIENTS as u64) as usize)?;
                 for n in 0..REPLICAS {
@@ -487,6 +493,7 @@ fn run(seed: u64) -> Outcome {
     });
     seed_randomness(None);
     wait_for_writer(false);
+    set_wall_clock(None);
     outcome
 }
 

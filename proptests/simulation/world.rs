@@ -116,7 +116,8 @@ pub struct World {
 impl World {
     pub fn new(plan: Plan) -> Self {
         let mut random = Random::new(plan.seed);
-        let tight = random.chance(50);
+        // Planted faults show soonest where pages and batches are small.
+        let tight = random.chance(50) || plan.mutant.is_some();
         let limits = limits(tight, &mut random);
         let replica = |n: usize, random: &mut Random| {
             let durability = if random.chance(8) { Durability::Buffered } else { Durability::Synced };
@@ -126,7 +127,7 @@ impl World {
         };
         let replicas: Vec<Replica> = (0..NODES + CLIENTS).map(|n| replica(n, &mut random)).collect();
         let edges = Edge::topology(&mut random);
-        let strict = random.chance(15);
+        let strict = random.chance(10) && plan.mutant.is_none();
         let mut world = Self {
             plan,
             random,

@@ -297,8 +297,7 @@ impl Core {
                     }
                 }
                 self.settle_missing(&mut answer);
-                let whole = answer.missing.is_empty() || mutant!(CursorBeforeRows);
-                if let (Some(peer), Some(cursor), true) = (via, cursor, whole) {
+                if let (Some(peer), Some(cursor), true) = (via, cursor, answer.missing.is_empty()) {
                     put_cursor(work, peer, &cursor);
                     answer.cursor_stored = true;
                 }

@@ -137,9 +137,6 @@ impl Pending {
     /// Takes out what waited for `dependency`, or for the document's creation when it is `None`.
     pub(super) fn take_waiting(&mut self, document: DocumentId, dependency: Option<ChangeHash>) -> Vec<Arrival> {
         let Some(waiting) = self.documents.get(&document) else { return Vec::new() };
-        if mutant!(WaitingForgotten) && dependency.is_some() {
-            return Vec::new();
-        }
         let mut hashes: Vec<ChangeHash> =
             waiting.by_dependency.get(&dependency).map(|set| set.iter().copied().collect()).unwrap_or_default();
         // As they came: what is logged follows from the inputs alone.

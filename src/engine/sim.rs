@@ -22,7 +22,7 @@ use crate::limits::Limits;
 use crate::log::record::{CreationRank, Lifecycle, LifecycleKind};
 use crate::log::{Durability, Log, RecoverOptions, Storage};
 
-pub use crate::mutant::{Mutant, plant, seed_randomness, wait_for_writer};
+pub use crate::mutant::{Mutant, plant, seed_randomness, set_wall_clock, wait_for_writer};
 
 /// How an engine is opened.
 #[derive(Debug, Clone)]

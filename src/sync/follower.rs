@@ -152,7 +152,7 @@ impl Follower {
 
     /// Whether the cursor may move with what is logged next.
     pub(super) fn may_move_cursor(&self) -> bool {
-        self.wanted.is_empty() && self.pages.is_empty() && !self.listing
+        (self.wanted.is_empty() || mutant!(CursorBeforeRows)) && self.pages.is_empty() && !self.listing
     }
 
     /// Takes a slice of the peer's log.
@@ -301,7 +301,7 @@ impl Follower {
         let live = exchanges.is_live(document);
         let state = if live { Wish::Exchanging } else { Wish::Asked };
         self.wanted.insert(document, Wanting { rows_wait: true, again: live, ..Wanting::new(state) });
-        if !live && !mutant!(WantForgotten) {
+        if !live {
             self.asks.push_back(document);
         }
     }
@@ -437,6 +437,9 @@ impl Follower {
                 let heads = state.map_or_else(Heads::default, |state| shortened(state.heads));
                 wishes.push(Wanted { document: row.document, heads });
             }
+        }
+        if mutant!(WantForgotten) {
+            wishes.pop();
         }
         if page.done {
             self.listing = false;
