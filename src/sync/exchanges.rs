@@ -136,6 +136,12 @@ impl Exchanges {
         std::mem::take(&mut self.ended)
     }
 
+    /// A document whose exchange waits for the peer.
+    pub(super) fn waits_for_peer(&self) -> Option<DocumentId> {
+        let waits = |running: &&Running| !running.finished_there && !running.exchange.is_unsettled();
+        self.running.values().find(waits).map(|running| running.document)
+    }
+
     /// Takes a part of a message.
     pub(super) fn handle_part(
         &mut self,
@@ -206,12 +212,7 @@ impl Exchanges {
     }
 
     /// Does one thing that is due; `false` when nothing is.
-    pub(super) fn step(
-        &mut self,
-        reader: &Reader,
-        intake: &mut Intake,
-        out: &mut Outbox,
-    ) -> Result<bool, SessionError> {
+    pub(super) fn step(&mut self, reader: &Reader, out: &mut Outbox) -> Result<bool, SessionError> {
         let ours = self.running.keys().filter(|opened| opened.by == Side::Us).count();
         if ours < self.limits.exchanges_per_peer
             && let Some(document) = self.queue.pop_front()
@@ -234,7 +235,6 @@ impl Exchanges {
             }
         }
         let Some(opened) = over else { return Ok(false) };
-        let _ = intake;
         if let Some(running) = self.running.remove(&opened) {
             self.ended.push(running.end(reader)?);
         }

@@ -150,6 +150,11 @@ impl Follower {
         Ok(())
     }
 
+    /// A document that the peer has to answer for.
+    pub(super) fn waits_for_peer(&self) -> Option<DocumentId> {
+        self.wanted.keys().next().copied()
+    }
+
     /// Whether the cursor may move with what is logged next.
     pub(super) fn may_move_cursor(&self) -> bool {
         (self.wanted.is_empty() || mutant!(CursorBeforeRows)) && self.pages.is_empty() && !self.listing
