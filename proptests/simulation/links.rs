@@ -483,6 +483,20 @@ impl World {
         }
     }
 
+    /// The writer of a replica has room again for what its links wanted to be logged.
+    pub fn offer_again(&mut self, n: usize) -> Result<(), String> {
+        let waits = |end: &Option<End>| {
+            end.as_ref().and_then(|end| end.admitting.as_ref()).is_some_and(|admitting| !admitting.asked)
+        };
+        let mut ends = Vec::new();
+        for (id, link) in &self.links {
+            ends.extend(
+                (0..2).filter(|side| link.sides[*side] == n && waits(&link.ends[*side])).map(|side| (*id, side)),
+            );
+        }
+        ends.into_iter().try_for_each(|(id, side)| self.pump(id, side))
+    }
+
     /// The log of a replica grew: every session there may have something to send.
     pub fn tell_tail(&mut self, n: usize) -> Result<(), String> {
         let ids: Vec<u64> = self.links.iter().filter(|(_, link)| link.sides.contains(&n)).map(|(id, _)| *id).collect();

@@ -379,6 +379,7 @@ impl World {
         for (link, side, outcome) in links {
             self.admitted(link, side, outcome)?;
         }
+        self.offer_again(n)?;
         self.wake_writer(n);
         Ok(())
     }
