@@ -404,20 +404,13 @@ impl World {
         let Some(admitting) = end.admitting.as_mut().filter(|admitting| !admitting.asked) else { return Ok(false) };
         let ticket = admitting.ticket;
         let Some(engine) = self.replicas[here].engine.as_mut() else { return Ok(false) };
-        let asked = match admitting.groups.pop_front() {
-            None => match admitting.cursor {
-                Some(cursor) => engine.store_cursor(peer, cursor),
-                None => Err(Error::Closed),
-            },
+        let asked = engine.check_room().and_then(|()| match admitting.groups.pop_front() {
+            None => admitting.cursor.map_or(Err(Error::Closed), |cursor| engine.store_cursor(peer, cursor)),
             Some(group) => {
                 let last = admitting.groups.is_empty() && admitting.all.missing.is_empty();
-                let cursor = admitting.cursor.filter(|_| last);
-                engine.admit(clash, group, Some(peer), cursor).map_err(|(error, group)| {
-                    admitting.groups.push_front(group);
-                    error
-                })
+                engine.admit(clash, group, Some(peer), admitting.cursor.filter(|_| last))
             }
-        };
+        });
         match asked {
             Ok(engine_ticket) => {
                 admitting.asked = true;
@@ -454,12 +447,7 @@ impl World {
                     return Err(format!("replica {here} refused what a peer brought of {document}: {why}"));
                 }
                 let waits = !admitted.missing.is_empty();
-                if waits {
-                    let (here, at) = (link.sides[side], self.now as f64 / SECOND as f64);
-                    if std::env::var("TIDELOG_SIM_WATCH").is_ok() {
-                        println!("{at:>12.3} link {id}: at replica {here} rows wait: {:?}", admitted.missing);
-                    }
-                }
+                let missing = waits.then(|| admitted.missing.clone());
                 admitting.all.missing.extend(admitted.missing);
                 admitting.all.cursor_stored = admitted.cursor_stored;
                 if admitting.groups.is_empty() {
@@ -467,8 +455,9 @@ impl World {
                 } else {
                     end.admitting = Some(admitting);
                 }
-                if waits {
+                if let Some(missing) = missing {
                     let here = self.links.get(&id).map(|link| link.sides[side]);
+                    self.say(|| format!("link {id}: at replica {here:?} rows wait: {missing:?}"));
                     self.mark("rows waited for what they depend on");
                     here.into_iter().for_each(|here| self.break_soon(id, here));
                 }

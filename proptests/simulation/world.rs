@@ -222,7 +222,8 @@ impl World {
         match event {
             Event::Edit(client) => {
                 // In some clusters one client saves each keystroke; the others save a few at a time, as programs do.
-                let edits = if client == NODES && self.plan.seed % 3 == 0 { 1 } else { self.random.between(3, 9) };
+                let edits =
+                    if client == NODES && self.plan.seed.is_multiple_of(3) { 1 } else { self.random.between(3, 9) };
                 if self.chaos {
                     self.edit(client, edits)?;
                 }

@@ -131,7 +131,11 @@ impl Engine {
         self.failure.as_deref()
     }
 
-    fn has_room(&self) -> Result<(), Error> {
+    /// Whether an input is taken now.
+    ///
+    /// # Errors
+    /// [`Error::Busy`], [`Error::ReadOnly`], [`Error::StorageFull`]: why none is.
+    pub fn check_room(&self) -> Result<(), Error> {
         if let Some(why) = &self.failure {
             return Err(Error::ReadOnly(why.clone()));
         }
@@ -169,7 +173,7 @@ impl Engine {
         value: &Value,
         time_ms: u64,
     ) -> Result<(Ticket, Option<ChangeHash>), Error> {
-        self.has_room()?;
+        self.check_room()?;
         let mut view = View::new();
         let change = match name {
             Some(name) => {
@@ -214,7 +218,7 @@ impl Engine {
         time_ms: u64,
         edits: impl FnOnce(&mut Edit<'_>) -> Result<(), Error>,
     ) -> Result<Option<(Ticket, ChangeHash)>, Error> {
-        self.has_room()?;
+        self.check_room()?;
         let cell = self.working_set.cell(document);
         if !cell.is_visible(&self.reader)? {
             return Err(Error::Deleted(document));
@@ -235,7 +239,7 @@ impl Engine {
     /// # Errors
     /// As [`DocHandle::delete`](super::DocHandle::delete) and its opposite.
     pub fn state_that(&mut self, document: DocumentId, kind: LifecycleKind, time_ms: u64) -> Result<Ticket, Error> {
-        self.has_room()?;
+        self.check_room()?;
         let row = self.reader.row(document)?.ok_or(Error::NotFound(document))?;
         if is_visible(&row) != (kind == LifecycleKind::Deleted) {
             return Err(Error::Deleted(document));
@@ -282,11 +286,9 @@ impl Engine {
         rows: Vec<Incoming>,
         via: Option<NodeId>,
         cursor: Option<LogCursor>,
-    ) -> Result<Ticket, (Error, Vec<Incoming>)> {
-        match self.has_room() {
-            Ok(()) => Ok(self.push(Input::Admit { rows, via, cursor, clash }, None)),
-            Err(error) => Err((error, rows)),
-        }
+    ) -> Result<Ticket, Error> {
+        self.check_room()?;
+        Ok(self.push(Input::Admit { rows, via, cursor, clash }, None))
     }
 
     /// Stores how far a peer's log was followed.
@@ -294,7 +296,7 @@ impl Engine {
     /// # Errors
     /// As [`Self::admit`].
     pub fn store_cursor(&mut self, peer: NodeId, cursor: LogCursor) -> Result<Ticket, Error> {
-        self.has_room()?;
+        self.check_room()?;
         Ok(self.push(Input::StoreCursor { peer, cursor }, None))
     }
 
@@ -303,7 +305,7 @@ impl Engine {
     /// # Errors
     /// [`Error`] when the document cannot be read or built.
     pub fn save_snapshot(&mut self, document: DocumentId) -> Result<bool, Error> {
-        self.has_room()?;
+        self.check_room()?;
         let input = snapshots::save(&self.reader, &self.working_set, document)?;
         let saved = input.is_some();
         if let Some(input) = input {

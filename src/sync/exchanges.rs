@@ -84,25 +84,14 @@ impl Exchanges {
         }
     }
 
+    /// What is under way, for a simulation that finds it stuck.
     #[cfg(feature = "sim")]
     pub(super) fn describe(&self) -> String {
-        let running: Vec<_> = self
-            .running
-            .iter()
-            .map(|(opened, r)| {
-                format!(
-                    "{opened:?} {} ready {} here {} there {} idle {} unsettled {} their {:?}",
-                    r.document,
-                    r.ready,
-                    r.finished_here,
-                    r.finished_there,
-                    r.idle_messages,
-                    r.exchange.is_unsettled(),
-                    r.exchange.their_heads()
-                )
-            })
-            .collect();
-        format!("exchanges {running:?} queue {:?} dropped {:?}", self.queue, self.dropped)
+        let running = self.running.iter().map(|(opened, running)| {
+            let ended = (running.finished_here, running.finished_there);
+            (opened, running.document, ended, running.exchange.is_unsettled())
+        });
+        format!("exchanges {:?}, queued {:?}", running.collect::<Vec<_>>(), self.queue)
     }
 
     /// Whether a frame may be read from the channel: not while the message before is being logged.

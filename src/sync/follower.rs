@@ -111,27 +111,12 @@ impl Follower {
         }
     }
 
+    /// What holds it up, for a simulation that finds it stuck.
     #[cfg(feature = "sim")]
     pub(super) fn describe(&self) -> String {
-        let wanted: Vec<_> = self
-            .wanted
-            .iter()
-            .map(|(id, w)| (id, w.state as u8, w.rows_wait, w.again, w.stream_logged, w.attempts))
-            .collect();
-        format!(
-            "cursor {:?} held {:?} tail {:?} listing {} page {} pages {} asks {:?} wanted {wanted:?} streams {} batch {} logged {} acknowledged {}",
-            self.cursor,
-            self.held,
-            self.tail_met,
-            self.listing,
-            self.page,
-            self.pages.len(),
-            self.asks,
-            self.streams.len(),
-            self.batch,
-            self.logged,
-            self.acknowledged
-        )
+        let wanted: Vec<_> = self.wanted.iter().map(|(id, wanting)| (id, wanting.state as u8, wanting.again)).collect();
+        let (cursor, held, listing, page) = (self.cursor, self.held, self.listing, self.page);
+        format!("cursor {cursor:?}, held {held:?}, listing {listing} at page {page}, wanted {wanted:?}")
     }
 
     /// Takes what the peer's `Hello` said.

@@ -445,17 +445,12 @@ impl Session {
         Err(SessionError::Refused(reason.to_owned()))
     }
 
-    /// What it is about, for a simulation that finds it stuck.
+    /// What it is at, for a simulation that finds it stuck.
     #[cfg(feature = "sim")]
     #[must_use]
     pub fn describe(&self) -> String {
-        format!(
-            "{}; {}; intake {:?}; sending {:?}",
-            self.follower.describe(),
-            self.exchanges.describe(),
-            self.intake,
-            self.out.sending
-        )
+        let (follower, exchanges) = (self.follower.describe(), self.exchanges.describe());
+        format!("{follower}; {exchanges}; {:?}; sending {:?}", self.intake, self.out.sending)
     }
 
     /// When [`poll`](Self::poll) has something to do although nothing happened.
