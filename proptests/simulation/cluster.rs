@@ -46,7 +46,7 @@ const MARKS: [&str; 33] = [
 ];
 
 /// Cluster-hours that run when nothing else is asked for.
-const HOURS: u64 = 20;
+const HOURS: u64 = 30;
 /// Episodes of five minutes in one run.
 const EPISODES: u64 = 13;
 

@@ -30,7 +30,7 @@ use super::world::{CLIENTS, NODES};
 const PORT: u16 = 1000;
 
 /// Cluster-hours that run when nothing else is asked for.
-const HOURS: u64 = 4;
+const HOURS: u64 = 8;
 /// Episodes of five minutes in one run.
 const EPISODES: u64 = 4;
 
