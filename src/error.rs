@@ -76,7 +76,10 @@ impl Error {
         match self {
             #[cfg(feature = "fjall")]
             Self::Directory(error) => directory_code(error),
-            Self::History(HistoryError::Log(LogError::TailLost { .. })) => "E0405",
+            Self::History(
+                HistoryError::Log(LogError::TailLost { .. } | LogError::Storage(StorageError::TailDamaged(_)))
+                | HistoryError::Storage(StorageError::TailDamaged(_)),
+            ) => "E0405",
             Self::History(
                 HistoryError::Storage(StorageError::Full(_))
                 | HistoryError::Log(LogError::Storage(StorageError::Full(_))),
@@ -120,8 +123,11 @@ impl Error {
         Some(match self {
             #[cfg(feature = "fjall")]
             Self::Directory(error) => return directory_remedy(error),
-            Self::History(HistoryError::Log(LogError::TailLost { .. })) => {
+            _ if self.code() == "E0405" => {
                 "if the disk lost data, restart with --accept-tail-loss: the log goes on under a new id and peers refill it"
+            }
+            Self::History(HistoryError::Storage(StorageError::Damaged(_))) => {
+                "`tidelog salvage` copies what is intact into a new store; peers or a backup refill it"
             }
             Self::History(HistoryError::Storage(_)) => "look at the disk and the system's log, then start again",
             Self::History(_) => {
@@ -188,7 +194,7 @@ fn directory_remedy(error: &crate::log::DirectoryError) -> Option<&'static str> 
         D::Copied { .. } => {
             "start once with --restored: the copy gets a log of its own, so that its peers are not misled"
         }
-        D::Damaged { .. } => "restore the directory from a backup, or start a new one and let peers refill it",
+        D::Damaged { .. } => "`tidelog salvage` copies what is intact into a new one; or restore a backup",
         D::Storage(_) => return None,
     })
 }

@@ -121,7 +121,8 @@ impl DatabaseBuilder {
             Place::Directory(path) => {
                 let options = crate::log::OpenDirectory { create: self.create, restored: self.recover.restored };
                 let directory = crate::log::Directory::open(&path, options)?;
-                let storage = crate::log::FjallStorage::open(directory.path())?;
+                let storage =
+                    crate::log::FjallStorage::open_accepting(directory.path(), self.recover.accept_tail_loss)?;
                 (Arc::new(storage), Some(directory))
             }
             Place::Storage(storage) => (storage, Hold::default()),
