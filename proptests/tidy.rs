@@ -7,15 +7,16 @@ use std::path::{Path, PathBuf};
 
 /// The rooms from the ground up, each with what it may import from the crate beside itself. `error` stands beside
 /// `engine`: it gathers the errors of the rooms below, and what is above may use it.
-const ROOMS: [(&str, &[&str]); 10] = [
-    ("id", &[]),
+const ROOMS: [(&str, &[&str]); 11] = [
+    ("mutant", &[]),
+    ("id", &["mutant"]),
     ("limits", &[]),
     ("document", &["id", "limits"]),
     ("log", &["id", "limits"]),
     ("history", &["id", "limits", "document", "log"]),
     ("sync", &["id", "limits", "document", "log", "history"]),
     ("error", &["id", "limits", "document", "log", "history", "sync"]),
-    ("engine", &["id", "limits", "document", "log", "history", "sync", "error"]),
+    ("engine", &["mutant", "id", "limits", "document", "log", "history", "sync", "error"]),
     ("net", &["id", "limits", "document", "log", "history", "sync", "error", "engine"]),
     ("node", &["id", "limits", "document", "log", "history", "sync", "error", "engine", "net"]),
 ];

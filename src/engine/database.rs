@@ -387,6 +387,10 @@ impl Database {
         let queue = self.queue()?;
         let answer = queue.send_when_free(input).await?;
         drop(queue);
+        #[cfg(feature = "sim")]
+        if crate::mutant::waits_for_writer() {
+            return block_on(answer).map_err(|_| Error::Closed)?.map(|(admitted, _)| admitted);
+        }
         answer.await.map_err(|_| Error::Closed)?.map(|(admitted, _)| admitted)
     }
 

@@ -15,6 +15,8 @@ mod database;
 mod driver;
 mod handle;
 mod pending;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod snapshots;
 mod working_set;
 

@@ -130,8 +130,10 @@ impl Conversation {
                 NetError::ClosedHere
             }
             Ended::Link(error) => {
+                // Asked before we close it ourselves: a peer that refused us said why.
+                let reason = self.link.close_reason();
                 self.link.close(error.close_code(), &error.to_string());
-                self.link.close_reason().filter(|_| !self.peer_said_hello).unwrap_or(error)
+                reason.filter(|_| !self.peer_said_hello).unwrap_or(error)
             }
             Ended::Session(error) => {
                 let code = close_code(&error);
@@ -219,7 +221,7 @@ impl Conversation {
     fn turn(&mut self) -> Result<bool, SessionError> {
         self.offer_parked()?;
         for _ in 0..OUTPUTS_PER_TURN {
-            let Some(output) = self.session.poll(Instant::now(), self.database.reader())? else {
+            let Some(output) = self.session.poll(now(), self.database.reader())? else {
                 // What it did may have made room for a frame.
                 let before = self.parked.len();
                 self.offer_parked()?;
@@ -238,7 +240,7 @@ impl Conversation {
                 continue;
             }
             let (channel, frame, go_on) = self.parked.remove(at);
-            self.session.handle_frame(Instant::now(), channel, &frame, self.database.reader())?;
+            self.session.handle_frame(now(), channel, &frame, self.database.reader())?;
             // Its reader may have ended with the stream.
             let _ = go_on.send(());
         }
@@ -504,6 +506,11 @@ fn clash_between((theirs, ours): (Role, Role)) -> Clash {
         (Role::Node, Role::Client) => Clash::TakeTheirs,
         (Role::Node, Role::Node) | (Role::Client, Role::Client) => Clash::SmallerHash,
     }
+}
+
+/// The runtime's clock, which is also that of its timers.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 /// The code by which a peer learns why a session ended.
