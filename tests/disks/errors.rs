@@ -113,7 +113,7 @@ fn every_call_may_fail_once_or_for_ever_and_nothing_acknowledged_is_lost() {
         return;
     }
     let seed = number("TIDELOG_ERRORS_SEED", 0xe10);
-    let step = number("TIDELOG_ERRORS_STEP", 29);
+    let step = number("TIDELOG_ERRORS_STEP", 41);
     println!("TIDELOG_ERRORS_SEED={seed} TIDELOG_ERRORS_STEP={step}");
     let mut random = Random(seed);
     let (mut runs, mut refused, mut acknowledged) = (0, 0, 0);

@@ -14,7 +14,7 @@ use crate::store::{Random, Store, Verdict, files_below, flip, number, written};
 
 /// How many bits are flipped of all files of one kind, unless `TIDELOG_FLIPS` says another number; `all` flips one in
 /// every byte.
-const SAMPLES: u64 = 48;
+const SAMPLES: u64 = 40;
 
 /// What became of the flips in one kind of file.
 #[derive(Default)]

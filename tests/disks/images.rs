@@ -510,7 +510,7 @@ fn whatever_a_power_cut_leaves_opens_with_everything_acknowledged() {
         return;
     }
     let seed = number("TIDELOG_IMAGES_SEED", 0x1ce);
-    let count = number("TIDELOG_IMAGES", 240);
+    let count = number("TIDELOG_IMAGES", 216);
     println!("TIDELOG_IMAGES_SEED={seed}");
     let tally = open_images("synced", count, seed);
     println!("{tally:?}");
@@ -526,7 +526,7 @@ fn a_power_cut_takes_the_end_of_a_buffered_log_and_leaves_a_whole_one() {
         return;
     }
     let seed = number("TIDELOG_IMAGES_SEED", 0x1ce);
-    let tally = open_images("buffered", number("TIDELOG_IMAGES", 240) / 6, seed);
+    let tally = open_images("buffered", number("TIDELOG_IMAGES", 216) / 6, seed);
     println!("{tally:?}");
     assert!(tally.lost > 0, "{tally:?}");
 }
