@@ -262,7 +262,7 @@ fn incoming(row: sync::IncomingRow) -> Vec<Incoming> {
         sync::IncomingBody::Change(change) => vec![IncomingBody::Change(change)],
         sync::IncomingBody::Lifecycle(bytes) => vec![IncomingBody::Lifecycle(bytes)],
         sync::IncomingBody::Document(chunk) => {
-            split(&chunk).unwrap().into_iter().map(|change| IncomingBody::Change(Box::new(change))).collect()
+            split(&chunk, &tidelog::Limits::DEFAULT).unwrap().into_iter().map(|change| IncomingBody::Change(Box::new(change))).collect()
         }
     };
     bodies.into_iter().map(|body| Incoming { document, body, origin: origin.clone() }).collect()

@@ -19,8 +19,25 @@ pub struct Limits {
     pub change_bytes_max: usize,
     /// Operations in one change. A larger one is refused where it enters.
     pub change_ops_max: u64,
+    /// One change, inflated. A larger one is refused where it enters.
+    pub change_inflated_max: usize,
+    /// Authors that one change refers to. More are refused where they enter.
+    pub actors_max: u64,
+    /// Operations that each byte of a chunk may claim, beside text that is there literally and deletions that the
+    /// document has the operations for. A chunk that claims more is refused where it enters.
+    pub ops_per_byte: u64,
+    /// Operations that a chunk of any length may claim.
+    pub ops_free: u64,
     /// One document chunk, compressed. A larger one is refused where it enters.
     pub document_bytes_max: usize,
+    /// One document chunk, inflated. A larger one is refused where it enters.
+    pub document_inflated_max: u64,
+    /// Operations, and changes, in one document chunk. A larger one is refused where it enters.
+    pub document_ops_max: u64,
+    /// Bytes that each byte of a document chunk may inflate to, beside `inflate_free`.
+    pub inflate_ratio_max: u64,
+    /// Bytes that a document chunk of any length may inflate to.
+    pub inflate_free: u64,
     /// How far above everything known an operation counter may begin, so that a hostile change cannot use it up.
     pub start_op_window: u64,
     /// Changes of one document that wait for a dependency. Beyond it the oldest is dropped and asked for again.
@@ -74,7 +91,15 @@ impl Limits {
         group_bytes_max: MIB,
         change_bytes_max: 8 * MIB,
         change_ops_max: 4_000_000,
+        change_inflated_max: 8 * MIB,
+        actors_max: 1 << 16,
+        ops_per_byte: 16,
+        ops_free: 1 << 16,
         document_bytes_max: 256 * MIB,
+        document_inflated_max: 256 * MIB as u64,
+        document_ops_max: 5_000_000,
+        inflate_ratio_max: 64,
+        inflate_free: 8 * MIB as u64,
         start_op_window: 1 << 20,
         pending_changes_per_document: 1000,
         pending_bytes_per_document: 8 * MIB,
@@ -120,4 +145,5 @@ const _: () = {
     assert!(l.group_bytes_max <= l.write_queue_bytes);
     assert!(l.inventory_rows * 40 <= l.frame_bytes_max);
     assert!(l.change_bytes_max <= l.document_bytes_max);
+    assert!(l.change_ops_max <= l.document_ops_max);
 };

@@ -8,6 +8,7 @@ mod branching;
 mod change;
 mod edit;
 mod error;
+pub mod gate;
 mod genesis;
 mod graph;
 pub mod json;

@@ -9,7 +9,6 @@
 //! Remote changes come in two ways. One made on top of exactly this state is replayed as a local edit (see
 //! [`replay`](super::replay)), in microseconds. All others are applied together in one pass over the objects they touch.
 
-use std::any::Any;
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,8 +21,8 @@ use serde_json::Value;
 use super::edit::Edit;
 use super::reading::Reading;
 use super::replay::{Clock, Outcome, replay, spoils_index};
-use super::{Change, Path, ViewError};
-use crate::id::{ActorId, ChangeHash, Heads, shortened};
+use super::{Change, ChangeError, Path, ViewError, gate};
+use crate::id::{ActorId, ChangeHash, Heads};
 
 /// How many changes were applied which way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -80,13 +79,14 @@ impl View {
     /// About 1.7 us a change and 0.1 us an operation: 0.45 s for a paper of 260,000 keystrokes.
     pub fn load(chunks: &[u8]) -> Result<Self, ViewError> {
         let load = || {
-            let document = Automerge::load(chunks).map_err(|error| ViewError::Unloadable(error.to_string()))?;
+            gate::check_own_chunks(chunks).map_err(|error| ViewError::Unloadable(error.to_string()))?;
+            let document = gate::load_checked(chunks).map_err(|error| ViewError::Unloadable(error.to_string()))?;
             match document.get_missing_deps(&[]).first() {
                 None => Ok(Self::from_automerge(document)),
                 Some(hash) => Err(ViewError::Unloadable(format!("change {hash} is missing"))),
             }
         };
-        catch_unwind(load).unwrap_or_else(|panic| Err(ViewError::Panicked(message_of(&*panic))))
+        catch_unwind(load).unwrap_or_else(|panic| Err(ViewError::Panicked(gate::message_of(&*panic))))
     }
 
     /// The hashes that nothing in this document follows.
@@ -256,7 +256,7 @@ impl View {
                 clock.add(&change);
             }
             if spoils_index(&change) {
-                view.document = Automerge::load(&view.document.save())?;
+                view.document = gate::load_checked(&view.document.save()).map_err(ChangeError::from)?;
             }
             Ok(Ok((answer, Some(change))))
         });
@@ -320,7 +320,7 @@ impl View {
         }
         catch_unwind(AssertUnwindSafe(|| read(&self.document))).unwrap_or_else(|panic| {
             self.broken.store(true, Ordering::Relaxed);
-            Err(ViewError::Panicked(message_of(&*panic)))
+            Err(ViewError::Panicked(gate::message_of(&*panic)))
         })
     }
 
@@ -330,7 +330,7 @@ impl View {
             return Err(ViewError::Broken);
         }
         let done = catch_unwind(AssertUnwindSafe(|| work(self)))
-            .unwrap_or_else(|panic| Err(ViewError::Panicked(message_of(&*panic))));
+            .unwrap_or_else(|panic| Err(ViewError::Panicked(gate::message_of(&*panic))));
         if done.is_err() {
             *self.broken.get_mut() = true;
         }
@@ -353,11 +353,6 @@ const BYTES_PER_OP: usize = 40;
 /// each that is new.
 fn together_is_cheaper(ops: u64, ops_in_document: u64) -> bool {
     ops > 16 + ops_in_document / 80
-}
-
-fn message_of(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-    shortened(text.unwrap_or("of an unknown kind"))
 }
 
 #[cfg(test)]

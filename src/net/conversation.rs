@@ -20,6 +20,7 @@ use crate::document::split;
 use crate::engine::{Database, Incoming, IncomingBody};
 use crate::error::Error;
 use crate::id::LogCursor;
+use crate::limits::Limits;
 use crate::sync::{
     self, Admitted, Channel, IncomingRow, Opened, Output, Session, SessionConfig, SessionError, SessionEvent, Side,
 };
@@ -443,7 +444,7 @@ async fn admit(
     let (mut group, mut bytes) = (Vec::new(), 0);
     let mut all = Admitted::default();
     for row in rows {
-        for row in unpack(row).await? {
+        for row in unpack(row, &limits).await? {
             if group.len() >= limits.group_records_max || bytes >= limits.group_bytes_max {
                 gather(&mut all, database.admit(std::mem::take(&mut group), Some(peer), None).await?);
                 bytes = 0;
@@ -471,14 +472,16 @@ fn gather(all: &mut Admitted, part: crate::engine::Admitted) {
 }
 
 /// The rows in one incoming row: a document chunk holds many.
-async fn unpack(row: IncomingRow) -> Result<Vec<Incoming>, Error> {
+async fn unpack(row: IncomingRow, limits: &Limits) -> Result<Vec<Incoming>, Error> {
     let IncomingRow { document, body, origin } = row;
     let one = |body| vec![Incoming { document, body, origin: origin.clone() }];
     match body {
         sync::IncomingBody::Change(change) => Ok(one(IncomingBody::Change(change))),
         sync::IncomingBody::Lifecycle(bytes) => Ok(one(IncomingBody::Lifecycle(bytes))),
         sync::IncomingBody::Document(chunk) => {
-            let changes = tokio::task::spawn_blocking(move || split(&chunk)).await.map_err(|_| Error::Closed)??;
+            let limits = limits.clone();
+            let apart = tokio::task::spawn_blocking(move || split(&chunk, &limits));
+            let changes = apart.await.map_err(|_| Error::Closed)??;
             let row =
                 |change| Incoming { document, body: IncomingBody::Change(Box::new(change)), origin: origin.clone() };
             Ok(changes.into_iter().map(row).collect())
