@@ -48,6 +48,11 @@ pub struct Limits {
     pub pending_bytes: usize,
     /// Materialised documents kept in memory. The least recently used are dropped beyond it.
     pub memory_budget: usize,
+    /// Materialised documents on which the changes of untrusted peers are tried; as above.
+    pub trial_budget: usize,
+    /// Changes in quarantine because they cannot be applied. Beyond it the oldest is forgotten, and tried again if it
+    /// comes again.
+    pub quarantine_rows: u64,
     /// Change graphs kept in memory. The least recently used are dropped beyond it.
     pub graph_budget: usize,
     /// Authors listed in a document's row. A document with more reads its change graph to learn its clock.
@@ -105,6 +110,8 @@ impl Limits {
         pending_bytes_per_document: 8 * MIB,
         pending_bytes: 64 * MIB,
         memory_budget: 256 * MIB,
+        trial_budget: 64 * MIB,
+        quarantine_rows: 1024,
         graph_budget: 64 * MIB,
         clock_entries_in_row: 64,
         part_bytes: 256 * KIB,

@@ -87,6 +87,11 @@ impl Change {
         self.claims.unbacked_deletions
     }
 
+    /// Whether it sets or ends marks.
+    pub(super) fn has_marks(&self) -> bool {
+        self.claims.marks
+    }
+
     /// Its name: the SHA-256 of its content.
     #[must_use]
     pub fn hash(&self) -> ChangeHash {

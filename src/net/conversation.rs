@@ -21,6 +21,7 @@ use crate::engine::{Database, Incoming, IncomingBody};
 use crate::error::Error;
 use crate::id::LogCursor;
 use crate::limits::Limits;
+use crate::sync::wire::Role;
 use crate::sync::{
     self, Admitted, Channel, IncomingRow, Opened, Output, Session, SessionConfig, SessionError, SessionEvent, Side,
 };
@@ -96,7 +97,8 @@ impl Conversation {
         let (events, incoming) = mpsc::channel(EVENTS_MAX);
         let (admissions, queue) = mpsc::channel(ADMISSIONS_MAX);
         let mut tasks = JoinSet::new();
-        tasks.spawn(admit_in_order(database.clone(), config.peer, queue, events.clone()));
+        let from = Source { peer: config.peer, trusted: config.role == Role::Node };
+        tasks.spawn(admit_in_order(database.clone(), from, queue, events.clone()));
         let (writers, parked) = (HashMap::new(), Vec::new());
         let session = Session::new(config);
         Self {
@@ -298,6 +300,9 @@ impl Conversation {
             }
             Event::OpenedOurs(channel, reader) => self.read_channel(channel, reader),
             Event::Admitted(ticket, Ok(admitted)) => self.session.handle_admitted(ticket, admitted),
+            Event::Admitted(_, Err(error @ (Error::Unappliable { .. } | Error::Change(_) | Error::Refused { .. }))) => {
+                return Err(Ended::Session(SessionError::Unappliable(error.to_string())));
+            }
             Event::Admitted(ticket, Err(error)) => {
                 self.session.handle_refused(ticket, &error.to_string()).map_err(Ended::Session)?;
             }
@@ -416,12 +421,12 @@ async fn open(link: &Link, channel: Channel, events: &mpsc::Sender<Event>) -> Re
 /// Hands the session's rows to the writer, one admission after the other, and tells what became of them.
 async fn admit_in_order(
     database: Database,
-    peer: crate::id::NodeId,
+    from: Source,
     mut queue: mpsc::Receiver<(u64, Vec<IncomingRow>, Option<LogCursor>)>,
     events: mpsc::Sender<Event>,
 ) {
     while let Some((ticket, rows, cursor)) = queue.recv().await {
-        let admitted = admit(&database, peer, rows, cursor).await;
+        let admitted = admit(&database, from, rows, cursor).await;
         if events.send(Event::Admitted(ticket, admitted)).await.is_err() {
             return;
         }
@@ -430,13 +435,13 @@ async fn admit_in_order(
 
 async fn admit(
     database: &Database,
-    peer: crate::id::NodeId,
+    from: Source,
     rows: Vec<IncomingRow>,
     cursor: Option<LogCursor>,
 ) -> Result<Admitted, Error> {
     if rows.is_empty() {
         if let Some(cursor) = cursor {
-            database.store_cursor(peer, cursor).await?;
+            database.store_cursor(from.peer, cursor).await?;
         }
         return Ok(Admitted { missing: Vec::new(), cursor_stored: cursor.is_some() });
     }
@@ -446,7 +451,7 @@ async fn admit(
     for row in rows {
         for row in unpack(row, &limits).await? {
             if group.len() >= limits.group_records_max || bytes >= limits.group_bytes_max {
-                gather(&mut all, database.admit(std::mem::take(&mut group), Some(peer), None).await?);
+                gather(&mut all, offer(database, from, std::mem::take(&mut group), None).await?);
                 bytes = 0;
             }
             bytes += match &row.body {
@@ -458,10 +463,44 @@ async fn admit(
     }
     // What an earlier group had to leave waiting keeps the cursor where it is.
     let cursor = cursor.filter(|_| all.missing.is_empty());
-    let last = database.admit(group, Some(peer), cursor).await?;
+    let last = offer(database, from, group, cursor).await?;
     all.cursor_stored = last.cursor_stored;
     gather(&mut all, last);
     Ok(all)
+}
+
+/// Offers rows to the log; those of an untrusted peer only when they were tried.
+async fn offer(
+    database: &Database,
+    from: Source,
+    rows: Vec<Incoming>,
+    cursor: Option<LogCursor>,
+) -> Result<crate::engine::Admitted, Error> {
+    if from.trusted {
+        return database.admit(rows, Some(from.peer), cursor).await;
+    }
+    let trier = database.clone();
+    let tried = tokio::task::spawn_blocking(move || trier.examine(from.peer, rows));
+    let examined = tried.await.map_err(|_| Error::Closed)??;
+    let cursor = cursor.filter(|_| examined.missing.is_empty() && examined.fault.is_none());
+    let mut admitted = database.admit_examined(examined.rows, Some(from.peer), cursor).await?;
+    admitted.missing.extend(examined.missing);
+    if let Some(fault) = examined.fault {
+        return Err(fault);
+    }
+    match admitted.refused.pop() {
+        // It costs the trial view: nobody may do that again and again.
+        Some((document, why)) => Err(Error::Refused { document, why }),
+        None => Ok(admitted),
+    }
+}
+
+/// Whose rows they are.
+#[derive(Debug, Clone, Copy)]
+struct Source {
+    peer: crate::id::NodeId,
+    /// What it sends need not be tried.
+    trusted: bool,
 }
 
 fn gather(all: &mut Admitted, part: crate::engine::Admitted) {
@@ -494,6 +533,7 @@ fn close_code(error: &SessionError) -> CloseCode {
     match error {
         SessionError::WrongNode { .. } => CloseCode::WrongIdentity,
         SessionError::History(_) | SessionError::Refused(_) => CloseCode::Internal,
+        SessionError::MalformedChange { .. } | SessionError::Unappliable(_) => CloseCode::ChangeRefused,
         _ => CloseCode::BadFrame,
     }
 }

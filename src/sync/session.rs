@@ -90,6 +90,9 @@ pub enum SessionError {
     /// The writer refused what the peer sent.
     #[error("refused: {0}")]
     Refused(String),
+    /// A change the peer sent cannot be applied to its document.
+    #[error("{0}")]
+    Unappliable(String),
     /// Our own store does not answer.
     #[error(transparent)]
     History(#[from] HistoryError),

@@ -7,7 +7,7 @@ use super::chunk::{Kind, MAGIC, only_chunk, read_columns};
 use super::error::{Fault, GateError, In, at_most};
 use super::inflate::inflate;
 use super::input::Input;
-use super::operations::{ACTION, COLUMNS, VALUE, walk};
+use super::operations::{ACTION, COLUMNS, MARKS, VALUE, walk};
 use super::runs::count;
 use crate::limits::Limits;
 
@@ -19,6 +19,8 @@ pub struct Claims {
     /// How many of them stand for so few bytes that only the document can vouch for them: deletions, of which a
     /// document with fewer operations cannot have so many.
     pub unbacked_deletions: u64,
+    /// It sets or ends marks.
+    pub marks: bool,
 }
 
 /// Operation counters stay below this: automerge keeps them in 32 bits, and a later local edit must not overflow them.
@@ -88,19 +90,24 @@ pub(super) fn check_plain(bytes: &[u8], length: usize, limits: &Limits) -> Resul
     for (column, length) in columns.iter_mut().zip(lengths) {
         *column = input.take(length).within("columns")?;
     }
-    // What follows the columns is for later versions; automerge keeps an author's name there.
+    // What follows the columns is for later versions; automerge keeps an author's name there, and asserts what follows
+    // when it takes the change in.
+    if header.seq != 1 && names_author(input.left) {
+        return Err(GateError::Malformed { part: "extra bytes", why: "only an actor's first change names an author" });
+    }
     let operations = count::<u64>(columns[ACTION]).within("column of actions")?;
     at_most("operations of a change", operations, limits.change_ops_max)?;
     let end = header.start.checked_add(operations).unwrap_or(u64::MAX);
     at_most("operation counters", end, OPERATION_END_MAX)?;
     let allowed = backed(length, columns[VALUE].len(), limits);
+    let marks = !columns[MARKS].is_empty();
     let deletions = walk(&columns, &mut actors, header.start, operations)?;
     actors.finish()?;
     let unbacked = operations.saturating_sub(allowed);
     if unbacked > deletions {
         return Err(GateError::TooMany { what: "operations for so few bytes", found: operations, max: allowed });
     }
-    Ok(Claims { operations, unbacked_deletions: unbacked })
+    Ok(Claims { operations, unbacked_deletions: unbacked, marks })
 }
 
 /// How many operations `length` bytes on the wire may claim. Text that is literally there vouches for itself.
@@ -110,6 +117,7 @@ pub(super) fn backed(length: usize, literal: usize, limits: &Limits) -> u64 {
 
 struct Header<'a> {
     actor: &'a [u8],
+    seq: u64,
     start: u64,
 }
 
@@ -119,7 +127,8 @@ fn read_header<'a>(input: &mut Input<'a>) -> Result<Header<'a>, Fault> {
         return Err("the dependencies do not ascend");
     }
     let actor = read_actor(input)?;
-    if !(1..=u64::from(u32::MAX)).contains(&input.unsigned()?) {
+    let seq = input.unsigned()?;
+    if !(1..=u64::from(u32::MAX)).contains(&seq) {
         return Err("its number is 0 or does not fit 32 bits");
     }
     let start = input.unsigned()?;
@@ -130,7 +139,27 @@ fn read_header<'a>(input: &mut Input<'a>) -> Result<Header<'a>, Fault> {
         return Err("its time is out of range");
     }
     std::str::from_utf8(input.prefixed()?).map_err(|_| "its message is not UTF-8")?;
-    Ok(Header { actor, start })
+    Ok(Header { actor, seq, start })
+}
+
+/// Whether automerge takes these bytes for an author's name: the number 1, a length, and at least that many bytes.
+fn names_author(mut extra: &[u8]) -> bool {
+    let mut number = || -> Option<u64> {
+        // It reads numbers in any form, however long.
+        let mut number = 0_u64;
+        for shift in (0_u32..).step_by(7) {
+            let (byte, left) = extra.split_first()?;
+            extra = left;
+            if shift < 64 {
+                number |= u64::from(byte & 0x7f) << shift;
+            }
+            if byte & 0x80 == 0 {
+                break;
+            }
+        }
+        Some(number)
+    };
+    number() == Some(1) && number().is_some()
 }
 
 fn push_unsigned(bytes: &mut Vec<u8>, mut number: u64) {

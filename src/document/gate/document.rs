@@ -384,11 +384,10 @@ impl Operations<'_> {
             return Err("it has a mark's name or edge and is none");
         }
         match action {
-            0 | 2 | 4 if value != Value::Null => Err("it makes an object and has a value"),
+            0 | 2 | 4 | 6 if value != Value::Null => Err("it makes an object and has a value"),
             5 if value != Value::Integer => Err("it increments by what is no integer"),
-            0..=2 | 4 | 5 => Ok(()),
+            0..=2 | 4..=6 => Ok(()),
             3 => Err("a document keeps no deletions"),
-            6 => Err("it makes a table, which is not supported"),
             7 if by_name || !self.insert.value() => Err("a mark is not inserted"),
             7 => Ok(()),
             _ => Err("its action is unknown"),

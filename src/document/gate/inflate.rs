@@ -13,7 +13,7 @@ use super::error::{GateError, at_most};
 pub(super) fn inflate(bytes: &[u8], max: usize, what: &'static str) -> Result<Vec<u8>, GateError> {
     let mut inflated = Vec::with_capacity(bytes.len().saturating_mul(3).min(max));
     let mut decoder = DeflateDecoder::new(bytes);
-    let read = Read::by_ref(&mut decoder).take(max as u64 + 1).read_to_end(&mut inflated);
+    let read = Read::by_ref(&mut decoder).take((max as u64).saturating_add(1)).read_to_end(&mut inflated);
     read.map_err(|_| damaged("it is no deflate stream"))?;
     at_most(what, inflated.len() as u64, max as u64)?;
     if decoder.total_in() != bytes.len() as u64 {

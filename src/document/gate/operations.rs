@@ -17,10 +17,12 @@ pub(super) const ACTION: usize = 6;
 /// Where the values' bytes stand in [`COLUMNS`].
 pub(super) const VALUE: usize = 8;
 
+/// Where the names of marks stand in [`COLUMNS`]; every mark has one.
+pub(super) const MARKS: usize = 13;
+
 const SET: u64 = 1;
 const DELETE: u64 = 3;
 const INCREMENT: u64 = 5;
-const MAKE_TABLE: u64 = 6;
 const MARK: u64 = 7;
 
 /// Predecessors of operations that have several, without a byte for each.
@@ -45,6 +47,8 @@ struct Walk<'a, 'b> {
     actors: &'b mut Actors<'a>,
     /// The counter of the change's first operation.
     start: u64,
+    /// The mark that was begun and not ended: its counter, and where it is.
+    mark: Option<(u64, Option<(u64, u64)>)>,
     shared: u64,
     shared_max: u64,
     deletions: u64,
@@ -86,6 +90,7 @@ pub(super) fn walk<'a>(
         mark_name: Runs::new(mark_name).within("column of marks")?,
         actors,
         start,
+        mark: None,
         shared: 0,
         shared_max: SHARED_PREDECESSORS_FREE + 4 * bytes as u64,
         deletions: 0,
@@ -134,6 +139,7 @@ impl<'a> Walk<'a, '_> {
         let predecessors =
             self.predecessors.value().ok_or("an operation has no count").within("column of predecessors")?;
         self.check_shape(action, key, value, predecessors).within("operation")?;
+        self.check_mark(id, count, action).within("mark")?;
         if action == DELETE {
             self.deletions += count;
         }
@@ -184,9 +190,8 @@ impl<'a> Walk<'a, '_> {
         }
         match action {
             SET => Ok(()),
-            MAKE_TABLE => Err("it makes a table, which is not supported"),
-            0 | 2 | 4 if value != Value::Null => Err("it makes an object and has a value"),
-            0 | 2 | 4 => Ok(()),
+            0 | 2 | 4 | 6 if value != Value::Null => Err("it makes an object and has a value"),
+            0 | 2 | 4 | 6 => Ok(()),
             DELETE | INCREMENT if insert => Err("it inserts nothing"),
             DELETE | INCREMENT if predecessors == 0 => Err("it deletes or increments nothing"),
             DELETE if value != Value::Null => Err("it deletes and has a value"),
@@ -198,6 +203,22 @@ impl<'a> Walk<'a, '_> {
             MARK => Ok(()),
             _ => Err("its action is unknown"),
         }
+    }
+
+    /// A mark's end comes right after its beginning, in the same text.
+    fn check_mark(&mut self, id: u64, count: u64, action: u64) -> Result<(), Fault> {
+        let is_begin = action == MARK && self.mark_name.value().is_some();
+        let is_end = action == MARK && !is_begin;
+        if self.mark.is_none() && !is_begin {
+            return if is_end { Err("its end has no beginning") } else { Ok(()) };
+        }
+        let object = self.object_actor.value().zip(self.object_counter.value());
+        match self.mark.take() {
+            None if count == 1 => self.mark = Some((id, object)),
+            Some(begun) if is_end && count == 1 && begun == (id - 1, object) => {}
+            _ => return Err("its end does not follow its beginning"),
+        }
+        Ok(())
     }
 
     /// Checks one predecessor for each of `count` operations.
@@ -293,7 +314,10 @@ impl<'a> Walk<'a, '_> {
         self.key_actor.finish().within("column of elements' actors")?;
         self.key_counter.finish().within("column of elements")?;
         self.key_name.finish().within("column of keys")?;
-        self.insert.finish(count == 0).within("column of inserts")?;
+        if count > 0 && self.insert.is_absent() {
+            return Err(GateError::Malformed { part: "column of inserts", why: "it is not there" });
+        }
+        self.insert.finish(false).within("column of inserts")?;
         self.action.finish().within("column of actions")?;
         self.value_meta.finish().within("column of values' kinds")?;
         self.predecessors.finish().within("column of predecessors")?;
@@ -301,6 +325,9 @@ impl<'a> Walk<'a, '_> {
         self.predecessor_counter.finish().within("column of predecessors' counters")?;
         self.expand.finish(true).within("column of marks' edges")?;
         self.mark_name.finish().within("column of marks")?;
+        if self.mark.is_some() {
+            return Err(GateError::Malformed { part: "mark", why: "it has no end" });
+        }
         if !self.value.is_empty() {
             return Err(GateError::Malformed { part: "column of values", why: "it is longer than the values" });
         }

@@ -262,6 +262,10 @@ impl<'a> Booleans<'a> {
         if self.left == 0 { self.load() } else { Ok(()) }
     }
 
+    pub(super) fn is_absent(&self) -> bool {
+        self.absent
+    }
+
     /// Makes sure that the walk used the column up. One with nothing but `false` may be there or not, as the column's
     /// kind demands.
     pub(super) fn finish(&self, all_false_is_absent: bool) -> Result<(), Fault> {
