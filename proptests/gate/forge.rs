@@ -174,7 +174,13 @@ impl ChangeParts {
             .set(OBJECT_ACTOR, [nothing(1), run(count, 0)].concat())
             .set(OBJECT_COUNTER, [nothing(1), run(count, 1)].concat())
             .set(KEY_ACTOR, [nothing(2), run(count - 1, 0)].concat())
-            .set(KEY_COUNTER, [nothing(1), sleb(-2), sleb(0), sleb(2), slope(count - 2, 1)].concat())
+            .set(
+                KEY_COUNTER,
+                match count {
+                    3 => [nothing(1), sleb(-3), sleb(0), sleb(2), sleb(1)].concat(),
+                    _ => [nothing(1), sleb(-2), sleb(0), sleb(2), slope(count - 2, 1)].concat(),
+                },
+            )
             .set(KEY_NAME, [text(1, "t"), nothing(count as u64)].concat())
             .set(INSERT, [uleb(1), uleb(count as u64)].concat())
             .set(ACTION, [sleb(-1), uleb(4), run(count, 1)].concat())

@@ -24,6 +24,10 @@ pub fn open_change(bytes: &[u8], limits: &Limits) -> Result<(automerge::Change, 
     let plain = plain_chunk(bytes, limits)?;
     let claims = check_plain(&plain, bytes.len(), limits)?;
     let change = guarded(|| automerge::Change::try_from(&plain[..]))?.map_err(refused)?;
+    // automerge computes the hash and does not compare it here; when it loads the change from a log, it does.
+    if plain.get(4..8) != Some(&change.hash().0[..4]) {
+        return Err(GateError::Malformed { part: "chunk header", why: "its checksum does not hold" });
+    }
     Ok((change, claims))
 }
 
