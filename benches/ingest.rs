@@ -6,7 +6,9 @@
 //!
 //! The bytes are keys and values of every row that the engine wrote with a commit group, records and projections. The
 //! bare file is preallocated and written from one thread: for each group one write and one `fdatasync`. Rounds of the
-//! two alternate. Numbers as arguments choose some: `cargo bench --bench ingest -- 256`.
+//! two alternate. `store alone`: the groups of one more round, given to an empty store of the same kind by one thread
+//! that does nothing else: what is left when the engine costs nothing.
+//! Arguments choose some: `cargo bench --bench ingest -- prepared 256`.
 #![allow(clippy::unwrap_used, reason = "a measurement that fails shall stop")]
 
 mod common;
@@ -18,7 +20,7 @@ use std::time::{Duration, Instant};
 use common::{Counting, fresh_folder, median, micros, process_time, rows};
 use tidelog::document::{EditOptions, View, ViewError};
 use tidelog::id::ActorId;
-use tidelog::log::FjallStorage;
+use tidelog::log::{Durability, FjallStorage, Storage, WriteBatch};
 use tidelog::{Change, Database, DocHandle};
 use tokio::runtime::Runtime;
 
@@ -30,6 +32,16 @@ enum Mode {
     Prepared,
 }
 
+impl Mode {
+    fn named(name: &str) -> Option<Self> {
+        match name {
+            "edit" => Some(Self::Edit),
+            "prepared" => Some(Self::Prepared),
+            _ => None,
+        }
+    }
+}
+
 /// A document and the changes that are offered for it.
 struct Producer {
     document: DocHandle,
@@ -38,10 +50,11 @@ struct Producer {
 
 fn main() {
     let chosen: Vec<usize> = std::env::args().filter_map(|argument| argument.parse().ok()).collect();
+    let modes: Vec<Mode> = std::env::args().filter_map(|argument| Mode::named(&argument)).collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
     println!("durable ingest, {ROUNDS} rounds, medians");
     println!(
-        "{:>9} {:>9} {:>8} {:>10} {:>12} {:>6} {:>7} {:>10} {:>10} {:>10} {:>12}",
+        "{:>9} {:>9} {:>8} {:>10} {:>12} {:>6} {:>7} {:>10} {:>10} {:>10} {:>12} {:>12}",
         "",
         "producers",
         "changes",
@@ -52,11 +65,13 @@ fn main() {
         "per group",
         "bytes/chg",
         "cpu us/chg",
-        "bare us/sync"
+        "bare us/sync",
+        "store alone/s"
     );
     for mode in [Mode::Edit, Mode::Prepared] {
         for (producers, changes) in [(1, 500), (16, 400), (256, 100)] {
-            if chosen.is_empty() || chosen.contains(&producers) {
+            let wanted = modes.is_empty() || modes.contains(&mode);
+            if wanted && (chosen.is_empty() || chosen.contains(&producers)) {
                 measure(&runtime, mode, producers, changes);
             }
         }
@@ -66,9 +81,9 @@ fn main() {
 fn measure(runtime: &Runtime, mode: Mode, producers: usize, each: usize) {
     let folder = fresh_folder("ingest");
     let storage = Counting::new(FjallStorage::open(&folder).unwrap());
-    let counted = storage.groups.clone();
+    let (counted, kept) = (storage.groups.clone(), storage.kept.clone());
     let database = Database::on(storage).open().unwrap();
-    let mut all = prepare(&database, mode, producers, each * ROUNDS);
+    let mut all = prepare(&database, mode, producers, each * (ROUNDS + 1));
     let total = producers * each;
     let (mut ours, mut bare, mut ratios, mut cpus, mut syncs) = (vec![], vec![], vec![], vec![], vec![]);
     let mut groups = Vec::new();
@@ -83,8 +98,12 @@ fn measure(runtime: &Runtime, mode: Mode, producers: usize, each: usize) {
         cpus.push(micros(cpu) / total as f64);
         syncs.push(micros(bare_cpu) / groups.len() as f64);
     }
+    *kept.lock().unwrap() = Some(Vec::new());
+    produce(runtime, &database, &mut all, each, ROUNDS * each);
+    let batches = kept.lock().unwrap().take().unwrap();
+    let alone = total as f64 / store_alone(&folder, batches).as_secs_f64();
     println!(
-        "{:>9} {producers:>9} {total:>8} {:>10.0} {:>12.0} {:>6.2} {:>7} {:>10.1} {:>10.0} {:>10.1} {:>12.1}",
+        "{:>9} {producers:>9} {total:>8} {:>10.0} {:>12.0} {:>6.2} {:>7} {:>10.1} {:>10.0} {:>10.1} {:>12.1} {alone:>12.0}",
         if mode == Mode::Edit { "edit" } else { "prepared" },
         median(ours),
         median(bare),
@@ -95,6 +114,18 @@ fn measure(runtime: &Runtime, mode: Mode, producers: usize, each: usize) {
         median(cpus),
         median(syncs),
     );
+}
+
+/// Gives commit groups to an empty store, one after the other.
+fn store_alone(folder: &Path, batches: Vec<WriteBatch>) -> Duration {
+    let path = folder.join("alone");
+    std::fs::create_dir(&path).unwrap();
+    let store = FjallStorage::open(&path).unwrap();
+    let began = Instant::now();
+    for batch in batches {
+        store.commit(batch, Durability::Synced).unwrap();
+    }
+    began.elapsed()
 }
 
 fn prepare(database: &Database, mode: Mode, producers: usize, changes: usize) -> Vec<Producer> {

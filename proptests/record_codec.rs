@@ -9,7 +9,7 @@ use tidelog::id::{ActorId, Chain, ChangeHash};
 use tidelog::log::Keyspace;
 use tidelog::log::record::{
     Admission, ChangeHeader, CreationRank, FooterHeader, GapHeader, Lifecycle, LifecycleHeader, LifecycleKind,
-    NameHeader, NameKind, Record, payload_digest,
+    NameHeader, NameKind, Record, WithdrawnHeader, payload_digest,
 };
 use tidelog::log::rows::{
     DocumentRow, HeadRow, IndexRow, NameRow, PeerRow, ProjectionRow, SnapshotRef, SnapshotRow, StatementRow,
@@ -81,6 +81,18 @@ fn records() -> Vec<(&'static str, Record)> {
         ),
         ("record_gap", Record::Gap(GapHeader { last: 251 })),
         ("record_checkpoint", Record::Checkpoint),
+        (
+            "record_withdrawn",
+            Record::Withdrawn(WithdrawnHeader {
+                document: [1; 16],
+                winner: [2; 32],
+                actor: 3,
+                seq: 4,
+                via: 5,
+                received_ms: 6,
+                changes: vec![300, 7],
+            }),
+        ),
     ]
 }
 
@@ -100,6 +112,8 @@ fn document_row() -> DocumentRow {
         creation: Some(statement(0)),
         winner: Some(statement(1)),
         snapshot: Some(SnapshotRef { lsn: 1, bytes: 2, changes: 3 }),
+        generation: 10,
+        withdrawals: 11,
     }
 }
 
@@ -113,6 +127,7 @@ macro_rules! each_row {
             Keyspace::DocIx,
             IndexRow::Change { hash: [1; 32], actor: 2, seq: 3, start_op: 4, op_count: 500, deps: vec![1, 300] }
         );
+        $check!("row_index_withdrawn", Keyspace::DocIx, IndexRow::Withdrawn { winner: [1; 32], changes: 300 });
         $check!("row_peer", Keyspace::State, PeerRow { log_id: [1; 16], lsn: 300, chain: [2; 16] });
         $check!("row_name", Keyspace::State, NameRow { kind: NameKind::Actor, bytes: vec![1; 16] });
         $check!("row_projection", Keyspace::State, ProjectionRow { layout: 1, rebuilding: Some(300) });

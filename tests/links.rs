@@ -17,10 +17,15 @@ pub(crate) struct TestNode {
 
 impl TestNode {
     pub(crate) fn start(strict: bool) -> Self {
+        Self::start_with(strict, UnknownKeys::LoopbackNodes)
+    }
+
+    /// One that takes keys it does not know as `unknown` says.
+    pub(crate) fn start_with(strict: bool, unknown: UnknownKeys) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let identity = Identity::generate().unwrap();
         let database = Database::builder(folder.path().join("data")).node(identity.node()).open().unwrap();
-        let (links, ticket) = listen(&database, identity, strict);
+        let (links, ticket) = listen(&database, identity, strict, unknown);
         Self { database, links, ticket, _folder: folder }
     }
 
@@ -29,10 +34,10 @@ impl TestNode {
     }
 }
 
-fn listen(database: &Database, identity: Identity, strict: bool) -> (Links, Ticket) {
+fn listen(database: &Database, identity: Identity, strict: bool, unknown: UnknownKeys) -> (Links, Ticket) {
     let endpoint = Endpoint::bind(identity, "127.0.0.1:0".parse().unwrap(), &Limits::DEFAULT).unwrap();
     let ticket = Ticket::new(endpoint.node(), "127.0.0.1", endpoint.local_addr().port()).unwrap();
-    let allow = Arc::new(AllowList::new(UnknownKeys::LoopbackNodes));
+    let allow = Arc::new(AllowList::new(unknown));
     (Links::start(database.clone(), endpoint, allow, LinkOptions { strict }), ticket)
 }
 

@@ -6,3 +6,4 @@ mod cli;
 mod kill;
 mod links;
 mod nodes;
+mod twins;

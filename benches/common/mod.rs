@@ -143,11 +143,13 @@ pub(crate) struct Counting {
     disk: FjallStorage,
     /// Bytes of keys and values of each synced commit.
     pub(crate) groups: Arc<Mutex<Vec<usize>>>,
+    /// The synced commits themselves, while somebody collects them.
+    pub(crate) kept: Arc<Mutex<Option<Vec<WriteBatch>>>>,
 }
 
 impl Counting {
     pub(crate) fn new(disk: FjallStorage) -> Self {
-        Self { disk, groups: Arc::default() }
+        Self { disk, groups: Arc::default(), kept: Arc::default() }
     }
 }
 
@@ -172,6 +174,9 @@ impl Storage for Counting {
             let bytes =
                 |(_, key, value): &(Keyspace, Vec<u8>, Option<Vec<u8>>)| key.len() + value.as_ref().map_or(0, Vec::len);
             self.groups.lock().unwrap().push(batch.rows.iter().map(bytes).sum());
+            if let Some(kept) = &mut *self.kept.lock().unwrap() {
+                kept.push(batch.clone());
+            }
         }
         self.disk.commit(batch, durability)
     }

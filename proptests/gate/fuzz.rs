@@ -250,3 +250,62 @@ fn what_passes_the_gate_is_harmless() {
         println!("{count:>8}  {kind}   (as seed {example})");
     }
 }
+
+/// Something to begin with for every parser that is not the gate.
+fn other_seeds() -> Vec<Vec<u8>> {
+    use tidelog::log::rows::{PeerRow, encode_row};
+    use tidelog::log::{Keyspace, MemoryStorage};
+    use tidelog::sync::wire::{Ack, Frame, Want, Wanted};
+    use tidelog::{Database, DocumentId, Heads, Lsn};
+
+    let database = Database::on(MemoryStorage::new()).open().unwrap();
+    let notes = database.collection("notes").unwrap();
+    notes.doc_with("a", serde_json::json!({ "text": "tide" })).unwrap();
+    let mut seeds = Vec::new();
+    for lsn in 1..=database.reader().tail().lsn.0 {
+        seeds.extend(database.reader().storage().get(Keyspace::Log, &Lsn(lsn).0.to_be_bytes()).unwrap());
+    }
+    assert!(seeds.len() >= 3, "records are found in the log");
+    let wanted = Wanted { document: DocumentId([7; 16]), heads: Heads::default() };
+    let frames = [Frame::Ack(Ack { number: 300 }), Frame::Want(Want { page: 1, documents: vec![wanted] })];
+    seeds.extend(frames.iter().map(|frame| frame.encode().unwrap()));
+    seeds.push(encode_row(Keyspace::State, b"p", &PeerRow { log_id: [1; 16], lsn: 2, chain: [3; 16] }));
+    seeds.push(vec![0x42, 1, 0, 0, 1, 0, 5, 1, 10, 7, 0, 0, 0]);
+    seeds.extend(["notes/a[3].b", "aaaqeayeaudaocajbifqydiob4", "@127.0.0.1:7000#x"].map(|text| text.into()));
+    seeds.push(br#"{"startContent":"","endContent":"ab","txns":[{"time":"2021-04-19T06:06:46.000Z","patches":[[0,0,"ab"]]}]}"#.to_vec());
+    seeds
+}
+
+/// No parser of ours panics, whatever the bytes, and what they read they would write the same way.
+#[test]
+fn no_parser_panics() {
+    let seconds = environment("TIDELOG_FUZZ_SECONDS", 6);
+    let first = environment("TIDELOG_FUZZ_SEED", 1);
+    let seeds = other_seeds();
+    let began = Instant::now();
+    let mut number = first;
+    loop {
+        let mut random = Random::new(number);
+        let mut bytes = random.pick(&seeds).clone();
+        (0..random.below(4)).for_each(|_| mutate_bytes(&mut random, &mut bytes));
+        let all = AssertUnwindSafe(|| {
+            targets::gate(&bytes);
+            targets::frame(&bytes);
+            targets::sync_message(&bytes);
+            targets::record(&bytes);
+            targets::text(&bytes);
+            targets::cursor(&bytes);
+            #[cfg(feature = "node")]
+            targets::trace(&bytes);
+        });
+        if catch_unwind(all).is_err() {
+            panic!("repeat with TIDELOG_FUZZ_SEED={number} TIDELOG_FUZZ_SECONDS=0: {bytes:?}");
+        }
+        number += 1;
+        if began.elapsed() >= Duration::from_secs(seconds) {
+            break;
+        }
+    }
+    let executions = number - first;
+    println!("{executions} inputs to every parser, {:.0} a second", executions as f64 / began.elapsed().as_secs_f64());
+}

@@ -1,6 +1,7 @@
 //! The gate: honest bytes pass it, hostile ones are refused by name and cheaply, and nothing that passes makes automerge
 //! panic.
 
+mod admission;
 mod bombs;
 mod forge;
 mod fuzz;

@@ -418,9 +418,13 @@ fn documents() -> Vec<Vector> {
             parts.operations.set(spec | 8, bytes);
         }
     };
-    let first = |spec: u32, bytes: Vec<u8>| move |parts: &mut DocumentParts| drop(parts.changes.set(spec, bytes));
+    let first = |spec: u32, bytes: Vec<u8>| move |parts: &mut DocumentParts| {
+        parts.changes.set(spec, bytes);
+    };
     let in_operations =
-        |spec: u32, bytes: Vec<u8>| move |parts: &mut DocumentParts| drop(parts.operations.set(spec, bytes));
+        |spec: u32, bytes: Vec<u8>| move |parts: &mut DocumentParts| {
+        parts.operations.set(spec, bytes);
+    };
     vec![
         document("keys of forty megabytes", "inflated bytes of a document", packed(KEY_NAME, &letters)),
         document("counters of forty megabytes", "inflated bytes of a document", packed(ID_COUNTER, &numbers)),
@@ -431,7 +435,9 @@ fn documents() -> Vec<Vector> {
         document("a value above all bounds", "bytes of a value", in_operations(META, run(1, u64::MAX - 8))),
         document("messages of forty megabytes", "inflated bytes of a document", {
             let letters = letters.clone();
-            move |parts: &mut DocumentParts| drop(parts.changes.set(0x35 | 8, letters))
+            move |parts: &mut DocumentParts| {
+                parts.changes.set(0x35 | 8, letters);
+            }
         }),
         document("a million million operations", "operations of a document", in_operations(ID_ACTOR, run(HUGE, 0))),
         document("a hundred million operations", "operations of a document", in_operations(ID_ACTOR, run(100_000_000, 0))),

@@ -111,6 +111,8 @@ pub struct ChangeGraph {
     heads: BTreeSet<u32>,
     max_op: u64,
     start_op_window: u64,
+    /// The record by which changes were withdrawn last; zero when none ever were.
+    generation: Lsn,
 }
 
 /// What is kept of one change. 64 bytes.
@@ -161,6 +163,7 @@ impl ChangeGraph {
             heads: BTreeSet::new(),
             max_op: 0,
             start_op_window,
+            generation: Lsn::ZERO,
         }
     }
 
@@ -314,6 +317,66 @@ impl ChangeGraph {
         let author = &self.actors[*self.actor_numbers.get(actor)? as usize];
         let number = author.changes.get(usize::try_from(seq.checked_sub(1)?).ok()?)?;
         Some(self.entries[*number as usize].hash)
+    }
+
+    /// Which generation of the document it is: the record by which changes were withdrawn last, zero when none ever
+    /// were. Within a generation a graph only grows; an [`Index`] means nothing in another.
+    #[must_use]
+    pub fn generation(&self) -> Lsn {
+        self.generation
+    }
+
+    /// Says of which generation it is.
+    pub fn set_generation(&mut self, generation: Lsn) {
+        self.generation = generation;
+    }
+
+    /// The change and everything that cannot stay without it: what follows it, and its author's later changes, which
+    /// would leave a gap in the author's numbers. In topological order; empty when the change is not here.
+    ///
+    /// # Cost
+    /// One pass over the changes after it.
+    #[must_use]
+    pub fn standing_on(&self, change: &ChangeHash) -> Vec<Index> {
+        let Some(root) = self.number_of(change) else { return Vec::new() };
+        let mut falls: BTreeSet<u32> = BTreeSet::from([root]);
+        // The first number that falls, by author.
+        let mut from_seq: HashMap<u32, u32> = HashMap::new();
+        for number in root..self.entries.len() as u32 {
+            let entry = &self.entries[number as usize];
+            let number_falls = from_seq.get(&entry.actor).is_some_and(|seq| entry.seq >= *seq);
+            if number == root || number_falls || self.deps_of(number).iter().any(|dep| falls.contains(dep)) {
+                falls.insert(number);
+                from_seq.entry(entry.actor).or_insert(entry.seq);
+            }
+        }
+        falls.into_iter().map(Index).collect()
+    }
+
+    /// The graph without these changes. Whatever stands on them has to be among them.
+    ///
+    /// # Errors
+    /// [`GraphError::MissingDeps`] or [`GraphError::SeqGap`] when something left stands on one of them.
+    pub fn without(&self, withdrawn: &[Index]) -> Result<Self, GraphError> {
+        let withdrawn: BTreeSet<Index> = withdrawn.iter().copied().collect();
+        let mut left = Self::with_window(u64::MAX >> 1);
+        for number in (0..self.entries.len() as u32).filter(|number| !withdrawn.contains(&Index(*number))) {
+            let entry = &self.entries[number as usize];
+            let deps: Vec<ChangeHash> =
+                self.deps_of(number).iter().map(|dep| self.entries[*dep as usize].hash).collect();
+            left.add(Node {
+                hash: entry.hash,
+                actor: &self.actors[entry.actor as usize].actor,
+                seq: entry.seq.into(),
+                start_op: entry.start_op.into(),
+                op_count: entry.op_count.into(),
+                deps: &deps,
+                lsn: entry.lsn,
+            })?;
+        }
+        left.start_op_window = self.start_op_window;
+        left.generation = self.generation;
+        Ok(left)
     }
 
     /// Everything that is neither one of `heads` nor an ancestor of one, in topological order. Unknown heads count

@@ -14,6 +14,7 @@ mod graph;
 pub mod json;
 mod lists;
 mod path;
+mod proving;
 mod reading;
 mod replay;
 mod slots;

@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::commit::block_on;
-use super::core::{Admitted, Incoming, IncomingBody, Input};
+use super::core::{Admitted, Clash, Incoming, IncomingBody, Input};
 use super::database::Database;
 use super::working_set::WorkingSet;
 use crate::document::{Change, View, ViewError};
@@ -177,7 +177,7 @@ impl Database {
         Ok(examined)
     }
 
-    /// Offers rows to the log that [`Database::examine`] passed.
+    /// Offers rows to the log that [`Database::examine`] passed, as [`Database::admit_with`] does.
     ///
     /// # Errors
     /// As [`Database::admit`].
@@ -186,18 +186,18 @@ impl Database {
     /// As [`Database::admit`].
     pub async fn admit_examined(
         &self,
+        clash: Clash,
         rows: Vec<Incoming>,
         via: Option<NodeId>,
         cursor: Option<LogCursor>,
     ) -> Result<Admitted, Error> {
-        let admitted = self.admit(rows, via, cursor).await;
+        let admitted = self.admit_with(clash, rows, via, cursor).await;
         // A trial view must not hold what the log will never have.
         match &admitted {
             Ok(admitted) => {
-                for (document, _) in &admitted.refused {
-                    self.trials().views.cell(*document).spoil();
-                }
-                for (document, _) in &admitted.missing {
+                let refused = admitted.refused.iter().map(|(document, _)| document);
+                let outranked = admitted.outranked.iter().map(|(document, _)| document);
+                for document in refused.chain(outranked).chain(admitted.missing.iter().map(|(document, _)| document)) {
                     self.trials().views.cell(*document).spoil();
                 }
             }

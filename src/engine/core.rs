@@ -5,10 +5,14 @@
 //! a [`Reader`] and never writes, waits or looks at a clock; the [driver](super::driver) does. The answers it returns
 //! may be given only once its group is durable.
 
+mod clash;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+pub use self::clash::Clash;
+use self::clash::Outranked;
 use super::pending::{Arrival, Pending};
 use crate::document::{Change, ChangeGraph, Node};
 use crate::history::fold::{fold_change, fold_lifecycle, index_key, index_row, new_row, project_row};
@@ -47,7 +51,7 @@ pub(crate) enum Input {
     /// An edit made here: statements first, then changes. All of it is accepted, or it is a bug.
     Local { document: DocumentId, statements: Vec<Vec<u8>>, changes: Vec<Change> },
     /// Rows from elsewhere; the cursor moves if nothing of them has to wait.
-    Admit { rows: Vec<Incoming>, via: Option<NodeId>, cursor: Option<LogCursor> },
+    Admit { rows: Vec<Incoming>, via: Option<NodeId>, cursor: Option<LogCursor>, clash: Clash },
     /// A cursor alone.
     StoreCursor { peer: NodeId, cursor: LogCursor },
     /// A row of the keyspace `held`.
@@ -86,6 +90,8 @@ pub struct Admitted {
     pub missing: Vec<(DocumentId, Vec<ChangeHash>)>,
     /// What was refused, and why.
     pub refused: Vec<(DocumentId, String)>,
+    /// Changes that gave way to another of the same author and number. They are not asked for again.
+    pub outranked: Vec<(DocumentId, ChangeHash)>,
     /// The cursor was stored.
     pub cursor_stored: bool,
 }
@@ -115,6 +121,7 @@ pub(crate) struct Core {
     graphs: Graphs,
     rows: HashMap<DocumentId, DocumentRow>,
     pending: Pending,
+    outranked: Outranked,
     last_name: NameRef,
     since_checkpoint: u64,
 }
@@ -180,6 +187,8 @@ enum Verdict {
     Accepted,
     Known,
     Waits(Vec<ChangeHash>),
+    /// Another change of the same author and number stays, or what it depends on gave way: that change.
+    Outranked(ChangeHash),
     Refused(String),
 }
 
@@ -192,6 +201,7 @@ impl Core {
             appender: Appender::new(recovered.tail, recovered.next),
             rows: HashMap::new(),
             pending: Pending::default(),
+            outranked: Outranked::default(),
             since_checkpoint: 0,
             reader,
             limits,
@@ -265,15 +275,16 @@ impl Core {
                     answer.known += heard.known;
                 }
                 for change in changes {
-                    let arrival = Arrival { change, origin: origin.clone(), via: None, made_here: true };
+                    let arrival =
+                        Arrival { change, origin: origin.clone(), via: None, made_here: true, clash: Clash::KeepFirst };
                     self.take_own(work, document, arrival, now, &mut answer)?;
                 }
             }
-            Input::Admit { rows, via, cursor } => {
+            Input::Admit { rows, via, cursor, clash } => {
                 for row in rows {
                     match row.body {
                         IncomingBody::Change(change) => {
-                            let arrival = Arrival { change: *change, origin: row.origin, via, made_here: false };
+                            let arrival = Arrival { change: *change, origin: row.origin, via, made_here: false, clash };
                             self.take_change(work, row.document, arrival, now, &mut answer)?;
                         }
                         IncomingBody::Lifecycle(bytes) => {
@@ -332,7 +343,7 @@ impl Core {
                 answer.known += 1;
                 return Ok(());
             }
-            Verdict::Known => "its author used its number before".to_owned(),
+            Verdict::Known | Verdict::Outranked(_) => "its author used its number before".to_owned(),
             Verdict::Waits(_) => "what it was made on top of is not here".to_owned(),
             Verdict::Refused(why) => why,
         };
@@ -366,6 +377,11 @@ impl Core {
                     ready.extend(self.pending.take_waiting(document, Some(hash)));
                 }
                 Verdict::Known => answer.known += 1,
+                Verdict::Outranked(by) => {
+                    tracing::warn!(%document, %hash, %by, actor = %arrival.change.actor(), seq = arrival.change.seq(), "a change gives way to another of its author and number");
+                    answer.outranked.push((document, hash));
+                    self.drop_waiting(document, hash);
+                }
                 Verdict::Waits(missing) => {
                     if !answer.missing.iter().any(|(id, _)| *id == document) {
                         answer.missing.push((document, Vec::new()));
@@ -415,7 +431,8 @@ impl Core {
             return self.admit_by_graph(work, document, arrival, &row);
         };
         if change.seq() <= seq {
-            return Ok(Verdict::Known);
+            // Known, or another change under a number that is taken: the graph tells.
+            return self.admit_by_graph(work, document, arrival, &row);
         }
         let Some((deps, op_min)) = at_heads else {
             return self.admit_by_graph(work, document, arrival, &row);
@@ -458,8 +475,15 @@ impl Core {
                 return Ok(Verdict::Known);
             }
             let missing = graph.missing(change.deps());
+            if let Some(gone) = missing.iter().find(|hash| self.outranked.contains(hash)) {
+                return Ok(Verdict::Outranked(*gone));
+            }
             if !missing.is_empty() {
                 return Ok(Verdict::Waits(missing));
+            }
+            if let Some(first) = graph.change_of(change.actor(), change.seq()) {
+                drop(graph);
+                return self.settle_clash(work, document, arrival, row, first);
             }
             let deps: Vec<Lsn> = change.deps().iter().filter_map(|hash| graph.lsn_of(hash)).collect();
             // The graph's own rules, on a copy of nothing: it is changed only when the change is taken.
@@ -604,7 +628,8 @@ impl Core {
     ) -> Result<(), HistoryError> {
         let Some(mut row) = self.row(work, document)? else { return Ok(()) };
         let older = row.snapshot.map(|saved| Lsn(saved.lsn));
-        if older.is_some_and(|older| older >= lsn) || lsn.0 > row.last_lsn {
+        // One from before a withdrawal shows what was withdrawn.
+        if older.is_some_and(|older| older >= lsn) || lsn.0 > row.last_lsn || lsn.0 < row.generation {
             return Ok(());
         }
         let parts: Vec<&[u8]> = bytes.chunks(self.limits.part_bytes).collect();
@@ -621,11 +646,8 @@ impl Core {
         }
         let key = crate::history::snapshot_key(document, lsn, 0);
         batch.put(Keyspace::Snap, key, encode_row(Keyspace::Snap, &key, &described));
-        if let (Some(older), Some(saved)) = (older, row.snapshot) {
-            let parts = saved.bytes.div_ceil(self.limits.part_bytes as u64);
-            for part in 0..=u32::try_from(parts).unwrap_or(u32::MAX) {
-                batch.remove(Keyspace::Snap, crate::history::snapshot_key(document, older, part));
-            }
+        if let Some(saved) = row.snapshot {
+            remove_snapshot(batch, document, &saved, self.limits.part_bytes);
         }
         row.snapshot = Some(SnapshotRef { lsn: lsn.0, bytes: bytes.len() as u64, changes });
         self.rows.insert(document, row);
@@ -704,6 +726,13 @@ impl Core {
 
 /// Operation counters stay below this, or a later edit would overflow automerge's 32 bits.
 const OP_END_MAX: u64 = 1 << 31;
+
+fn remove_snapshot(batch: &mut WriteBatch, document: DocumentId, saved: &SnapshotRef, part_bytes: usize) {
+    let parts = saved.bytes.div_ceil(part_bytes as u64);
+    for part in 0..=u32::try_from(parts).unwrap_or(u32::MAX) {
+        batch.remove(Keyspace::Snap, crate::history::snapshot_key(document, Lsn(saved.lsn), part));
+    }
+}
 
 fn put_cursor(work: &mut Work, peer: NodeId, cursor: &LogCursor) {
     let key = crate::history::peer_key(peer);

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use super::admission::Trials;
 use super::collection::Collection;
 use super::commit::{Commit, block_on};
-use super::core::{Admitted, Core, Incoming, Input};
+use super::core::{Admitted, Clash, Core, Incoming, Input};
 use super::driver::{Queue, Room, Writer};
 use super::handle::DocHandle;
 use super::snapshots::Snapshots;
@@ -357,7 +357,24 @@ impl Database {
         via: Option<NodeId>,
         cursor: Option<LogCursor>,
     ) -> Result<Admitted, Error> {
-        self.ask(Input::Admit { rows, via, cursor }).await
+        self.admit_with(Clash::KeepFirst, rows, via, cursor).await
+    }
+
+    /// [`Self::admit`], with a rule for changes whose author's number is taken by another.
+    ///
+    /// # Errors
+    /// As [`Self::admit`].
+    ///
+    /// # Cancel safety
+    /// As [`Self::admit`].
+    pub async fn admit_with(
+        &self,
+        clash: Clash,
+        rows: Vec<Incoming>,
+        via: Option<NodeId>,
+        cursor: Option<LogCursor>,
+    ) -> Result<Admitted, Error> {
+        self.ask(Input::Admit { rows, via, cursor, clash }).await
     }
 
     /// [`Self::admit`], for a thread that may block.

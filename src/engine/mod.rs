@@ -23,6 +23,6 @@ mod working_set;
 pub use admission::Examined;
 pub use collection::Collection;
 pub use commit::{Commit, Committed};
-pub use core::{Admitted, Incoming, IncomingBody};
+pub use core::{Admitted, Clash, Incoming, IncomingBody};
 pub use database::{Database, DatabaseBuilder, Status};
 pub use handle::{DocHandle, HistoryEntry};

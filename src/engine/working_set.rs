@@ -278,9 +278,12 @@ fn catch_up(cell: &Cell, held: &mut Held, reader: &Reader) -> Result<(), Error> 
     }
     // Read before the index: what is committed in between is found twice, and skipped the second time.
     let upto = reader.tail().lsn;
-    let changes = read_changes(reader, cell.id, held.applied)?;
-    if let Some(view) = &mut held.view {
-        view.apply(&changes)?;
+    match (read_changes(reader, cell.id, held.applied)?, &mut held.view) {
+        (Some(changes), Some(view)) => {
+            view.apply(&changes)?;
+        }
+        // Of an older generation: it shows what was withdrawn.
+        _ => held.view = None,
     }
     held.applied = upto;
     Ok(())
@@ -325,14 +328,17 @@ fn load(reader: &Reader, id: DocumentId, (after, mut chunks): (Lsn, Vec<u8>), up
     Ok(View::load(&chunks)?)
 }
 
-fn read_changes(reader: &Reader, id: DocumentId, after: Lsn) -> Result<Vec<Change>, Error> {
+/// The changes after a position; `None` when some before it were withdrawn since.
+fn read_changes(reader: &Reader, id: DocumentId, after: Lsn) -> Result<Option<Vec<Change>>, Error> {
     let mut changes = Vec::new();
     for (lsn, row) in reader.index(id, after)? {
-        if matches!(row, IndexRow::Change { .. }) {
-            changes.push(Change::parse(reader.change_bytes(lsn)?)?);
+        match row {
+            IndexRow::Change { .. } => changes.push(Change::parse(reader.change_bytes(lsn)?)?),
+            IndexRow::Lifecycle(_) => {}
+            IndexRow::Withdrawn { .. } => return Ok(None),
         }
     }
-    Ok(changes)
+    Ok(Some(changes))
 }
 
 impl Cell {

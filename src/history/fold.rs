@@ -3,7 +3,9 @@
 
 use crate::id::{ChangeHash, CollectionKey, DocumentId, Heads, Lsn};
 use crate::log::Keyspace;
-use crate::log::record::{ChangeHeader, Lifecycle, LifecycleId, LifecycleKind, NameRef, StateDigest};
+use crate::log::record::{
+    ChangeHeader, Lifecycle, LifecycleId, LifecycleKind, NameRef, Record, RecordError, StateDigest,
+};
 use crate::log::rows::{DocumentRow, HeadRow, IndexRow, StatementRow, encode_row};
 use crate::log::{WriteBatch, lsn_of_key};
 
@@ -24,7 +26,35 @@ pub fn new_row(lsn: Lsn) -> DocumentRow {
         creation: None,
         winner: None,
         snapshot: None,
+        generation: 0,
+        withdrawals: 0,
     }
+}
+
+/// Takes in the record at `lsn`, whatever it says about the document; one that says nothing about any is passed over.
+/// What a `withdrawn` record takes away must not have been folded.
+///
+/// # Errors
+/// [`RecordError`] when a lifecycle statement does not decode.
+pub fn fold_record(row: &mut DocumentRow, lsn: Lsn, record: &Record, clock_entries: usize) -> Result<(), RecordError> {
+    match record {
+        Record::Change(header, chunk) => fold_change(row, lsn, header, chunk.len(), clock_entries),
+        Record::Lifecycle(header, bytes) => {
+            let said = Lifecycle::decode(bytes)?;
+            fold_lifecycle(row, lsn, Lifecycle::id_of(bytes), &said, header.collection);
+        }
+        Record::Withdrawn(_) => fold_withdrawal(row, lsn),
+        Record::Name(_) | Record::Footer(_) | Record::Gap(_) | Record::Checkpoint => {}
+    }
+    Ok(())
+}
+
+/// Notes that changes were withdrawn at `lsn`.
+pub fn fold_withdrawal(row: &mut DocumentRow, lsn: Lsn) {
+    row.last_lsn = lsn.0;
+    row.generation = lsn.0;
+    row.withdrawals = row.withdrawals.saturating_add(1);
+    row.snapshot = None;
 }
 
 /// Takes in the change at `lsn`.

@@ -58,7 +58,9 @@ impl Graphs {
         let graph = self.slot(document);
         let bytes = {
             let mut locked = lock(&graph);
-            if locked.last_lsn() < upto {
+            if locked.last_lsn() < upto && !extend(&mut locked, storage, names, document, upto)? {
+                // It holds changes that were withdrawn since: made again, as the document is.
+                *locked = ChangeGraph::with_window(ADMITTED);
                 extend(&mut locked, storage, names, document, upto)?;
             }
             locked.bytes()
@@ -112,26 +114,24 @@ fn lock(graph: &Mutex<ChangeGraph>) -> MutexGuard<'_, ChangeGraph> {
     graph.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Reads what the index has above the graph's last change, up to `upto`.
+/// Reads what the index has above the graph's last change, up to `upto`. `false` when the graph is of an older generation
+/// and holds what is no longer indexed.
 fn extend(
     graph: &mut ChangeGraph,
     storage: &dyn Storage,
     names: &Names,
     document: DocumentId,
     upto: Lsn,
-) -> Result<(), HistoryError> {
+) -> Result<bool, HistoryError> {
     let (from, to) = (index_key(document, graph.last_lsn().next()), index_key(document, upto.next()));
-    let mut failed = None;
-    storage.scan(Keyspace::DocIx, &from, &to, false, &mut |key, bytes| match add_row(
-        graph, names, document, key, bytes,
-    ) {
-        Ok(()) => ControlFlow::Continue(()),
-        Err(error) => {
-            failed = Some(error);
-            ControlFlow::Break(())
-        }
+    // An empty graph holds nothing that could have been withdrawn.
+    let fresh = graph.is_empty();
+    let mut end = Ok(true);
+    storage.scan(Keyspace::DocIx, &from, &to, false, &mut |key, bytes| {
+        end = add_row(graph, names, document, key, bytes, fresh);
+        if matches!(end, Ok(true)) { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
-    failed.map_or(Ok(()), Err)
+    end
 }
 
 fn add_row(
@@ -140,12 +140,19 @@ fn add_row(
     document: DocumentId,
     key: &[u8],
     bytes: &[u8],
-) -> Result<(), HistoryError> {
+    fresh: bool,
+) -> Result<bool, HistoryError> {
     let lsn = lsn_in(key).unwrap_or_default();
     let row: IndexRow = decode_row(Keyspace::DocIx, key, bytes)
         .map_err(|error| HistoryError::Row { place: format!("index of {document} at record {lsn}"), error })?;
-    let IndexRow::Change { hash, actor, seq, start_op, op_count, deps } = row else {
-        return Ok(());
+    let (hash, actor, seq, start_op, op_count, deps) = match row {
+        IndexRow::Change { hash, actor, seq, start_op, op_count, deps } => (hash, actor, seq, start_op, op_count, deps),
+        IndexRow::Lifecycle(_) => return Ok(true),
+        IndexRow::Withdrawn { .. } if fresh || lsn <= graph.generation() => {
+            graph.set_generation(graph.generation().max(lsn));
+            return Ok(true);
+        }
+        IndexRow::Withdrawn { .. } => return Ok(false),
     };
     let wrong = |why: String| HistoryError::Document { document, lsn, why };
     let deps: Option<Vec<ChangeHash>> = deps.iter().map(|back| graph.hash_of(Lsn(lsn.0.checked_sub(*back)?))).collect();
@@ -154,5 +161,5 @@ fn add_row(
     let actor = ActorId::new(&name.bytes).ok_or_else(|| wrong("its author is no actor id".into()))?;
     let node = Node { hash: ChangeHash(hash), actor: &actor, seq, start_op, op_count, deps: &deps, lsn };
     graph.add(node).map_err(|error| wrong(error.to_string()))?;
-    Ok(())
+    Ok(true)
 }

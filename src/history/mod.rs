@@ -12,6 +12,7 @@ mod open;
 mod reader;
 mod rebuild;
 mod verify;
+pub mod withdrawal;
 
 pub use graphs::Graphs;
 pub use names::Names;

@@ -12,7 +12,7 @@ use crate::log::rows::{ProjectionRow, decode_row, encode_row};
 use crate::log::{Keyspace, LogError, RecoverOptions, Recovered, Storage, WriteBatch, log_key, lsn_of_key, recover};
 
 /// The layout of the projections. Another number in the store means that they are made again from the log.
-pub(super) const LAYOUT: u32 = 1;
+pub(super) const LAYOUT: u32 = 2;
 pub(super) const PROJECTIONS_KEY: &[u8] = b"s:projections";
 /// Under it stands the footer of the group that holds the newest checkpoint.
 pub(crate) const CHECKPOINT_KEY: &[u8] = b"s:checkpoint";
@@ -92,11 +92,9 @@ fn read_tail(storage: &dyn Storage, from: Lsn) -> Result<(u64, Touched), History
     let mut walk = Walk::from_footer(storage, from)?;
     let mut touched = Touched::new();
     walk_log(storage, from.next(), &mut walk, &mut |lsn, record| {
-        match record {
-            Record::Change(header, _) => touched.insert(DocumentId(header.document), lsn),
-            Record::Lifecycle(header, _) => touched.insert(DocumentId(header.document), lsn),
-            _ => None,
-        };
+        if let Some(id) = record.document() {
+            touched.insert(id, lsn);
+        }
         Ok(())
     })?;
     Ok((walk.records, touched))

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::fold::{digest_of, heads_of, index_key, is_visible, lsn_in};
+use super::withdrawal::withdrawn_records;
 use super::{Graphs, HistoryError, Names};
 use crate::document::ChangeGraph;
 use crate::id::{Chain, ChangeHash, CollectionKey, CollectionName, DocumentId, Heads, LogCursor, LogId, Lsn, NodeId};
@@ -88,6 +89,17 @@ pub enum EntryKind {
         origin: Origin,
         /// Its bytes.
         bytes: Vec<u8>,
+    },
+    /// Changes of a document gave way to another of the same author and number, and are no longer part of it.
+    Withdrawn {
+        /// Which document.
+        document: DocumentId,
+        /// The change that takes the place of the first of them.
+        winner: ChangeHash,
+        /// The peer that brought the winner.
+        via: Option<NodeId>,
+        /// Where the withdrawn changes are in the log.
+        records: Vec<Lsn>,
     },
     /// The end of a commit group: a cursor may stand here.
     Footer {
@@ -234,12 +246,12 @@ impl Reader {
             .map(|row| {
                 let (lsn, record) = row?;
                 let record = record.map_err(|error| LogError::Record { lsn, error })?;
-                Ok(Entry { lsn, kind: self.entry_kind(record)? })
+                Ok(Entry { lsn, kind: self.entry_kind(lsn, record)? })
             })
             .collect()
     }
 
-    fn entry_kind(&self, record: Record) -> Result<EntryKind, HistoryError> {
+    fn entry_kind(&self, lsn: Lsn, record: Record) -> Result<EntryKind, HistoryError> {
         Ok(match record {
             Record::Change(header, bytes) => EntryKind::Change {
                 document: DocumentId(header.document),
@@ -254,6 +266,12 @@ impl Reader {
                 via: self.names().node(header.via)?,
                 origin: self.lifecycle_origin(&header)?,
                 bytes,
+            },
+            Record::Withdrawn(header) => EntryKind::Withdrawn {
+                document: DocumentId(header.document),
+                winner: ChangeHash(header.winner),
+                via: self.names().node(header.via)?,
+                records: withdrawn_records(lsn, &header).into_iter().collect(),
             },
             Record::Footer(footer) => EntryKind::Footer { chain: Chain(footer.chain) },
             Record::Name(_) | Record::Gap(_) | Record::Checkpoint => EntryKind::Other,
@@ -319,7 +337,9 @@ impl Reader {
             read += entries.len();
             for entry in entries {
                 match entry.kind {
-                    EntryKind::Change { document, .. } | EntryKind::Lifecycle { document, .. } => {
+                    EntryKind::Change { document, .. }
+                    | EntryKind::Lifecycle { document, .. }
+                    | EntryKind::Withdrawn { document, .. } => {
                         documents.insert(document);
                     }
                     EntryKind::Footer { chain } => {

@@ -2,9 +2,10 @@
 
 use std::ops::ControlFlow;
 
-use super::fold::{fold_change, fold_lifecycle, index_key, index_row, lsn_in, new_row, project_row};
+use super::fold::{fold_record, index_key, index_row, lsn_in, new_row, project_row};
 use super::open::{LAYOUT, PROJECTIONS_KEY, Walk, walk_log};
 use super::reader::{document_row, read_snapshot, snapshot_key};
+use super::withdrawal::{project_withdrawal, row_without, withdrawn_records};
 use super::{HistoryError, Names};
 use crate::id::{DocumentId, Lsn};
 use crate::limits::Limits;
@@ -88,23 +89,35 @@ impl Page {
         self.records += 1;
         self.total += 1;
         match record {
-            Record::Change(header, chunk) => {
+            Record::Change(ref header, _) => {
                 let id = DocumentId(header.document);
-                let entries = Limits::DEFAULT.clock_entries_in_row;
-                fold_change(self.row(storage, id, lsn)?, lsn, &header, chunk.len(), entries);
-                self.index(id, lsn, &index_row(&header));
+                self.fold(storage, id, lsn, &record)?;
+                self.index(id, lsn, &index_row(header));
             }
-            Record::Lifecycle(header, bytes) => {
+            Record::Lifecycle(ref header, ref bytes) => {
                 let id = DocumentId(header.document);
-                let said = Lifecycle::decode(&bytes).map_err(|error| LogError::Record { lsn, error })?;
-                let statement = Lifecycle::id_of(&bytes);
-                fold_lifecycle(self.row(storage, id, lsn)?, lsn, statement, &said, header.collection);
-                self.index(id, lsn, &IndexRow::Lifecycle(statement.0));
+                self.fold(storage, id, lsn, &record)?;
+                self.index(id, lsn, &IndexRow::Lifecycle(Lifecycle::id_of(bytes).0));
+            }
+            Record::Withdrawn(ref header) => {
+                // What is taken away has to be in the tables.
+                self.write(storage)?;
+                let (id, withdrawn) = (DocumentId(header.document), withdrawn_records(lsn, header));
+                let row = row_without(storage, id, &withdrawn, Limits::DEFAULT.clock_entries_in_row)?;
+                self.row(storage, id, lsn)?.clone_from(&row.unwrap_or_else(|| new_row(lsn)));
+                self.fold(storage, id, lsn, &record)?;
+                project_withdrawal(&mut self.batch, lsn, header);
             }
             Record::Name(header) => Names::project(&mut self.batch, &header),
             Record::Footer(_) | Record::Gap(_) | Record::Checkpoint => {}
         }
         Ok(())
+    }
+
+    fn fold(&mut self, storage: &dyn Storage, id: DocumentId, lsn: Lsn, record: &Record) -> Result<(), HistoryError> {
+        let row = self.row(storage, id, lsn)?;
+        let folded = fold_record(row, lsn, record, Limits::DEFAULT.clock_entries_in_row);
+        Ok(folded.map_err(|error| LogError::Record { lsn, error })?)
     }
 
     fn index(&mut self, id: DocumentId, lsn: Lsn, row: &IndexRow) {
@@ -155,6 +168,8 @@ fn find_snapshots(storage: &dyn Storage) -> Result<(), HistoryError> {
         if let Some(described) = described
             // One that was taken at a record that is lost holds lost changes.
             && storage.get(Keyspace::DocIx, &index_key(id, lsn))?.is_some()
+            // And one from before a withdrawal what was withdrawn.
+            && lsn.0 >= row.generation
             && read_snapshot(storage, id, lsn)?.is_some()
         {
             row.snapshot = Some(SnapshotRef { lsn: lsn.0, bytes: described.bytes, changes: described.changes });

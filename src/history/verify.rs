@@ -2,14 +2,15 @@
 
 use std::ops::ControlFlow;
 
-use super::fold::{by_seq_key, fold_change, fold_lifecycle, heads_of, index_key, index_row, lsn_in, new_row};
+use super::fold::{by_seq_key, fold_record, heads_of, index_key, index_row, lsn_in, new_row};
 use super::open::Walk;
 use super::reader::{document_row, read_snapshot};
+use super::withdrawal::withdrawn_records;
 use super::{HistoryError, Names, Reader};
 use crate::document::{Change, View};
 use crate::id::{CollectionKey, DocumentId, Lsn};
 use crate::limits::Limits;
-use crate::log::record::{Lifecycle, NameHeader, Record, payload_digest};
+use crate::log::record::{Lifecycle, NameHeader, Record, WithdrawnHeader, payload_digest};
 use crate::log::rows::{DocumentRow, IndexRow, decode_row};
 use crate::log::{Keyspace, log_key, lsn_of_key};
 
@@ -159,11 +160,17 @@ fn check_record(reader: &Reader, report: &mut Verification, lsn: Lsn, record: &R
             check_name(reader, report, lsn, header);
             return Ok(());
         }
+        Record::Withdrawn(header) => {
+            check_withdrawal(reader, report, lsn, header)?;
+            let changes = header.changes.len() as u64;
+            (header.document, IndexRow::Withdrawn { winner: header.winner, changes })
+        }
         _ => return Ok(()),
     };
     let id = DocumentId(document);
     let key = index_key(id, lsn);
     match reader.storage().get(Keyspace::DocIx, &key)? {
+        None if is_withdrawn(reader, id, lsn)? => {}
         None => report.fault(format!("index of {id}"), format!("record {lsn} is missing")),
         Some(bytes) => match decode_row::<IndexRow>(Keyspace::DocIx, &key, &bytes) {
             Ok(row) if row == expected => {}
@@ -172,6 +179,40 @@ fn check_record(reader: &Reader, report: &mut Verification, lsn: Lsn, record: &R
         },
     }
     Ok(())
+}
+
+/// What a `withdrawn` record takes away is a change of its document, and is not indexed any more.
+fn check_withdrawal(
+    reader: &Reader,
+    report: &mut Verification,
+    lsn: Lsn,
+    header: &WithdrawnHeader,
+) -> Result<(), HistoryError> {
+    let id = DocumentId(header.document);
+    for withdrawn in withdrawn_records(lsn, header) {
+        let record = reader.record(withdrawn)?;
+        if !matches!(record, Some(Record::Change(ref header, _)) if header.document == id.0) {
+            report
+                .fault(format!("record {lsn}"), format!("it withdraws record {withdrawn}, which is no change of {id}"));
+        }
+        if reader.storage().get(Keyspace::DocIx, &index_key(id, withdrawn))?.is_some() {
+            report.fault(format!("index of {id}"), format!("record {withdrawn} was withdrawn and is there"));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a later record of the document takes the record at `lsn` away.
+fn is_withdrawn(reader: &Reader, id: DocumentId, lsn: Lsn) -> Result<bool, HistoryError> {
+    for (later, row) in reader.index(id, lsn)? {
+        if matches!(row, IndexRow::Withdrawn { .. })
+            && let Some(Record::Withdrawn(header)) = reader.record(later)?
+            && withdrawn_records(later, &header).contains(&lsn)
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Both rows of an entry of the dictionary, as they are on the disk.
@@ -226,16 +267,10 @@ fn check_document(reader: &Reader, id: DocumentId, report: &mut Verification) ->
     let mut again: Option<DocumentRow> = None;
     for (lsn, _) in reader.index(id, Lsn::ZERO)?.into_iter().filter(|(lsn, _)| lsn.0 <= row.last_lsn) {
         let folded = again.get_or_insert_with(|| new_row(lsn));
-        match reader.record(lsn)? {
-            Some(Record::Change(header, chunk)) if header.document == id.0 => {
-                fold_change(folded, lsn, &header, chunk.len(), Limits::DEFAULT.clock_entries_in_row);
-            }
-            Some(Record::Lifecycle(header, bytes)) if header.document == id.0 => {
-                if let Ok(said) = Lifecycle::decode(&bytes) {
-                    fold_lifecycle(folded, lsn, Lifecycle::id_of(&bytes), &said, header.collection);
-                }
-            }
-            _ => report.fault(format!("index of {id}"), format!("record {lsn} is not about this document")),
+        match reader.record(lsn)?.filter(|record| record.document() == Some(id)) {
+            // A statement that does not decode was reported with the log.
+            Some(record) => drop(fold_record(folded, lsn, &record, Limits::DEFAULT.clock_entries_in_row)),
+            None => report.fault(format!("index of {id}"), format!("record {lsn} is not about this document")),
         }
     }
     let again = again.map(|again| DocumentRow { snapshot: row.snapshot, ..again });

@@ -23,7 +23,7 @@ pub(super) const MARK: &str = "tail.hwm";
 /// How much memory the store may use for blocks it has read.
 const CACHE_BYTES: u64 = 64 << 20;
 /// Journals beyond this are flushed into tables.
-const JOURNAL_BYTES: u64 = 512 << 20;
+const JOURNAL_BYTES: u64 = 128 << 20;
 /// Open tables at a time; the rest of the process needs descriptors too.
 const OPEN_FILES: usize = 512;
 

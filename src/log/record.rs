@@ -162,6 +162,32 @@ pub struct GapHeader {
     pub last: u64,
 }
 
+/// The header of a `withdrawn` record: two nodes had each logged another change under one author's number, and these
+/// are the ones that go, with all that stood on them. Their records stay in the log; nothing else of them does.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct WithdrawnHeader {
+    /// Which document.
+    pub document: [u8; 16],
+    /// The change that takes the place of the first of them.
+    pub winner: [u8; 32],
+    /// The author of both.
+    pub actor: NameRef,
+    /// The number both have.
+    pub seq: u64,
+    /// The peer that brought the winner; 0 when nobody did.
+    pub via: NameRef,
+    /// Our clock, ms since 1970.
+    pub received_ms: u64,
+    /// How far back the withdrawn changes' records lie, in the order of the log. At most
+    /// [`WithdrawnHeader::CHANGES_MAX`]; more go into further records of the same group.
+    pub changes: Vec<u64>,
+}
+
+impl WithdrawnHeader {
+    /// Changes that one record may withdraw.
+    pub const CHANGES_MAX: usize = 1 << 16;
+}
+
 /// One record, decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -178,9 +204,11 @@ pub enum Record {
     Gap(GapHeader),
     /// Everything before was checked against its projections.
     Checkpoint,
+    /// Changes of a document that gave way to another of the same author and number.
+    Withdrawn(WithdrawnHeader),
 }
 
-/// Kind bytes. 7 to 15 are kept for `void`, `withdrawn`, `base`, `acl-touch` and `audit`.
+/// Kind bytes. 7 and 9 to 15 are kept for `void`, `base`, `acl-touch` and `audit`.
 mod kind {
     pub(super) const CHANGE: u8 = 1;
     pub(super) const LIFECYCLE: u8 = 2;
@@ -188,9 +216,21 @@ mod kind {
     pub(super) const FOOTER: u8 = 4;
     pub(super) const GAP: u8 = 5;
     pub(super) const CHECKPOINT: u8 = 6;
+    pub(super) const WITHDRAWN: u8 = 8;
 }
 
 impl Record {
+    /// The document it is about, if it is about one.
+    #[must_use]
+    pub fn document(&self) -> Option<DocumentId> {
+        match self {
+            Self::Change(header, _) => Some(DocumentId(header.document)),
+            Self::Lifecycle(header, _) => Some(DocumentId(header.document)),
+            Self::Withdrawn(header) => Some(DocumentId(header.document)),
+            Self::Name(_) | Self::Footer(_) | Self::Gap(_) | Self::Checkpoint => None,
+        }
+    }
+
     /// Encodes it as the value of the row at `lsn`, and gives the chain digest that follows `chain`.
     ///
     /// A footer leaves the chain as it is: it states the digest of what came before.
@@ -203,6 +243,7 @@ impl Record {
             Self::Footer(header) => (kind::FOOTER, encode(header), &[]),
             Self::Gap(header) => (kind::GAP, encode(header), &[]),
             Self::Checkpoint => (kind::CHECKPOINT, Vec::new(), &[]),
+            Self::Withdrawn(header) => (kind::WITHDRAWN, encode(header), &[]),
         };
         let mut out = Vec::with_capacity(FRAME_BYTES + header.len() + payload.len() + CHECKSUM_BYTES);
         out.extend_from_slice(&[RECORD_VERSION, kind, 0, 0]);
@@ -282,6 +323,7 @@ impl<'a> RawRecord<'a> {
             kind::GAP => Record::Gap(decode(self.header)?),
             kind::CHECKPOINT if self.header.is_empty() => Record::Checkpoint,
             kind::CHECKPOINT => return Err(RecordError::Length),
+            kind::WITHDRAWN => Record::Withdrawn(decode(self.header)?),
             other => return Err(RecordError::Kind(other)),
         })
     }
@@ -503,85 +545,4 @@ pub(super) fn decode<T: Decode<()>>(bytes: &[u8]) -> Result<T, RecordError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn change() -> Record {
-        Record::Change(
-            ChangeHeader {
-                document: [1; 16],
-                collection: 2,
-                hash: [3; 32],
-                actor: 4,
-                seq: 5,
-                start_op: 6,
-                op_count: 7,
-                deps: vec![1],
-                heads_before: Some(vec![1, 300]),
-                time: -1,
-                received_ms: 1_700_000_000_000,
-                origin: 0,
-                via: 9,
-                principal: 0,
-                admission: Admission::Structural,
-                rules_version: 0,
-                payload_digest: payload_digest(b"chunk"),
-            },
-            b"chunk".to_vec(),
-        )
-    }
-
-    #[test]
-    fn a_record_reads_back_at_its_own_position_only() {
-        let (bytes, chain) = change().encode(Lsn(7), Chain::default());
-        assert_eq!(Record::decode(Lsn(7), &bytes, Chain::default()), Ok((change(), chain)));
-        assert_eq!(Record::read(Lsn(8), &bytes), Err(RecordError::Checksum));
-        assert_ne!(chain, change().encode(Lsn(8), Chain::default()).1);
-    }
-
-    #[test]
-    fn every_flipped_bit_and_every_truncation_is_found() {
-        let (bytes, _) = change().encode(Lsn(7), Chain::default());
-        for bit in 0..bytes.len() * 8 {
-            let mut bad = bytes.clone();
-            bad[bit / 8] ^= 1 << (bit % 8);
-            assert!(Record::read(Lsn(7), &bad).is_err(), "bit {bit}");
-        }
-        for len in 0..bytes.len() {
-            assert!(Record::read(Lsn(7), &bytes[..len]).is_err(), "length {len}");
-        }
-    }
-
-    #[test]
-    fn a_newer_version_is_named() {
-        let (mut bytes, _) = change().encode(Lsn(7), Chain::default());
-        bytes[0] = 2;
-        assert_eq!(Record::read(Lsn(7), &bytes), Err(RecordError::Version(2)));
-    }
-
-    #[test]
-    fn lifecycle_statements_have_one_encoding() {
-        let lifecycle = Lifecycle {
-            document: DocumentId([1; 16]),
-            collection: CollectionName::new("notes").unwrap(),
-            kind: LifecycleKind::Created,
-            rank: CreationRank::Asked,
-            lamport: 1,
-            author: NodeId([2; 32]),
-            actor: None,
-            time_ms: 3,
-            heads: Heads::default(),
-            name: Some("config".into()),
-        };
-        let bytes = lifecycle.encode();
-        assert_eq!(Lifecycle::decode(&bytes), Ok(lifecycle));
-        let mut longer = bytes.clone();
-        longer.push(0);
-        assert!(Lifecycle::decode(&longer).is_err());
-        // 251 announces a two-byte integer: 5 written longer than need be must not be a second spelling of 5.
-        let at = bytes.len() - 1 - "config".len() - 1 - 1 - 1;
-        let mut spelt = bytes.clone();
-        spelt.splice(at..=at, [251, 3, 0]);
-        assert!(Lifecycle::decode(&spelt).is_err());
-    }
-}
+mod tests;

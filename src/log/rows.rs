@@ -29,6 +29,13 @@ pub enum IndexRow {
     },
     /// A lifecycle statement, by its id.
     Lifecycle([u8; 32]),
+    /// Changes were withdrawn, and their rows are gone: whatever was made of the document's changes before is void.
+    Withdrawn {
+        /// The change that took the place of the first of them.
+        winner: [u8; 32],
+        /// How many.
+        changes: u64,
+    },
 }
 
 /// One of a document's heads.
@@ -97,6 +104,10 @@ pub struct DocumentRow {
     pub winner: Option<StatementRow>,
     /// The newest snapshot.
     pub snapshot: Option<SnapshotRef>,
+    /// The record by which changes were withdrawn last; 0 when none ever were. Heads only advance within a generation.
+    pub generation: u64,
+    /// How often changes were withdrawn.
+    pub withdrawals: u32,
 }
 
 /// A row of `state` under a peer's node id: how far we have followed its log.

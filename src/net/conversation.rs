@@ -17,7 +17,7 @@ use super::error::NetError;
 use super::frames::{FrameReader, FrameWriter};
 use super::link::Link;
 use crate::document::split;
-use crate::engine::{Database, Incoming, IncomingBody};
+use crate::engine::{Clash, Database, Incoming, IncomingBody};
 use crate::error::Error;
 use crate::id::LogCursor;
 use crate::limits::Limits;
@@ -61,6 +61,10 @@ enum ToWrite {
     Reset,
 }
 
+/// Rows on their way to the writer: the session's ticket, the rows, the cursor behind them, and whose change stays when
+/// two have one author and number.
+type Admission = (u64, Vec<IncomingRow>, Option<LogCursor>, Clash);
+
 /// A link and everything its session needs.
 pub(super) struct Conversation {
     database: Database,
@@ -72,7 +76,9 @@ pub(super) struct Conversation {
     writers: HashMap<Channel, mpsc::Sender<ToWrite>>,
     /// Frames that the session does not take yet.
     parked: Vec<(Channel, Vec<u8>, oneshot::Sender<()>)>,
-    admissions: mpsc::Sender<(u64, Vec<IncomingRow>, Option<LogCursor>)>,
+    admissions: mpsc::Sender<Admission>,
+    /// What the peer may be here, and what we may be there.
+    roles: (Role, Role),
     /// Every task of this link; dropped, they end.
     tasks: JoinSet<()>,
     peer_said_hello: bool,
@@ -100,6 +106,8 @@ impl Conversation {
         let from = Source { peer: config.peer, trusted: config.role == Role::Node };
         tasks.spawn(admit_in_order(database.clone(), from, queue, events.clone()));
         let (writers, parked) = (HashMap::new(), Vec::new());
+        // Nothing is admitted before the peer has said what we are there.
+        let roles = (config.role, Role::Node);
         let session = Session::new(config);
         Self {
             database,
@@ -110,6 +118,7 @@ impl Conversation {
             writers,
             parked,
             admissions,
+            roles,
             tasks,
             peer_said_hello: false,
             on_event,
@@ -264,13 +273,16 @@ impl Conversation {
             Output::StoreCursor { ticket, cursor } => self.admit(ticket, Vec::new(), Some(cursor)),
             Output::Event(event) => {
                 self.peer_said_hello |= matches!(event, SessionEvent::PeerHello { .. });
+                if let SessionEvent::OurPosition(_, role) = event {
+                    self.roles.1 = role;
+                }
                 (self.on_event)(&event);
             }
         }
     }
 
     fn admit(&mut self, ticket: u64, rows: Vec<IncomingRow>, cursor: Option<LogCursor>) {
-        if let Err(error) = self.admissions.try_send((ticket, rows, cursor)) {
+        if let Err(error) = self.admissions.try_send((ticket, rows, cursor, clash_between(self.roles))) {
             let (mpsc::error::TrySendError::Full(job) | mpsc::error::TrySendError::Closed(job)) = error;
             // The session keeps few admissions under way; when it has more than the queue, one task waits with it.
             let admissions = self.admissions.clone();
@@ -422,11 +434,11 @@ async fn open(link: &Link, channel: Channel, events: &mpsc::Sender<Event>) -> Re
 async fn admit_in_order(
     database: Database,
     from: Source,
-    mut queue: mpsc::Receiver<(u64, Vec<IncomingRow>, Option<LogCursor>)>,
+    mut queue: mpsc::Receiver<Admission>,
     events: mpsc::Sender<Event>,
 ) {
-    while let Some((ticket, rows, cursor)) = queue.recv().await {
-        let admitted = admit(&database, from, rows, cursor).await;
+    while let Some((ticket, rows, cursor, clash)) = queue.recv().await {
+        let admitted = admit(&database, from, rows, cursor, clash).await;
         if events.send(Event::Admitted(ticket, admitted)).await.is_err() {
             return;
         }
@@ -438,6 +450,7 @@ async fn admit(
     from: Source,
     rows: Vec<IncomingRow>,
     cursor: Option<LogCursor>,
+    clash: Clash,
 ) -> Result<Admitted, Error> {
     if rows.is_empty() {
         if let Some(cursor) = cursor {
@@ -451,7 +464,7 @@ async fn admit(
     for row in rows {
         for row in unpack(row, &limits).await? {
             if group.len() >= limits.group_records_max || bytes >= limits.group_bytes_max {
-                gather(&mut all, offer(database, from, std::mem::take(&mut group), None).await?);
+                gather(&mut all, offer(database, from, clash, std::mem::take(&mut group), None).await?);
                 bytes = 0;
             }
             bytes += match &row.body {
@@ -463,7 +476,7 @@ async fn admit(
     }
     // What an earlier group had to leave waiting keeps the cursor where it is.
     let cursor = cursor.filter(|_| all.missing.is_empty());
-    let last = offer(database, from, group, cursor).await?;
+    let last = offer(database, from, clash, group, cursor).await?;
     all.cursor_stored = last.cursor_stored;
     gather(&mut all, last);
     Ok(all)
@@ -473,17 +486,18 @@ async fn admit(
 async fn offer(
     database: &Database,
     from: Source,
+    clash: Clash,
     rows: Vec<Incoming>,
     cursor: Option<LogCursor>,
 ) -> Result<crate::engine::Admitted, Error> {
     if from.trusted {
-        return database.admit(rows, Some(from.peer), cursor).await;
+        return database.admit_with(clash, rows, Some(from.peer), cursor).await;
     }
     let trier = database.clone();
     let tried = tokio::task::spawn_blocking(move || trier.examine(from.peer, rows));
     let examined = tried.await.map_err(|_| Error::Closed)??;
     let cursor = cursor.filter(|_| examined.missing.is_empty() && examined.fault.is_none());
-    let mut admitted = database.admit_examined(examined.rows, Some(from.peer), cursor).await?;
+    let mut admitted = database.admit_examined(clash, examined.rows, Some(from.peer), cursor).await?;
     admitted.missing.extend(examined.missing);
     if let Some(fault) = examined.fault {
         return Err(fault);
@@ -525,6 +539,15 @@ async fn unpack(row: IncomingRow, limits: &Limits) -> Result<Vec<Incoming>, Erro
                 |change| Incoming { document, body: IncomingBody::Change(Box::new(change)), origin: origin.clone() };
             Ok(changes.into_iter().map(row).collect())
         }
+    }
+}
+
+/// Whose change stays when two have one author and number, between a peer and us.
+fn clash_between((theirs, ours): (Role, Role)) -> Clash {
+    match (theirs, ours) {
+        (Role::Client, Role::Node) => Clash::KeepFirst,
+        (Role::Node, Role::Client) => Clash::TakeTheirs,
+        (Role::Node, Role::Node) | (Role::Client, Role::Client) => Clash::SmallerHash,
     }
 }
 

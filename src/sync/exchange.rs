@@ -68,6 +68,8 @@ pub type Arrival = (ChangeHash, Vec<ChangeHash>);
 /// Invariant: `shared` names only changes that both sides are known to have.
 #[derive(Debug, Default)]
 pub struct Exchange {
+    /// Of which generation the graph was that all below is about.
+    generation: Lsn,
     /// The newest changes both are known to have.
     shared: Heads,
     /// The heads our last message stated.
@@ -125,6 +127,7 @@ impl Exchange {
         if self.unsettled.is_some() {
             return Err(ExchangeError::Unsettled);
         }
+        self.follow_generation(graph);
         let SyncMessage { heads, need, have, chunks, flags } = read_message(message)?;
         self.in_flight = false;
         self.reset_sent = false;
@@ -156,6 +159,7 @@ impl Exchange {
         let Some(their) = self.unsettled.take() else {
             return;
         };
+        self.follow_generation(graph);
         let mut shared: Vec<ChangeHash> = self.shared.as_slice().to_vec();
         for (hash, deps) in arrived {
             if graph.contains(&hash) {
@@ -200,6 +204,7 @@ impl Exchange {
         if self.unsettled.is_some() {
             return Ok(None);
         }
+        self.follow_generation(graph);
         let our_heads = graph.heads();
         let heads_unchanged = self.last_sent == our_heads;
         if heads_unchanged && self.have_responded && self.in_flight {
@@ -251,6 +256,24 @@ impl Exchange {
     #[must_use]
     pub fn is_unsettled(&self) -> bool {
         self.unsettled.is_some()
+    }
+
+    /// Begins anew when changes of the document were withdrawn: what was sent or is shared may be among them, and
+    /// numbers of the graph mean something else now. The peer is told to forget what it sent.
+    fn follow_generation(&mut self, graph: &ChangeGraph) {
+        if self.generation == graph.generation() {
+            return;
+        }
+        // The first look at a graph is no new generation.
+        let begun = self.have_responded || self.their.is_some();
+        self.generation = graph.generation();
+        self.shared = Heads::default();
+        self.last_sent = Heads::default();
+        self.sent.clear();
+        self.backlog.clear();
+        self.waiting.clear();
+        self.in_flight = false;
+        self.needs_reset |= begun;
     }
 
     /// What we must have to reach the peer's heads and what nothing that waits here will bring.

@@ -342,7 +342,8 @@ impl Source {
         let (kind, document, via, origin, bytes) = match entry.kind {
             EntryKind::Change { document, via, origin, bytes, .. } => (RowKind::Change, document, via, origin, bytes),
             EntryKind::Lifecycle { document, via, origin, bytes } => (RowKind::Lifecycle, document, via, origin, bytes),
-            EntryKind::Footer { .. } | EntryKind::Other => return,
+            // Whoever gets the winner withdraws by the same rule.
+            EntryKind::Withdrawn { .. } | EntryKind::Footer { .. } | EntryKind::Other => return,
         };
         if via != Some(self.peer) || entry.lsn <= self.echo_from {
             rows.add(kind, document, &origin, bytes);

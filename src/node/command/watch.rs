@@ -201,6 +201,20 @@ impl Wanted {
                 let wanted = self.wants(document, &statement.collection);
                 wanted.then(|| lifecycle_row(lsn, document, via, &statement))
             }
+            EntryKind::Withdrawn { document, winner, via, records } => {
+                let Some(state) = db.reader().document(document)? else { return Ok(None) };
+                self.wants(document, &state.collection).then(|| {
+                    json!({
+                        "lsn": lsn,
+                        "kind": "withdrawn",
+                        "id": document.to_string(),
+                        "collection": state.collection.as_str(),
+                        "change": winner.to_string(),
+                        "records": records.iter().map(|lsn| lsn.0).collect::<Vec<_>>(),
+                        "via": via.map(|node| node.to_string()),
+                    })
+                })
+            }
             EntryKind::Footer { .. } | EntryKind::Other => None,
         })
     }

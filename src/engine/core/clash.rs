@@ -1,0 +1,149 @@
+//! Two different changes of one author under one number: one of them has to go, everywhere the same one.
+
+use std::collections::{BTreeSet, HashSet};
+use std::sync::PoisonError;
+
+use super::{Arrival, Core, Verdict, Work, node_of, remove_snapshot};
+use crate::history::HistoryError;
+use crate::history::fold::fold_withdrawal;
+use crate::history::withdrawal::{project_withdrawal, row_without};
+use crate::id::{ChangeHash, DocumentId, Lsn};
+use crate::log::record::{NameKind, Record, WithdrawnHeader};
+use crate::log::rows::DocumentRow;
+
+/// Which of two different changes of one author under one number stays.
+///
+/// An honest author never makes two: it takes a restored backup, a copied data directory, or malice. Every rule here
+/// leads all replicas of a cluster to the same one, whatever the order of arrival.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Clash {
+    /// The one that is logged: for what clients and imports bring, who must not unsay what others have built on.
+    #[default]
+    KeepFirst,
+    /// The one with the smaller hash: between nodes, each of which has logged a first.
+    SmallerHash,
+    /// The one that comes: for a client, whose node has decided.
+    TakeTheirs,
+}
+
+/// How often a document of a client follows its node's choice before the smaller hash decides there too.
+const TAKEN_BACK_MAX: u32 = 16;
+
+/// Changes that gave way lately. It only saves asking for what would be turned away again: the rule decides the same
+/// without it.
+#[derive(Debug, Default)]
+pub(super) struct Outranked(HashSet<ChangeHash>);
+
+impl Outranked {
+    const MAX: usize = 1 << 14;
+
+    pub(super) fn contains(&self, hash: &ChangeHash) -> bool {
+        self.0.contains(hash)
+    }
+
+    fn note(&mut self, hash: ChangeHash) {
+        if self.0.len() >= Self::MAX {
+            self.0.clear();
+        }
+        self.0.insert(hash);
+    }
+}
+
+impl Core {
+    /// Drops what waits, however indirectly, for a change that will not come, and what comes later on top of it.
+    pub(super) fn drop_waiting(&mut self, document: DocumentId, hash: ChangeHash) {
+        let mut gone = vec![hash];
+        while let Some(hash) = gone.pop() {
+            self.outranked.note(hash);
+            gone.extend(self.pending.take_waiting(document, Some(hash)).iter().map(|arrival| arrival.change.hash()));
+        }
+    }
+
+    /// Decides between a change and the logged one, `first`, that has its author and number.
+    pub(super) fn settle_clash(
+        &mut self,
+        work: &mut Work,
+        document: DocumentId,
+        arrival: &Arrival,
+        row: &DocumentRow,
+        first: ChangeHash,
+    ) -> Result<Verdict, HistoryError> {
+        let change = &arrival.change;
+        let theirs = match arrival.clash {
+            Clash::KeepFirst => false,
+            // Between two nodes that disagree a client would go to and fro for ever.
+            Clash::TakeTheirs if row.withdrawals < TAKEN_BACK_MAX => true,
+            Clash::TakeTheirs | Clash::SmallerHash => change.hash() < first,
+        };
+        if !theirs || arrival.made_here {
+            return Ok(Verdict::Outranked(first));
+        }
+        if Lsn(row.last_lsn) > self.reader.tail().lsn {
+            // Only what is committed can be taken back; the peer is asked for this one again.
+            self.pending.note_dropped(document);
+            return Ok(Verdict::Waits(vec![change.hash()]));
+        }
+        let graph = self.graph(work, document)?;
+        let (withdrawn, left) = {
+            let graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
+            let falls = graph.standing_on(&first);
+            let left = graph.without(&falls).map_err(|error| HistoryError::Document {
+                document,
+                lsn: Lsn(row.last_lsn),
+                why: format!("its changes cannot be withdrawn: {error}"),
+            })?;
+            (falls.into_iter().map(|index| graph.lsn_at(index)).collect::<Vec<_>>(), left)
+        };
+        if !left.missing(change.deps()).is_empty() {
+            return Ok(Verdict::Refused("it was made on top of the change whose number it has".into()));
+        }
+        if let Err(error) = left.check_next(&node_of(change, self.appender.next())) {
+            return Ok(Verdict::Refused(error.to_string()));
+        }
+        tracing::warn!(%document, winner = %change.hash(), %first, actor = %change.actor(), seq = change.seq(), withdrawn = withdrawn.len(), "two changes have one author and number; the logged one and all that stands on it are withdrawn");
+        self.withdraw(work, document, arrival, &withdrawn)?;
+        let mut left = left;
+        left.set_generation(Lsn(self.rows.get(&document).map_or(0, |row| row.generation)));
+        let deps: Vec<Lsn> = change.deps().iter().filter_map(|hash| left.lsn_of(hash)).collect();
+        *graph.lock().unwrap_or_else(PoisonError::into_inner) = left;
+        let Some(row) = self.rows.get(&document).cloned() else { return Ok(Verdict::Waits(Vec::new())) };
+        self.append(work, document, arrival, row, &deps)
+    }
+
+    /// Puts the records and rows into the group that take `withdrawn`, positions of changes in order, out of the document.
+    fn withdraw(
+        &mut self,
+        work: &mut Work,
+        document: DocumentId,
+        arrival: &Arrival,
+        withdrawn: &[Lsn],
+    ) -> Result<(), HistoryError> {
+        let storage = self.reader.storage().clone();
+        let all: BTreeSet<Lsn> = withdrawn.iter().copied().collect();
+        let row = row_without(&*storage, document, &all, self.limits.clock_entries_in_row)?;
+        // A document has its creation at least.
+        let mut row = row.ok_or_else(|| HistoryError::Missing(format!("the creation of {document}")))?;
+        if let Some(saved) = self.rows.get(&document).and_then(|row| row.snapshot) {
+            remove_snapshot(&mut work.group.batch, document, &saved, self.limits.part_bytes);
+        }
+        let actor = self.reference(work, NameKind::Actor, arrival.change.actor().as_bytes())?;
+        let (_, via) = self.origin_references(work, &arrival.origin, arrival.via)?;
+        for part in withdrawn.chunks(WithdrawnHeader::CHANGES_MAX) {
+            let lsn = self.appender.next();
+            let header = WithdrawnHeader {
+                document: document.0,
+                winner: arrival.change.hash().0,
+                actor,
+                seq: arrival.change.seq(),
+                via,
+                received_ms: work.now_ms,
+                changes: part.iter().map(|withdrawn| lsn.0 - withdrawn.0).collect(),
+            };
+            project_withdrawal(&mut work.group.batch, lsn, &header);
+            self.appender.push(&mut work.group, &Record::Withdrawn(header));
+            fold_withdrawal(&mut row, lsn);
+        }
+        self.rows.insert(document, row);
+        Ok(())
+    }
+}
