@@ -70,7 +70,8 @@ fn foreign_crates_stay_in_their_rooms() {
 
 #[test]
 fn only_the_gate_calls_automerge_s_parsers() {
-    let faults = over_code("src", |path, code| parsing_calls(path, code.split("#[cfg(test)]").next().unwrap_or_default()));
+    let faults =
+        over_code("src", |path, code| parsing_calls(path, code.split("#[cfg(test)]").next().unwrap_or_default()));
     assert_eq!(faults, [""; 0], "bytes pass src/document/gate/ (or src/sync/gate.rs) before automerge sees them");
 }
 
@@ -279,7 +280,8 @@ fn parsing_calls(path: &str, code: &str) -> Vec<String> {
     ];
     let mut faults = Vec::new();
     for (number, line) in (1..).zip(code.lines()) {
-        let called = CALLS.iter().filter(|(call, place)| line.contains(call) && path != *place && !path.ends_with("tests.rs"));
+        let called =
+            CALLS.iter().filter(|(call, place)| line.contains(call) && path != *place && !path.ends_with("tests.rs"));
         faults.extend(called.map(|(call, _)| format!("line {number}: calls {call}")));
     }
     faults

@@ -109,7 +109,7 @@ impl Error {
             Self::Id(_) => "E0607",
             Self::Refused { .. } => "E0608",
             Self::Application(_) => "E0609",
-            Self::Unappliable { .. } => "E0610",
+            Self::Unappliable { .. } => "E0616",
         }
     }
 

@@ -36,7 +36,8 @@ fn offer(database: &Database, rows: Vec<Incoming>) -> Examined {
 /// A change that passes the gate and writes into an object that is not there: automerge panics over it.
 fn hostile(database: &Database, document: DocumentId, actor: u8) -> Change {
     let heads = database.find(document).unwrap().heads().unwrap();
-    let max_op = logged_changes(database.reader(), document).values().map(|change| change.start_op() + change.op_count()).max();
+    let max_op =
+        logged_changes(database.reader(), document).values().map(|change| change.start_op() + change.op_count()).max();
     let mut parts = ChangeParts::one();
     parts.actor = vec![actor; 16];
     parts.deps = heads.as_slice().iter().map(|hash| hash.0).collect();

@@ -35,7 +35,9 @@ fn every_hostile_vector_is_refused_by_name_and_cheaply() {
         let said = String::from_utf8_lossy(&child.stdout);
         let took = said.split("took ").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok());
         match took {
-            Some(took) if child.status.success() && said.contains(vector.words) => worst = worst.max((took, vector.name)),
+            Some(took) if child.status.success() && said.contains(vector.words) => {
+                worst = worst.max((took, vector.name))
+            }
             _ => {
                 let why = String::from_utf8_lossy(&child.stderr);
                 faults.push(format!("{:?}, {}: {said}{why}", vector.door, vector.name));

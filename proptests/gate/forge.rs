@@ -125,7 +125,10 @@ impl Columns {
     }
 
     fn take(input: &mut &[u8], list: Vec<(u32, usize)>) -> Option<Self> {
-        list.into_iter().map(|(spec, length)| Some((spec, take(input, length)?.to_vec()))).collect::<Option<_>>().map(Self)
+        list.into_iter()
+            .map(|(spec, length)| Some((spec, take(input, length)?.to_vec())))
+            .collect::<Option<_>>()
+            .map(Self)
     }
 }
 

@@ -93,7 +93,10 @@ pub(crate) fn gate_on(ground: &Ground, bytes: &[u8]) -> Passage {
         }
     };
     if let Err(error) = ground.graph.check_next(&node(&change, Lsn(u64::MAX))) {
-        return Passage::Unapplied(format!("the change graph refuses it: {}", error.to_string().split(' ').next().unwrap_or("")));
+        return Passage::Unapplied(format!(
+            "the change graph refuses it: {}",
+            error.to_string().split(' ').next().unwrap_or("")
+        ));
     }
     let mut view = View::load(&ground.saved).expect("the ground loads");
     match view.apply_proven(&[change], true) {
@@ -177,7 +180,11 @@ pub(crate) fn cursor(bytes: &[u8]) {
     if let Ok(row) = decode_row::<PeerRow>(Keyspace::State, b"p", bytes) {
         let again = encode_row(Keyspace::State, b"p", &row);
         assert_eq!(decode_row::<PeerRow>(Keyspace::State, b"p", &again).as_ref(), Ok(&row));
-        let _ = LogCursor { log_id: tidelog::id::LogId(row.log_id), lsn: Lsn(row.lsn), chain: tidelog::id::Chain(row.chain) };
+        let _ = LogCursor {
+            log_id: tidelog::id::LogId(row.log_id),
+            lsn: Lsn(row.lsn),
+            chain: tidelog::id::Chain(row.chain),
+        };
     }
 }
 

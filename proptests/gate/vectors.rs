@@ -69,7 +69,11 @@ fn costly() -> Vec<Vector> {
     long.columns.set(META, run(1, (20 << 20) << 4 | 7)).set(VALUE, vec![b'a'; 20 << 20]);
     let mut vectors = vec![
         raw("a deflated change of twenty megabytes of zeros", "inflated bytes of a change", deflated(&zeros)),
-        raw("a deflated change with a value of twenty megabytes", "inflated bytes of a change", deflated(&long.contents())),
+        raw(
+            "a deflated change with a value of twenty megabytes",
+            "inflated bytes of a change",
+            deflated(&long.contents()),
+        ),
     ];
     for (name, count) in [
         ("ten million operations", 10_000_000),
@@ -236,7 +240,12 @@ fn columns() -> Vec<Vector> {
             parts.columns.set(META, run(1, 0x10)).set(VALUE, vec![0]);
         }),
         change("a run that is written in two", "written in two", |parts| {
-            parts.columns.set(KEY_NAME, text(4, "k")).set(INSERT, uleb(4)).set(META, run(4, 0)).set(PREDECESSORS, run(4, 0));
+            parts
+                .columns
+                .set(KEY_NAME, text(4, "k"))
+                .set(INSERT, uleb(4))
+                .set(META, run(4, 0))
+                .set(PREDECESSORS, run(4, 0));
             parts.columns.set(ACTION, [run(2, 1), run(2, 1)].concat());
         }),
         change("a run of one", "run of one", |parts| {
@@ -418,12 +427,15 @@ fn documents() -> Vec<Vector> {
             parts.operations.set(spec | 8, bytes);
         }
     };
-    let first = |spec: u32, bytes: Vec<u8>| move |parts: &mut DocumentParts| {
-        parts.changes.set(spec, bytes);
+    let first = |spec: u32, bytes: Vec<u8>| {
+        move |parts: &mut DocumentParts| {
+            parts.changes.set(spec, bytes);
+        }
     };
-    let in_operations =
-        |spec: u32, bytes: Vec<u8>| move |parts: &mut DocumentParts| {
-        parts.operations.set(spec, bytes);
+    let in_operations = |spec: u32, bytes: Vec<u8>| {
+        move |parts: &mut DocumentParts| {
+            parts.operations.set(spec, bytes);
+        }
     };
     vec![
         document("keys of forty megabytes", "inflated bytes of a document", packed(KEY_NAME, &letters)),
@@ -440,10 +452,18 @@ fn documents() -> Vec<Vector> {
             }
         }),
         document("a million million operations", "operations of a document", in_operations(ID_ACTOR, run(HUGE, 0))),
-        document("a hundred million operations", "operations of a document", in_operations(ID_ACTOR, run(100_000_000, 0))),
+        document(
+            "a hundred million operations",
+            "operations of a document",
+            in_operations(ID_ACTOR, run(100_000_000, 0)),
+        ),
         document("a million million changes", "changes of a document", first(0x01, run(HUGE, 0))),
         document("a million million dependencies", "column of dependencies", first(0x40, run(1, HUGE as u64))),
-        document("a million million successors", "column of successors", in_operations(SUCCESSORS, run(1, HUGE as u64))),
+        document(
+            "a million million successors",
+            "column of successors",
+            in_operations(SUCCESSORS, run(1, HUGE as u64)),
+        ),
         document("a dependency that comes later", "not an earlier change", |parts| {
             parts.changes.set(0x40, run(1, 1)).set(0x43, slope(1, 7));
         }),

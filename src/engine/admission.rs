@@ -155,9 +155,8 @@ impl Database {
             let (document, origin) = (row.document, row.origin);
             let mut changes = vec![change];
             while changes.len() < self.limits().group_records_max
-                && let Some(next) = rows.next_if(|next| {
-                    next.document == document && matches!(next.body, IncomingBody::Change(_))
-                })
+                && let Some(next) =
+                    rows.next_if(|next| next.document == document && matches!(next.body, IncomingBody::Change(_)))
                 && let IncomingBody::Change(change) = next.body
             {
                 changes.push(*change);

@@ -116,7 +116,12 @@ impl CloseCode {
             | Self::BadFrame
             | Self::Internal
             | Self::Unknown(_) => true,
-            Self::InviteRefused | Self::ProtocolVersion | Self::Replaced | Self::WrongIdentity | Self::OwnKey | Self::ChangeRefused => false,
+            Self::InviteRefused
+            | Self::ProtocolVersion
+            | Self::Replaced
+            | Self::WrongIdentity
+            | Self::OwnKey
+            | Self::ChangeRefused => false,
         }
     }
 }

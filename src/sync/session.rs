@@ -21,6 +21,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
+use super::ExchangeError;
 use super::exchanges::Exchanges;
 use super::follower::Follower;
 use super::intake::{Intake, Mark};
@@ -28,7 +29,6 @@ use super::source::Source;
 use super::wire::{
     self, CAPABILITY_SNAPSHOTS, CAPABILITY_STRICT, Frame, Hello, HelloAck, Judgement, Position, Role, WireError,
 };
-use super::ExchangeError;
 use crate::document::Change;
 use crate::history::{HistoryError, Location, Origin, Reader};
 use crate::id::{ChangeHash, DocumentId, LogCursor, LogId, Lsn, NodeId};

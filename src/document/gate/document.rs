@@ -260,7 +260,11 @@ fn check_operations(
 ) -> Result<(), GateError> {
     let rows = count::<u64>(&columns[AUTHOR]).within("column of authors")?;
     // Text that is there as it is vouches for itself; what a deflated column comes to is seen on the way.
-    budget.claim("operations of a document", rows, if value_deflated { budget.inflated } else { value.len() as u64 })?;
+    budget.claim(
+        "operations of a document",
+        rows,
+        if value_deflated { budget.inflated } else { value.len() as u64 },
+    )?;
     let mut walk = Operations {
         object_actor: Runs::new(&columns[0]).within("column of objects' actors")?,
         object_counter: Runs::new(&columns[1]).within("column of objects")?,

@@ -232,8 +232,7 @@ pub(super) struct Booleans<'a> {
 impl<'a> Booleans<'a> {
     pub(super) fn new(bytes: &'a [u8]) -> Result<Self, Fault> {
         let absent = bytes.is_empty();
-        let mut booleans =
-            Self { input: Input::new(bytes), value: false, left: u64::MAX, absent, any_true: false };
+        let mut booleans = Self { input: Input::new(bytes), value: false, left: u64::MAX, absent, any_true: false };
         if !absent {
             booleans.left = booleans.input.unsigned()?;
             if booleans.left == 0 {
