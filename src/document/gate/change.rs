@@ -97,7 +97,7 @@ pub(super) fn check_plain(bytes: &[u8], length: usize, limits: &Limits) -> Resul
     }
     let operations = count::<u64>(columns[ACTION]).within("column of actions")?;
     at_most("operations of a change", operations, limits.change_ops_max)?;
-    let end = header.start.checked_add(operations).unwrap_or(u64::MAX);
+    let end = header.start.saturating_add(operations);
     at_most("operation counters", end, OPERATION_END_MAX)?;
     let allowed = backed(length, columns[VALUE].len(), limits);
     let marks = !columns[MARKS].is_empty();
