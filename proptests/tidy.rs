@@ -94,6 +94,11 @@ fn nothing_is_left_unfinished_and_no_queue_is_unbounded() {
 }
 
 #[test]
+fn every_bound_of_a_queue_is_among_the_limits() {
+    assert_eq!(over_files("src", bounds_elsewhere), [""; 0]);
+}
+
+#[test]
 fn files_are_short_or_have_a_reason() {
     let faults = over_files("src", |path, text| {
         let lines = text.lines().count();
@@ -126,15 +131,16 @@ fn every_test_file_is_a_module() {
 }
 
 #[test]
-fn every_test_that_a_document_names_exists() {
+fn every_test_that_a_document_names_exists_and_runs() {
     let mut named = 0;
     let mut faults = Vec::new();
     for page in markdown() {
         for (file, test) in tests_named_in(&read(&page)) {
             named += 1;
             let path = root().join(&file);
-            if !path.is_file() || !read(&path).contains(&format!("fn {test}(")) {
-                faults.push(format!("{}: there is no {file}::{test}", relative(&page)));
+            let text = if path.is_file() { read(&path) } else { String::new() };
+            if let Some(fault) = fault_of_test(&text, &test) {
+                faults.push(format!("{}: {file}::{test} {fault}", relative(&page)));
             }
         }
     }
@@ -204,8 +210,12 @@ fn the_rules_find_what_breaks_them() {
     assert_eq!(leftovers("src/a.rs", &["// FIX", "ME later"].concat()).len(), 1);
     assert_eq!(leftovers("src/a.rs", &["mpsc::unbounded", "_channel()"].concat()).len(), 1);
     assert_eq!(leftovers("src/a.rs", "let todos = mastodon;"), [""; 0]);
+    assert_eq!(bounds_elsewhere("src/a.rs", "mpsc::channel(7);\nmpsc::channel(queues::A);").len(), 1);
 
     assert_eq!(tests_named_in("see `src/a.rs::it_holds`, `b::c`"), [("src/a.rs".into(), "it_holds".into())]);
+    assert_eq!(fault_of_test("#[test]\nfn a() {}", "a"), None);
+    assert!(fault_of_test("#[test]\n#[ignore]\nfn a() {}", "a").is_some());
+    assert!(fault_of_test("fn a() {}", "a").is_some() && fault_of_test("", "a").is_some());
     assert_eq!(links_in("[a](b.md#c) [d](https://e) [f](#g)"), ["b.md"]);
     assert_eq!(bare_code("/// a\nlet b = 1; // c\n\n#[cfg(test)]\nmod tests {}"), "let b = 1; // c\n");
     assert_eq!(code_of("a // crate::b\n//! crate::c\nd"), "a \n\nd\n");
@@ -287,6 +297,24 @@ fn parsing_calls(path: &str, code: &str) -> Vec<String> {
     faults
 }
 
+/// Queues whose bound is not one of `limits.rs`.
+fn bounds_elsewhere(_path: &str, text: &str) -> Vec<String> {
+    let code = bare_code(text);
+    let is_named =
+        |bound: &str| ["queues::", "limits.", "self.limits.", "items"].iter().any(|name| bound.starts_with(name));
+    let mut faults = Vec::new();
+    for call in ["mpsc::channel(", "sync_channel(", "broadcast::channel("] {
+        for (at, _) in code.match_indices(call) {
+            let bound = &code[at + call.len()..];
+            if !is_named(bound) {
+                let bound = bound.split(')').next().unwrap_or_default();
+                faults.push(format!("a queue's bound is `{bound}`; name it in src/limits.rs"));
+            }
+        }
+    }
+    faults
+}
+
 /// Markers of unfinished work and queues without a bound.
 fn leftovers(_path: &str, text: &str) -> Vec<String> {
     // Put together here, so that this file does not contain them.
@@ -354,6 +382,20 @@ fn tests_named_in(text: &str) -> Vec<(String, String)> {
         .filter_map(|name| name.split_once(".rs::"))
         .map(|(file, test)| (format!("{file}.rs"), test.to_owned()))
         .collect()
+}
+
+/// Why `test` in a file is no test that runs, if it is none.
+fn fault_of_test(text: &str, test: &str) -> Option<&'static str> {
+    let Some(at) = text.find(&format!("fn {test}(")) else { return Some("does not exist") };
+    // Its attributes are the lines right above it.
+    let before = text[..at].trim_end().trim_end_matches("async").trim_end();
+    let above = before.lines().rev().map(str::trim).take_while(|line| line.starts_with(['#', '/']));
+    let attributes: Vec<&str> = above.filter(|line| line.starts_with('#')).collect();
+    match attributes.iter().any(|line| line.starts_with("#[test") || line.starts_with("#[tokio::test")) {
+        false => Some("is not marked as a test"),
+        true if attributes.iter().any(|line| line.starts_with("#[ignore")) => Some("is ignored"),
+        true => None,
+    }
 }
 
 /// Every link of a page to a file.

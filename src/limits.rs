@@ -7,7 +7,8 @@
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// Changes and commands waiting for the writer. A full queue makes `change` return `Busy` before it edits.
+    /// Changes and commands that the writer has or that wait for it. A full queue makes `change` return `Busy` before it
+    /// edits. One group's worth: what is taken waits for the group under way and its own at most, however much is offered.
     pub write_queue_items: usize,
     /// Bytes of changes waiting for the writer; as above.
     pub write_queue_bytes: usize,
@@ -90,7 +91,7 @@ pub struct Limits {
 impl Limits {
     /// What a database has unless it is told otherwise.
     pub const DEFAULT: Self = Self {
-        write_queue_items: 8192,
+        write_queue_items: 1024,
         write_queue_bytes: 64 * MIB,
         group_records_max: 1024,
         group_bytes_max: MIB,
@@ -127,7 +128,7 @@ impl Limits {
         snapshot_tail_bytes: MIB as u64,
         checkpoint_records: 1 << 16,
         disk_free_min: 64 * MIB as u64,
-        connections_max: 1024,
+        connections_max: 2048,
     };
 }
 
@@ -135,6 +136,25 @@ impl Default for Limits {
     fn default() -> Self {
         Self::DEFAULT
     }
+}
+
+/// Bounds of queues between tasks that nobody has a reason to change: each is full for a moment only, and then its
+/// sender waits.
+pub(crate) mod queues {
+    /// Events of one link that wait for its session. The stream that brought one is not read meanwhile.
+    pub(crate) const LINK_EVENTS: usize = 64;
+    /// Batches of one link that wait for the writer. The session then takes no more.
+    pub(crate) const LINK_ADMISSIONS: usize = 8;
+    /// Frames handed to a stream that are not written yet. The session gives one at a time; the other is its end.
+    pub(crate) const STREAM_FRAMES: usize = 2;
+    /// Handshakes of strangers under way. More are refused.
+    pub(crate) const HANDSHAKES: usize = 1024;
+    /// Documents that wait for their snapshot. More are found due again at their next change.
+    pub(crate) const SNAPSHOTS: usize = 64;
+    /// Lines of a command's answer that wait for the admin socket. The command then waits.
+    pub(crate) const ADMIN_LINES: usize = 64;
+    /// Commands that run on the admin socket at a time. More wait to be accepted.
+    pub(crate) const ADMIN_CONNECTIONS: usize = 32;
 }
 
 const KIB: usize = 1024;
@@ -150,6 +170,7 @@ const _: () = {
     assert!(l.pending_bytes_per_document <= l.pending_bytes);
     assert!(l.change_bytes_max <= l.pending_bytes_per_document);
     assert!(l.group_bytes_max <= l.write_queue_bytes);
+    assert!(l.write_queue_items <= l.group_records_max);
     assert!(l.inventory_rows * 40 <= l.frame_bytes_max);
     assert!(l.change_bytes_max <= l.document_bytes_max);
     assert!(l.change_ops_max <= l.document_ops_max);

@@ -5,5 +5,6 @@
 mod cli;
 mod kill;
 mod links;
+mod load;
 mod nodes;
 mod twins;

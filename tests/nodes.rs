@@ -16,11 +16,11 @@ use tidelog::node::trace::{AgentFeed, Trace, TraceChanges, TraceOptions, traces_
 use tidelog::{Change, ChangeHash, DocumentId, Error};
 
 /// A `tidelog serve` of its own, and what this test knows about it.
-struct Server {
+pub(crate) struct Server {
     folder: TempDir,
-    child: Child,
+    pub(crate) child: Child,
     node: String,
-    ticket: String,
+    pub(crate) ticket: String,
     /// The changes and documents it has.
     known: HashSet<ChangeHash>,
     /// How far its log was read.
@@ -28,7 +28,7 @@ struct Server {
 }
 
 impl Server {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_tidelog"))
             .arg("--data")
@@ -45,7 +45,7 @@ impl Server {
         Self { node: text("node"), ticket: text("ticket"), folder, child, known: HashSet::new(), at: 0 }
     }
 
-    fn ask(&self, request: &Request) -> (Value, Vec<Value>) {
+    pub(crate) fn ask(&self, request: &Request) -> (Value, Vec<Value>) {
         let path = self.folder.path().join("data");
         let mut client = Client::connect(&path, Some(Duration::from_secs(60))).unwrap().expect("a running node");
         let mut rows = Collected::default();

@@ -189,6 +189,8 @@ enum Verdict {
     Waits(Vec<ChangeHash>),
     /// Another change of the same author and number stays, or what it depends on gave way: that change.
     Outranked(ChangeHash),
+    /// Not in this step: whoever brought it is asked again.
+    Again,
     Refused(String),
 }
 
@@ -344,7 +346,7 @@ impl Core {
                 return Ok(());
             }
             Verdict::Known | Verdict::Outranked(_) => "its author used its number before".to_owned(),
-            Verdict::Waits(_) => "what it was made on top of is not here".to_owned(),
+            Verdict::Waits(_) | Verdict::Again => "what it was made on top of is not here".to_owned(),
             Verdict::Refused(why) => why,
         };
         tracing::error!(%document, %hash, %why, "an edit made here was refused");
@@ -381,6 +383,10 @@ impl Core {
                     tracing::warn!(%document, %hash, %by, actor = %arrival.change.actor(), seq = arrival.change.seq(), "a change gives way to another of its author and number");
                     answer.outranked.push((document, hash));
                     self.drop_waiting(document, hash);
+                }
+                Verdict::Again => {
+                    self.pending.note_dropped(document);
+                    answer.missing.push((document, Vec::new()));
                 }
                 Verdict::Waits(missing) => {
                     if !answer.missing.iter().any(|(id, _)| *id == document) {

@@ -17,9 +17,7 @@ use crate::error::Error;
 use crate::history::Reader;
 use crate::history::fold::heads_of;
 use crate::id::{DocumentId, Heads, Lsn};
-
-/// Documents waiting for their snapshot. More are found due again at their next change.
-const WAITING_MAX: usize = 64;
+use crate::limits::queues;
 
 enum Request {
     Save(DocumentId),
@@ -43,7 +41,7 @@ pub(crate) struct Idle {
 impl Snapshots {
     /// Makes both ends.
     pub(crate) fn new() -> (Self, Idle) {
-        let (sender, requests) = sync_channel(WAITING_MAX);
+        let (sender, requests) = sync_channel(queues::SNAPSHOTS);
         let waiting = Arc::default();
         (Self { requests: sender, waiting: Arc::clone(&waiting) }, Idle { requests, waiting })
     }
@@ -51,7 +49,8 @@ impl Snapshots {
     /// Asks for a snapshot of `id`; does nothing when too many wait.
     pub(crate) fn request(&self, id: DocumentId) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if waiting.len() < WAITING_MAX && waiting.insert(id) && self.requests.try_send(Request::Save(id)).is_err() {
+        if waiting.len() < queues::SNAPSHOTS && waiting.insert(id) && self.requests.try_send(Request::Save(id)).is_err()
+        {
             waiting.remove(&id);
         }
     }

@@ -20,16 +20,12 @@ use crate::document::split;
 use crate::engine::{Clash, Database, Incoming, IncomingBody};
 use crate::error::Error;
 use crate::id::LogCursor;
-use crate::limits::Limits;
+use crate::limits::{Limits, queues};
 use crate::sync::wire::Role;
 use crate::sync::{
     self, Admitted, Channel, IncomingRow, Opened, Output, Session, SessionConfig, SessionError, SessionEvent, Side,
 };
 
-/// Events of a link that wait for the session.
-const EVENTS_MAX: usize = 64;
-/// Admissions of a link that wait for the writer.
-const ADMISSIONS_MAX: usize = 8;
 /// What the session is asked to do at a stretch before other events get their turn.
 const OUTPUTS_PER_TURN: usize = 64;
 /// How long a peer may take to say who it is.
@@ -100,8 +96,8 @@ impl Conversation {
         config: SessionConfig,
         on_event: Arc<dyn Fn(&SessionEvent) + Send + Sync>,
     ) -> Self {
-        let (events, incoming) = mpsc::channel(EVENTS_MAX);
-        let (admissions, queue) = mpsc::channel(ADMISSIONS_MAX);
+        let (events, incoming) = mpsc::channel(queues::LINK_EVENTS);
+        let (admissions, queue) = mpsc::channel(queues::LINK_ADMISSIONS);
         let mut tasks = JoinSet::new();
         let from = Source { peer: config.peer, trusted: config.role == Role::Node };
         tasks.spawn(admit_in_order(database.clone(), from, queue, events.clone()));
@@ -187,7 +183,7 @@ impl Conversation {
                 return ended;
             }
             // Whatever else is there already is cheaper to take now than in a turn of its own.
-            for _ in 0..EVENTS_MAX {
+            for _ in 0..queues::LINK_EVENTS {
                 let Ok(event) = self.incoming.try_recv() else { break };
                 if let Err(ended) = self.take(event) {
                     return ended;
@@ -374,7 +370,7 @@ impl Conversation {
 
     /// Starts the task that writes a channel; without a writer it opens the stream first.
     fn write_channel(&mut self, channel: Channel, writer: Option<FrameWriter>) {
-        let (sender, mut frames) = mpsc::channel(2);
+        let (sender, mut frames) = mpsc::channel(queues::STREAM_FRAMES);
         self.writers.insert(channel, sender);
         let (link, events) = (self.link.clone(), self.events.clone());
         self.tasks.spawn(async move {

@@ -11,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use crate::id::NodeId;
-use crate::limits::Limits;
+use crate::limits::{Limits, queues};
 
 use super::close::CloseCode;
 use super::error::NetError;
@@ -20,9 +20,6 @@ use super::link::{Arrival, Link, canonical};
 use super::refusal::Ends;
 use super::ticket::Ticket;
 use super::tls;
-
-/// Handshakes of strangers under way at a time. More are refused.
-const HANDSHAKES_MAX: usize = 1024;
 
 /// With more handshakes than this under way, a stranger must first prove its address. That is one more round trip for
 /// it, while a forged source address costs us no state and no signature.
@@ -99,7 +96,7 @@ impl Endpoint {
             dialling,
             connections: Arc::new(Semaphore::new(limits.connections_max.min(Semaphore::MAX_PERMITS))),
             connections_max: limits.connections_max,
-            handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
+            handshakes: Arc::new(Semaphore::new(queues::HANDSHAKES)),
             frame_bytes_max: limits.frame_bytes_max,
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -144,7 +141,7 @@ impl Endpoint {
             incoming.refuse();
             return None;
         };
-        let under_way = HANDSHAKES_MAX.saturating_sub(inner.handshakes.available_permits());
+        let under_way = queues::HANDSHAKES.saturating_sub(inner.handshakes.available_permits());
         if under_way > PROVE_ADDRESS_ABOVE && !incoming.remote_address_validated() {
             if let Err(already_asked) = incoming.retry() {
                 already_asked.into_incoming().refuse();
@@ -387,7 +384,7 @@ mod tests {
         assert!(link.is_ok() && arrival.is_ok());
         let stats = acceptor.inner.endpoint.stats();
         assert_eq!((stats.ignored_handshakes, stats.refused_handshakes, stats.accepted_handshakes), (0, 0, 1));
-        assert_eq!(acceptor.inner.handshakes.available_permits(), HANDSHAKES_MAX - PROVE_ADDRESS_ABOVE);
+        assert_eq!(acceptor.inner.handshakes.available_permits(), queues::HANDSHAKES - PROVE_ADDRESS_ABOVE);
     }
 
     #[tokio::test(start_paused = true)]

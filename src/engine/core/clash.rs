@@ -79,12 +79,11 @@ impl Core {
             return Ok(Verdict::Outranked(first));
         }
         if Lsn(row.last_lsn) > self.reader.tail().lsn {
-            // Only what is committed can be taken back; the peer is asked for this one again.
-            self.pending.note_dropped(document);
-            return Ok(Verdict::Waits(vec![change.hash()]));
+            // Only what is committed can be taken back.
+            return Ok(Verdict::Again);
         }
         let graph = self.graph(work, document)?;
-        let (withdrawn, left) = {
+        let ((withdrawn, gone), mut left): ((Vec<Lsn>, Vec<ChangeHash>), _) = {
             let graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
             let falls = graph.standing_on(&first);
             let left = graph.without(&falls).map_err(|error| HistoryError::Document {
@@ -92,7 +91,7 @@ impl Core {
                 lsn: Lsn(row.last_lsn),
                 why: format!("its changes cannot be withdrawn: {error}"),
             })?;
-            (falls.into_iter().map(|index| graph.lsn_at(index)).collect::<Vec<_>>(), left)
+            (falls.iter().map(|index| (graph.lsn_at(*index), graph.hash_at(*index))).unzip(), left)
         };
         if !left.missing(change.deps()).is_empty() {
             return Ok(Verdict::Refused("it was made on top of the change whose number it has".into()));
@@ -102,11 +101,11 @@ impl Core {
         }
         tracing::warn!(%document, winner = %change.hash(), %first, actor = %change.actor(), seq = change.seq(), withdrawn = withdrawn.len(), "two changes have one author and number; the logged one and all that stands on it are withdrawn");
         self.withdraw(work, document, arrival, &withdrawn)?;
-        let mut left = left;
+        gone.into_iter().for_each(|hash| self.outranked.note(hash));
         left.set_generation(Lsn(self.rows.get(&document).map_or(0, |row| row.generation)));
         let deps: Vec<Lsn> = change.deps().iter().filter_map(|hash| left.lsn_of(hash)).collect();
         *graph.lock().unwrap_or_else(PoisonError::into_inner) = left;
-        let Some(row) = self.rows.get(&document).cloned() else { return Ok(Verdict::Waits(Vec::new())) };
+        let Some(row) = self.rows.get(&document).cloned() else { return Ok(Verdict::Again) };
         self.append(work, document, arrival, row, &deps)
     }
 

@@ -22,8 +22,6 @@ use super::command::{CommandError, Progress};
 pub const REQUEST_BYTES_MAX: usize = 64 << 20;
 /// The longest line of a response, in bytes: room for a large document in base64.
 pub const RESPONSE_BYTES_MAX: usize = 512 << 20;
-/// Connections served at a time.
-pub const CONNECTIONS_MAX: usize = 32;
 
 /// One line of an answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -14,11 +14,10 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::address::{SOCKET_FILE, SocketPath};
-use super::{CONNECTIONS_MAX, REQUEST_BYTES_MAX, Response};
+use super::{REQUEST_BYTES_MAX, Response};
+use crate::limits::queues;
 use crate::node::command::{Cancel, CommandError, Context, Exit, Output, Progress, Request, execute};
 
-/// Lines that wait for a slow reader; then the command waits.
-const LINES_WAITING: usize = 64;
 /// How long a client may leave its end unread.
 const WRITE_TIME: Duration = Duration::from_secs(60);
 
@@ -67,7 +66,7 @@ fn listen(directory: &Path) -> io::Result<UnixListener> {
 }
 
 async fn serve(listener: UnixListener, context: Context) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let places = Arc::new(Semaphore::new(queues::ADMIN_CONNECTIONS));
     // Dropped with this future: that is how its owner ends the connections.
     let mut connections = JoinSet::new();
     loop {
@@ -150,7 +149,7 @@ impl Connection {
     /// Runs one command; when the client goes away meanwhile, the command is told to end.
     async fn answer(&mut self, context: &Context, request: Request) -> io::Result<()> {
         let (canceller, cancel) = Cancel::new();
-        let (lines, mut waiting) = mpsc::channel(LINES_WAITING);
+        let (lines, mut waiting) = mpsc::channel(queues::ADMIN_LINES);
         let context = context.clone();
         let work = tokio::task::spawn_blocking(move || {
             let mut output = SocketOutput { lines, cancel: cancel.clone() };
