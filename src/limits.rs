@@ -35,7 +35,8 @@ pub struct Limits {
     pub document_inflated_max: u64,
     /// Operations, and changes, in one document chunk. A larger one is refused where it enters.
     pub document_ops_max: u64,
-    /// Bytes that each byte of a document chunk may inflate to, beside `inflate_free`.
+    /// Bytes that each byte of a document chunk may inflate to, beside `inflate_free`. Those of all columns but the values
+    /// count twice, since they are held while the chunk is checked.
     pub inflate_ratio_max: u64,
     /// Bytes that a document chunk of any length may inflate to.
     pub inflate_free: u64,

@@ -89,7 +89,7 @@ fn costly() -> Vec<Vector> {
     vectors.push(change("operations of no action", "operations of a change", |parts| {
         parts.columns.set(ACTION, nothing(HUGE as u64));
     }));
-    vectors.push(change("runs whose sum overflows", "its runs overflow", |parts| {
+    vectors.push(change("runs whose sum overflows", "operations of a change", |parts| {
         parts.columns.set(ACTION, [run(i64::MAX, 1), nothing(u64::MAX), run(i64::MAX, 2)].concat());
     }));
     vectors.push(change("a million operations in a hundred bytes", "operations for so few bytes", |parts| {

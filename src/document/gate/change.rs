@@ -95,7 +95,7 @@ pub(super) fn check_plain(bytes: &[u8], length: usize, limits: &Limits) -> Resul
     if header.seq != 1 && names_author(input.left) {
         return Err(GateError::Malformed { part: "extra bytes", why: "only an actor's first change names an author" });
     }
-    let operations = count::<u64>(columns[ACTION]).within("column of actions")?;
+    let operations = count::<u64>(columns[ACTION], limits.change_ops_max).within("column of actions")?;
     at_most("operations of a change", operations, limits.change_ops_max)?;
     let end = header.start.saturating_add(operations);
     at_most("operation counters", end, OPERATION_END_MAX)?;

@@ -27,6 +27,8 @@ const AUTHOR: usize = 5;
 /// Where the values' bytes stand in [`OPERATIONS`].
 const VALUE: usize = 10;
 
+/// What is held inflated weighs this many times what is only read through.
+const HELD: u64 = 2;
 const COUNTER_MAX: i64 = 1 << 31;
 const TIME_MAX: i64 = 1 << 53;
 /// Successors or dependencies in lists of several, beside those that have a byte.
@@ -156,10 +158,10 @@ impl<'a, const N: usize> Table<'a, N> {
                 continue;
             }
             if self.deflated[place] {
-                let max = usize::try_from(budget.inflated).unwrap_or(usize::MAX);
+                let max = usize::try_from(budget.inflated / HELD).unwrap_or(usize::MAX);
                 inflated[place] = Cow::Owned(inflate(column, max, "inflated bytes of a document")?);
             }
-            budget.spend(inflated[place].len() as u64)?;
+            budget.spend((inflated[place].len() as u64).saturating_mul(HELD))?;
         }
         Ok(inflated)
     }
@@ -177,7 +179,7 @@ fn check_changes(
     actors: u64,
     shared_max: u64,
 ) -> Result<(), GateError> {
-    let rows = count::<u64>(&columns[0]).within("column of changes' actors")?;
+    let rows = count::<u64>(&columns[0], budget.operations_max).within("column of changes' actors")?;
     budget.claim("changes of a document", rows, 0)?;
     let mut actor = Runs::<u64>::new(&columns[0]).within("column of changes' actors")?;
     let mut seq = Deltas::new(&columns[1]).within("column of changes' numbers")?;
@@ -258,7 +260,7 @@ fn check_operations(
     actors: u64,
     shared_max: u64,
 ) -> Result<(), GateError> {
-    let rows = count::<u64>(&columns[AUTHOR]).within("column of authors")?;
+    let rows = count::<u64>(&columns[AUTHOR], budget.operations_max).within("column of authors")?;
     // Text that is there as it is vouches for itself; what a deflated column comes to is seen on the way.
     budget.claim(
         "operations of a document",

@@ -288,11 +288,11 @@ impl<'a> Booleans<'a> {
     }
 }
 
-/// How many values a column of numbers holds, without reading more of it than its runs.
-pub(super) fn count<'a, T: Item<'a>>(bytes: &'a [u8]) -> Result<u64, Fault> {
+/// How many values a column of numbers holds, without expanding its runs. Above `max` it stops at the first sum found.
+pub(super) fn count<'a, T: Item<'a>>(bytes: &'a [u8], max: u64) -> Result<u64, Fault> {
     let mut input = Input::new(bytes);
     let mut sum = 0_u64;
-    while !input.is_empty() {
+    while !input.is_empty() && sum <= max {
         let count = input.signed()?;
         let more = match count {
             0 => input.unsigned()?,
@@ -328,7 +328,7 @@ mod tests {
             runs.step(1)?;
         }
         runs.finish()?;
-        assert_eq!(count::<u64>(bytes), Ok(values.len() as u64));
+        assert_eq!(count::<u64>(bytes, 100), Ok(values.len() as u64));
         Ok(values)
     }
 
