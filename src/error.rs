@@ -5,7 +5,7 @@
 
 use crate::document::{ChangeError, ViewError};
 use crate::history::HistoryError;
-use crate::id::{CollectionName, DocumentId, IdError};
+use crate::id::{ChangeHash, CollectionName, DocumentId, IdError};
 use crate::log::{LogError, StorageError};
 
 /// What went wrong.
@@ -64,6 +64,16 @@ pub enum Error {
         /// Why not.
         why: String,
     },
+    /// A change from an untrusted peer cannot be applied to its document. It is in quarantine; nothing of it was logged.
+    #[error("document {document}: change {hash} cannot be applied and is in quarantine: {why}")]
+    Unappliable {
+        /// The document.
+        document: DocumentId,
+        /// The change.
+        hash: ChangeHash,
+        /// What automerge says.
+        why: String,
+    },
     /// The application's own error, out of the closure it gave.
     #[error("{0}")]
     Application(String),
@@ -102,6 +112,7 @@ impl Error {
             Self::Id(_) => "E0607",
             Self::Refused { .. } => "E0608",
             Self::Application(_) => "E0609",
+            Self::Unappliable { .. } => "E0616",
         }
     }
 

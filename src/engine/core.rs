@@ -54,6 +54,8 @@ pub(crate) enum Input {
     Admit { rows: Vec<Incoming>, via: Option<NodeId>, cursor: Option<LogCursor>, clash: Clash },
     /// A cursor alone.
     StoreCursor { peer: NodeId, cursor: LogCursor },
+    /// A row of the keyspace `held`.
+    Hold { key: Vec<u8>, row: Vec<u8> },
     /// A verified snapshot, to be kept as a cache.
     Snapshot { document: DocumentId, lsn: Lsn, heads: Heads, changes: u64, bytes: Vec<u8> },
 }
@@ -71,6 +73,7 @@ impl Input {
                 })
                 .sum(),
             Self::StoreCursor { .. } => 0,
+            Self::Hold { row, .. } => row.len(),
             Self::Snapshot { bytes, .. } => bytes.len(),
         }
     }
@@ -308,6 +311,7 @@ impl Core {
                 put_cursor(work, peer, &cursor);
                 answer.cursor_stored = true;
             }
+            Input::Hold { key, row } => work.group.batch.put(Keyspace::Held, key, row),
             Input::Snapshot { document, lsn, heads, changes, bytes } => {
                 self.keep_snapshot(work, document, lsn, &heads, changes, &bytes)?;
             }
@@ -430,6 +434,9 @@ impl Core {
         if row.heads.iter().any(|head| head.hash == change.hash().0) {
             return Ok(Verdict::Known);
         }
+        if change.unbacked_deletions() > row.max_op {
+            return Ok(Verdict::Refused("it deletes more than there is".into()));
+        }
         let at_heads = dependencies_among(&row, change.deps());
         let actor = self.reference_if_known(work, NameKind::Actor, change.actor().as_bytes())?;
         let Some(seq) = known_seq(&row, actor) else {
@@ -443,6 +450,10 @@ impl Core {
         let Some((deps, op_min)) = at_heads else {
             return self.admit_by_graph(work, document, arrival, &row);
         };
+        if seq > 0 && op_min <= row.max_op {
+            // Whether it follows its author's last change, the heads alone do not tell.
+            return self.admit_by_graph(work, document, arrival, &row);
+        }
         if change.seq() != seq + 1 {
             return Ok(Verdict::Refused(format!("its number is {}, its author's next is {}", change.seq(), seq + 1)));
         }

@@ -21,16 +21,15 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
+use super::ExchangeError;
 use super::exchanges::Exchanges;
 use super::follower::Follower;
-use super::gate::guarded;
 use super::intake::{Intake, Mark};
 use super::source::Source;
 use super::wire::{
     self, CAPABILITY_SNAPSHOTS, CAPABILITY_STRICT, Frame, Hello, HelloAck, Judgement, Position, Role, WireError,
 };
-use super::{ExchangeError, GateError};
-use crate::document::{Change, ChangeError};
+use crate::document::Change;
 use crate::history::{HistoryError, Location, Origin, Reader};
 use crate::id::{ChangeHash, DocumentId, LogCursor, LogId, Lsn, NodeId};
 use crate::limits::Limits;
@@ -99,6 +98,9 @@ pub enum SessionError {
     /// The writer refused what the peer sent.
     #[error("refused: {0}")]
     Refused(String),
+    /// A change the peer sent cannot be applied to its document.
+    #[error("{0}")]
+    Unappliable(String),
     /// Our own store does not answer.
     #[error(transparent)]
     History(#[from] HistoryError),
@@ -654,17 +656,8 @@ fn judge(cursor: Option<&LogCursor>, reader: &Reader) -> Result<Judgement, Sessi
 
 /// Verifies a change that came from the peer.
 pub(super) fn parse_change(document: DocumentId, bytes: Vec<u8>, limits: &Limits) -> Result<Change, SessionError> {
-    let refused = |why: String| SessionError::MalformedChange { document, why };
-    if bytes.len() > limits.change_bytes_max {
-        let error = ChangeError::TooLong { bytes: bytes.len(), max: limits.change_bytes_max };
-        return Err(refused(error.to_string()));
-    }
-    match guarded(|| Change::parse(bytes)) {
-        Ok(Ok(change)) => Ok(change),
-        Ok(Err(error)) => Err(refused(error.to_string())),
-        Err(GateError::Panicked) => Err(refused("automerge panicked on it".into())),
-        Err(error) => Err(refused(error.to_string())),
-    }
+    Change::parse_within(bytes, limits)
+        .map_err(|error| SessionError::MalformedChange { document, why: error.to_string() })
 }
 
 /// Names a frame that may not come.
