@@ -141,6 +141,7 @@ impl Default for Limits {
 
 /// Bounds of queues between tasks that nobody has a reason to change: each is full for a moment only, and then its
 /// sender waits.
+#[cfg_attr(not(feature = "node"), allow(dead_code, reason = "most are of rooms that are not there"))]
 pub(crate) mod queues {
     /// Events of one link that wait for its session. The stream that brought one is not read meanwhile.
     pub(crate) const LINK_EVENTS: usize = 64;

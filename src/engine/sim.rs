@@ -401,6 +401,6 @@ fn documents_in(input: &Input) -> Vec<DocumentId> {
     match input {
         Input::Local { document, .. } | Input::Snapshot { document, .. } => vec![*document],
         Input::Admit { rows, .. } => rows.iter().map(|row| row.document).collect(),
-        Input::StoreCursor { .. } => Vec::new(),
+        Input::StoreCursor { .. } | Input::Hold { .. } => Vec::new(),
     }
 }
