@@ -654,7 +654,7 @@ fn groups(rows: Vec<IncomingRow>, limits: &tidelog::Limits) -> Result<VecDeque<V
             IncomingBody::Change(change) => push(Incoming { document, body: Body::Change(change), origin }),
             IncomingBody::Lifecycle(bytes) => push(Incoming { document, body: Body::Lifecycle(bytes), origin }),
             IncomingBody::Document(chunk) => {
-                for change in split(&chunk).map_err(|error| error.to_string())? {
+                for change in split(&chunk, limits).map_err(|error| error.to_string())? {
                     push(Incoming { document, body: Body::Change(Box::new(change)), origin: origin.clone() });
                 }
             }
