@@ -76,6 +76,8 @@ pub struct Limits {
     pub repo_list_items: usize,
     /// Documents that one automerge-repo client may speak of on one socket. One more closes it.
     pub repo_documents: usize,
+    /// Bytes of heads and filters kept of one automerge-repo client, over all its documents. More closes its socket.
+    pub repo_kept_bytes: usize,
     /// Stores whose heads one automerge-repo client may hear of. Further subscriptions are ignored.
     pub repo_subscriptions: usize,
     /// Heads of stores that are remembered for later subscribers, over all documents. The oldest are forgotten.
@@ -126,10 +128,11 @@ impl Limits {
         connections_max: 2048,
         repo_message_bytes: 64 * MIB,
         repo_join_bytes: 64 * KIB,
-        repo_depth: 16,
+        repo_depth: 64,
         repo_text_bytes: 4 * KIB,
         repo_list_items: 4096,
         repo_documents: 1 << 16,
+        repo_kept_bytes: 64 * MIB,
         repo_subscriptions: 1024,
         repo_remembered_heads: 1 << 16,
         repo_ephemeral_bytes: MIB,

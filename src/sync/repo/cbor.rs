@@ -20,22 +20,37 @@ const SAFE_INTEGER_MAX: f64 = 9_007_199_254_740_992.0;
 #[derive(Clone, Copy)]
 pub(super) struct Value<'a> {
     bytes: &'a [u8],
-    limits: &'a Limits,
+    bounds: Bounds,
+}
+
+#[derive(Clone, Copy)]
+struct Bounds {
+    depth: usize,
+    text_bytes: usize,
+    list_items: usize,
+}
+
+/// Whether the bytes are one whole value and nothing else.
+pub(super) fn is_whole(bytes: &[u8], limits: &Limits) -> bool {
+    let mut decoder = Decoder::new(bytes);
+    skip(&mut decoder, limits.repo_depth).is_ok() && decoder.position() == bytes.len()
 }
 
 /// Gives every entry of the map that `bytes` are, all of them, to `take`; entries whose key is no text are passed over.
 pub(super) fn fields<'a>(
     bytes: &'a [u8],
-    limits: &'a Limits,
+    limits: &Limits,
     take: &mut dyn FnMut(Cow<'a, str>, Value<'a>) -> Result<(), WireError>,
 ) -> Result<(), WireError> {
-    let end = entries(bytes, limits, take)?;
+    let bounds =
+        Bounds { depth: limits.repo_depth, text_bytes: limits.repo_text_bytes, list_items: limits.repo_list_items };
+    let end = entries(bytes, bounds, take)?;
     if end == bytes.len() { Ok(()) } else { Err(WireError::Malformed("bytes follow the message")) }
 }
 
 fn entries<'a>(
     bytes: &'a [u8],
-    limits: &'a Limits,
+    bounds: Bounds,
     take: &mut dyn FnMut(Cow<'a, str>, Value<'a>) -> Result<(), WireError>,
 ) -> Result<usize, WireError> {
     let mut decoder = Decoder::new(bytes);
@@ -54,8 +69,8 @@ fn entries<'a>(
             }
             None => {}
         }
-        let key = part(&mut decoder, limits)?;
-        let value = part(&mut decoder, limits)?;
+        let key = part(&mut decoder, bounds)?;
+        let value = part(&mut decoder, bounds)?;
         if key.is_text()? {
             take(key.any_text()?, value)?;
         }
@@ -64,10 +79,10 @@ fn entries<'a>(
 }
 
 /// Steps over one value and gives it.
-fn part<'a>(decoder: &mut Decoder<'a>, limits: &'a Limits) -> Result<Value<'a>, WireError> {
+fn part<'a>(decoder: &mut Decoder<'a>, bounds: Bounds) -> Result<Value<'a>, WireError> {
     let from = decoder.position();
-    skip(decoder, limits.repo_depth)?;
-    Ok(Value { bytes: &decoder.input()[from..decoder.position()], limits })
+    skip(decoder, bounds.depth)?;
+    Ok(Value { bytes: &decoder.input()[from..decoder.position()], bounds })
 }
 
 /// Steps over one value that is nested at most `depth` levels deep.
@@ -127,7 +142,7 @@ impl<'a> Value<'a> {
             return Err(WireError::Malformed("a text is something else"));
         }
         let text = self.any_text()?;
-        let max = self.limits.repo_text_bytes;
+        let max = self.bounds.text_bytes;
         if text.len() > max {
             return Err(WireError::TooMany { what: "bytes in a text", found: text.len(), max });
         }
@@ -206,7 +221,7 @@ impl<'a> Value<'a> {
                 None => {}
             }
             self.check_items(read + 1)?;
-            let item = part(&mut decoder, self.limits)?;
+            let item = part(&mut decoder, self.bounds)?;
             if item.is_text()? {
                 texts.push(item.text()?);
             }
@@ -217,7 +232,7 @@ impl<'a> Value<'a> {
     /// The entries of a map of a bounded length.
     pub(super) fn map(self) -> Result<Vec<(Cow<'a, str>, Value<'a>)>, WireError> {
         let mut map: Vec<(Cow<'a, str>, Value<'a>)> = Vec::new();
-        entries(self.bytes, self.limits, &mut |key, value| {
+        entries(self.bytes, self.bounds, &mut |key, value| {
             self.check_items(map.len() + 1)?;
             map.push((key, value));
             Ok(())
@@ -226,7 +241,7 @@ impl<'a> Value<'a> {
     }
 
     fn check_items(self, found: usize) -> Result<(), WireError> {
-        let max = self.limits.repo_list_items;
+        let max = self.bounds.list_items;
         if found <= max { Ok(()) } else { Err(WireError::TooMany { what: "items in a list", found, max }) }
     }
 }

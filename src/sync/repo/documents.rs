@@ -1,18 +1,19 @@
 //! The documents that one client speaks of: each a sync of its own, answered from the change graph.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::PoisonError;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::session::RepoFault;
 use super::{RepoConfig, StoreHeadsKnown};
+use crate::document::ChangeGraph;
 use crate::history::{HistoryError, Origin, Reader};
 use crate::id::{DocumentId, Heads};
 use crate::log::record::{Admission, CreationRank, Lifecycle, LifecycleKind};
+use crate::sync::ExchangeError;
 use crate::sync::exchange::{Arrival, Exchange, GenerateError};
 use crate::sync::gate::ChunkKind;
 use crate::sync::intake::{Intake, Mark};
 use crate::sync::session::{IncomingBody, IncomingRow, SessionError, parse_change};
-use crate::sync::ExchangeError;
 
 /// Messages in a row that change nothing, after which a document is answered no more until one of the two sides has
 /// something new. A Bloom filter that hides a change costs one or two.
@@ -28,6 +29,8 @@ pub(super) struct Documents {
     ready: VecDeque<DocumentId>,
     /// Bytes of messages that wait for the one before to be logged.
     waiting_bytes: usize,
+    /// Bytes of heads and filters that the exchanges keep.
+    kept_bytes: usize,
 }
 
 #[derive(Debug, Default)]
@@ -36,6 +39,8 @@ struct Open {
     /// Messages that wait for the one before to be logged.
     waiting: VecDeque<Vec<u8>>,
     is_ready: bool,
+    /// Bytes of heads and filters that the exchange keeps.
+    kept_bytes: usize,
     /// The client asked for it and was not told yet that it is not here.
     owed: bool,
     /// A statement that creates it went to the writer from here.
@@ -125,9 +130,11 @@ impl Documents {
             open.waiting.push_back(data.to_vec());
             return Ok(());
         }
+        let before = open.kept_bytes;
         open.receive(document, data, unix_ms, config, reader, intake)?;
+        self.kept_bytes = self.kept_bytes - before + open.kept_bytes;
         self.wake(document);
-        Ok(())
+        self.check_kept(config)
     }
 
     /// Goes on with a document whose message was logged.
@@ -151,10 +158,21 @@ impl Documents {
             && let Some(data) = open.waiting.pop_front()
         {
             self.waiting_bytes -= data.len() + MESSAGE_BYTES;
+            let before = open.kept_bytes;
             open.receive(document, &data, unix_ms, config, reader, intake)?;
+            self.kept_bytes = self.kept_bytes - before + open.kept_bytes;
         }
         self.wake(document);
-        Ok(())
+        self.check_kept(config)
+    }
+
+    fn check_kept(&self, config: &RepoConfig) -> Result<(), RepoFault> {
+        let max = config.limits.repo_kept_bytes;
+        if self.kept_bytes <= max {
+            Ok(())
+        } else {
+            Err(RepoFault::TooMany { what: "bytes of heads and filters", max })
+        }
     }
 
     /// Takes the client's word that it is about to create a document in a collection of its choice.
@@ -209,9 +227,10 @@ impl Open {
     ) -> Result<(), RepoFault> {
         let refused = |error| RepoFault::Exchange { document, error };
         let standing = standing(document, config, reader)?;
-        let graph = reader.graph(document)?;
+        let graph = graph_of(document, standing, reader)?;
         let graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
         let received = self.exchange.receive(&graph, data).map_err(refused)?;
+        self.kept_bytes = data.len() - received.chunks.iter().map(|chunk| chunk.bytes.len()).sum::<usize>();
         self.owed = true;
         if received.chunks.is_empty() || standing == Standing::Denied {
             self.exchange.settle(&graph, Vec::new());
@@ -267,7 +286,7 @@ impl Open {
         if standing == Standing::Denied || standing != Standing::Here && !they_have_some {
             return Ok(std::mem::take(&mut self.owed).then_some(Due::Unavailable(document)));
         }
-        let graph = reader.graph(document)?;
+        let graph = graph_of(document, standing, reader)?;
         let graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(storage) = storage
             && let Some(heads) = self.exchange.their_heads()
@@ -311,6 +330,16 @@ fn standing(document: DocumentId, config: &RepoConfig, reader: &Reader) -> Resul
     } else {
         Standing::Here
     })
+}
+
+/// The document's graph. What nobody ever brought anything of has an empty one, which is not kept for anybody: else
+/// asking for what is not there would fill the memory that is for what is.
+fn graph_of(
+    document: DocumentId,
+    standing: Standing,
+    reader: &Reader,
+) -> Result<Arc<Mutex<ChangeGraph>>, HistoryError> {
+    if standing == Standing::Unknown { Ok(Arc::default()) } else { reader.graph(document) }
 }
 
 /// The statement by which a document comes to be where the client's path says.

@@ -57,6 +57,8 @@ impl Intake {
     }
 
     /// Takes a message of the client's own; `None` when it is not handed on.
+    ///
+    /// Its data must be a CBOR value: stock clients may end on bytes that are none.
     pub(super) fn take(&mut self, message: &Ephemeral<'_>, now: Instant, limits: &Limits) -> Option<Passing> {
         if message.data.len() > limits.repo_ephemeral_bytes || !self.spend(now, limits) {
             return None;
@@ -70,6 +72,9 @@ impl Intake {
                 }
                 self.seen.push_back((message.session.to_string(), message.count));
             }
+        }
+        if !super::cbor::is_whole(&message.data, limits) {
+            return None;
         }
         Some(Passing {
             author: message.route.sender.to_string(),
@@ -166,14 +171,17 @@ mod tests {
     #[test]
     fn a_number_is_handed_on_once_and_never_after_a_greater_one() {
         let (mut intake, now, limits) = (Intake::new(), Instant::now(), Limits::DEFAULT);
-        assert!(intake.take(&message("x", 1, b"a"), now, &limits).is_some());
-        assert!(intake.take(&message("x", 1, b"a"), now, &limits).is_none());
-        assert!(intake.take(&message("x", 5, b"a"), now, &limits).is_some());
-        assert!(intake.take(&message("x", 4, b"a"), now, &limits).is_none());
-        assert!(intake.take(&message("y", 4, b"a"), now, &limits).is_some());
+        assert!(intake.take(&message("x", 1, b"\x01"), now, &limits).is_some());
+        assert!(intake.take(&message("x", 1, b"\x01"), now, &limits).is_none());
+        assert!(intake.take(&message("x", 5, b"\x01"), now, &limits).is_some());
+        assert!(intake.take(&message("x", 4, b"\x01"), now, &limits).is_none());
+        assert!(intake.take(&message("y", 4, b"\x01"), now, &limits).is_some());
+        for none in [&b""[..], b"\x81", b"\x01\x01", b"\xff"] {
+            assert!(intake.take(&message("z", 1, none), now, &limits).is_none(), "no value: {none:?}");
+        }
         assert!(intake.take(&message("y", 5, &vec![0; limits.repo_ephemeral_bytes + 1]), now, &limits).is_none());
         for n in 0..100 {
-            intake.take(&message(&n.to_string(), 1, b""), now, &limits);
+            intake.take(&message(&n.to_string(), 1, b"\x01"), now, &limits);
         }
         assert_eq!(intake.seen.len(), limits.repo_ephemeral_sessions);
     }
@@ -182,10 +190,10 @@ mod tests {
     fn what_comes_too_fast_is_dropped_until_time_has_passed() {
         let (mut intake, now, limits) = (Intake::new(), Instant::now(), Limits::DEFAULT);
         let rate = u64::from(limits.repo_ephemeral_rate);
-        let passed = (1..=3 * rate).filter(|n| intake.take(&message("x", *n, b""), now, &limits).is_some()).count();
+        let passed = (1..=3 * rate).filter(|n| intake.take(&message("x", *n, b"\x01"), now, &limits).is_some()).count();
         assert_eq!(passed as u64, rate);
         let later = now + Duration::from_millis(100);
-        let passed = (1001..=1000 + rate).filter(|n| intake.take(&message("x", *n, b""), later, &limits).is_some());
+        let passed = (1001..=1000 + rate).filter(|n| intake.take(&message("x", *n, b"\x01"), later, &limits).is_some());
         assert_eq!(passed.count() as u64, rate / 10);
     }
 

@@ -109,13 +109,7 @@ impl Hub {
     pub fn handle(&mut self, from: SocketId, event: RepoEvent) -> Vec<(SocketId, Notice)> {
         match event {
             RepoEvent::Joined { peer, principal } => self.handle_joined(from, peer, principal),
-            RepoEvent::Opened(document) => {
-                if let Some(socket) = self.sockets.get_mut(&from) {
-                    socket.open.insert(document);
-                    self.openers.entry(document).or_default().insert(from);
-                }
-                Vec::new()
-            }
+            RepoEvent::Opened(document) => self.handle_opened(from, document),
             RepoEvent::Subscribed { add, remove } => self.handle_subscribed(from, add, &remove),
             RepoEvent::Ephemeral(passing) => self
                 .changed(passing.document)
@@ -134,7 +128,9 @@ impl Hub {
     /// Takes note that a socket is closed.
     pub fn handle_closed(&mut self, socket: SocketId) {
         let Some(gone) = self.sockets.remove(&socket) else { return };
-        self.by_peer.retain(|peer, other| *peer != gone.peer || *other != socket);
+        if self.by_peer.get(&gone.peer) == Some(&socket) {
+            self.by_peer.remove(&gone.peer);
+        }
         for document in gone.open {
             remove_from(&mut self.openers, &document, socket);
         }
@@ -160,12 +156,15 @@ impl Hub {
         notices
     }
 
-    fn handle_subscribed(
-        &mut self,
-        from: SocketId,
-        add: Vec<String>,
-        remove: &[String],
-    ) -> Vec<(SocketId, Notice)> {
+    fn handle_opened(&mut self, from: SocketId, document: DocumentId) -> Vec<(SocketId, Notice)> {
+        let Some(socket) = self.sockets.get_mut(&from) else { return Vec::new() };
+        socket.open.insert(document);
+        self.openers.entry(document).or_default().insert(from);
+        let known = socket.subscriptions.iter().filter_map(|storage| self.remembered.get(&(document, storage.clone())));
+        known.map(|heads| (from, Notice::Heads(heads.clone()))).collect()
+    }
+
+    fn handle_subscribed(&mut self, from: SocketId, add: Vec<String>, remove: &[String]) -> Vec<(SocketId, Notice)> {
         let Some(socket) = self.sockets.get_mut(&from) else { return Vec::new() };
         for storage in remove {
             socket.subscriptions.remove(storage);

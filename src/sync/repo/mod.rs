@@ -20,7 +20,7 @@ mod scope;
 mod session;
 pub mod wire;
 
+pub use ephemeral::Passing;
 pub use hub::{Hub, Notice, RepoEvent, SocketId, StoreHeadsKnown};
 pub use scope::RepoScope;
 pub use session::{Moment, RepoConfig, RepoFault, RepoOutput, RepoSession};
-pub use ephemeral::Passing;

@@ -321,7 +321,7 @@ impl RepoSession {
             Stage::Failed(fault) if fault.is_told() => {
                 let message = Message::Error {
                     sender: Some((&*self.config.peer).into()),
-                    target: Some((&*self.client).into()),
+                    target: Some((&*self.client).into()).filter(|client: &Text<'_>| !client.is_empty()),
                     message: fault.to_string().into(),
                 };
                 let bytes = message.encode();
@@ -390,8 +390,7 @@ impl RepoSession {
             heads: known.heads.as_slice().iter().map(|head| url_head(head).into()).collect(),
             timestamp: known.unix_ms as f64,
         };
-        let message =
-            Message::RemoteHeadsChanged { route: self.route(), document: known.document, heads: vec![heads] };
+        let message = Message::RemoteHeadsChanged { route: self.route(), document: known.document, heads: vec![heads] };
         let bytes = message.encode();
         self.send(bytes)
     }
@@ -411,9 +410,7 @@ impl RepoSession {
     }
 
     fn take(&mut self, now: Moment, bytes: &[u8], reader: &Reader) -> Result<(), RepoFault> {
-        let limits = self.config.limits.clone();
-        let message = Message::decode(bytes, &limits)?;
-        match message {
+        match Message::decode(bytes, &self.config.limits)? {
             Message::Join(join) => self.take_join(&join),
             // Who has not joined is not heard.
             _ if !matches!(self.stage, Stage::Open) => Ok(()),
