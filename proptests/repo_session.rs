@@ -15,12 +15,12 @@ use tidelog::document::Change;
 use tidelog::engine::{Incoming, IncomingBody as Body};
 use tidelog::id::{ChangeHash, CollectionName, DocumentId, Heads, Lsn, NodeId};
 use tidelog::log::MemoryStorage;
-use tidelog::sync::repo::wire::{Create, Ephemeral, Join, Message, Metadata, Route, Sync};
+use tidelog::sync::repo::wire::{Create, Ephemeral, Join, Message, Metadata, Route, StoreHeads, Sync};
 use tidelog::sync::repo::{Hub, Moment, RepoConfig, RepoFault, RepoOutput, RepoScope, RepoSession, SocketId};
 use tidelog::sync::{Admitted, IncomingBody, IncomingRow};
 use tidelog::{Database, Limits};
 
-use crate::support::assert_whole;
+use crate::support::{assert_whole, cases};
 
 const SERVER: &str = "server";
 const SERVER_STORAGE: &str = "a130d50d-62c4-4b1e-9a1f-0d6f5f5f3a11";
@@ -61,6 +61,12 @@ struct Client {
     heads_heard: Vec<(String, DocumentId, Vec<String>)>,
     errors: Vec<String>,
     count: u64,
+    /// Its Automerge is of before the second version of the sync protocol.
+    old: bool,
+    /// It hears nothing of what it is told.
+    deaf: bool,
+    /// Sync messages that it got.
+    synced: usize,
 }
 
 impl Client {
@@ -75,6 +81,9 @@ impl Client {
             heads_heard: Vec::new(),
             errors: Vec::new(),
             count: 0,
+            old: n == 2,
+            deaf: false,
+            synced: 0,
         }
     }
 
@@ -100,7 +109,11 @@ impl Client {
             return None;
         }
         let open = self.documents.get_mut(&id)?;
-        let data = open.document.sync().generate_sync_message(&mut open.state)?.encode();
+        let mut message = open.document.sync().generate_sync_message(&mut open.state)?;
+        if self.old {
+            message.flags = None;
+        }
+        let data = message.encode();
         let sync = Sync { route, document: id, data: data.into() };
         let asks = open.status == Status::Requesting && open.document.get_heads().is_empty();
         Some(if asks { Message::Request(sync) } else { Message::Sync(sync) }.encode())
@@ -113,6 +126,9 @@ impl Client {
 
     fn take(&mut self, bytes: &[u8]) -> Vec<Vec<u8>> {
         let limits = Limits::DEFAULT;
+        if self.deaf {
+            return Vec::new();
+        }
         match Message::decode(bytes, &limits).unwrap() {
             Message::Peer(peer) => {
                 assert_eq!((&*peer.route.target, &*peer.version), (&*self.name, "1"));
@@ -123,8 +139,14 @@ impl Client {
             Message::Sync(sync) => {
                 assert_eq!((&*sync.route.sender, &*sync.route.target), (SERVER, &*self.name));
                 let open = self.documents.get_mut(&sync.document).expect("only documents that were asked for");
-                let message = automerge::sync::Message::decode(&sync.data).unwrap();
-                open.document.sync().receive_sync_message(&mut open.state, message).unwrap();
+                let mut message = automerge::sync::Message::decode(&sync.data).unwrap();
+                if self.old {
+                    assert_eq!(sync.data[0], 0x42, "an old client reads the first version only");
+                    message.flags = None;
+                }
+                self.synced += 1;
+                // A stock client passes over what does not apply.
+                let _ = open.document.sync().receive_sync_message(&mut open.state, message);
                 if !open.document.get_heads().is_empty() {
                     open.status = Status::Ready;
                 }
@@ -485,7 +507,7 @@ fn ephemeral(client: &mut Client, document: DocumentId, data: &[u8]) -> Vec<u8> 
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(256))]
 
     /// Three clients create, find, edit offline and online, and share presence, while sockets are cut at any message
     /// and opened again with kept and with fresh sync states. Once sockets last, all have what the log has.
@@ -527,6 +549,94 @@ proptest! {
         world.run(&mut picks);
         prop_assert!(world.clients.iter().all(|client| client.errors.is_empty()));
         world.assert_converged();
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(128))]
+
+    /// Whatever one client sends, in whatever order, others are served as if it were not there.
+    #[test]
+    fn a_hostile_client_harms_nobody_else(
+        script in prop::collection::vec((0..9_u8, 0..3_usize, vec_of_bytes(), prop::collection::vec(flip(), 0..3)), 1..40),
+        seed in any::<u64>(),
+    ) {
+        let mut world = World::new(3, &tight());
+        let mut picks = picks(seed);
+        (0..3).for_each(|client| { world.connect(client); });
+        world.run(&mut picks);
+        world.clients[1].deaf = true;
+        let id = world.create(0);
+        let ids = [id, DocumentId::random(), DocumentId::random()];
+        for (n, (kind, which, bytes, flips)) in script.into_iter().enumerate() {
+            let mut message = hostile(&world.clients[1], kind, ids[which], bytes);
+            for (at, byte) in flips {
+                let at = at.index(message.len());
+                message[at] = byte;
+            }
+            world.send(1, [message]);
+            world.edit(0, id, n as i64);
+            (0..picks() % 8).for_each(|_| { world.step(picks()); });
+            if world.socket(1).fault.is_some() {
+                world.connect(1);
+            }
+        }
+        world.run(&mut picks);
+        world.find(2, id);
+        world.run(&mut picks);
+        world.clients.remove(1);
+        prop_assert!(world.clients.iter().all(|client| client.errors.is_empty()));
+        world.assert_converged();
+    }
+}
+
+fn vec_of_bytes() -> impl Strategy<Value = Vec<u8>> {
+    prop::collection::vec(any::<u8>(), 0..60)
+}
+
+fn flip() -> impl Strategy<Value = (prop::sample::Index, u8)> {
+    (any::<prop::sample::Index>(), any::<u8>())
+}
+
+fn hostile(client: &Client, kind: u8, document: DocumentId, bytes: Vec<u8>) -> Vec<u8> {
+    let route = client.route();
+    let mut doc = AutoCommit::new();
+    let mut say = |changes: i64| {
+        (0..changes).for_each(|n| {
+            doc.put(automerge::ROOT, "n", n).unwrap();
+            doc.commit();
+        });
+        let mut state = State::new();
+        state.their_heads = Some(Vec::new());
+        state.their_have = Some(vec![automerge::sync::Have::default()]);
+        state.their_need = Some(Vec::new());
+        let data = doc.sync().generate_sync_message(&mut state).unwrap().encode();
+        Sync { route: route.clone(), document, data: data.into() }
+    };
+    match kind {
+        0 => bytes,
+        1 => client.join(),
+        2 => Message::Sync(say(3)).encode(),
+        3 => Message::Request(say(0)).encode(),
+        4 => Message::Sync(Sync { route, document, data: bytes.into() }).encode(),
+        5 => Message::DocUnavailable { route, document }.encode(),
+        6 => Message::Ephemeral(Ephemeral {
+            route,
+            document,
+            count: bytes.len() as u64,
+            session: "s".into(),
+            data: bytes.into(),
+        })
+        .encode(),
+        7 => {
+            let heads = vec![client.name.clone().into(), String::from_utf8_lossy(&bytes).into_owned().into()];
+            let heads = vec![StoreHeads { storage: "store-0".into(), heads, timestamp: 1e300 }];
+            Message::RemoteHeadsChanged { route, document, heads }.encode()
+        }
+        _ => {
+            let collection = CollectionName::new("hostile").unwrap();
+            Message::Create(Create { sender: None, document, collection, name: None }).encode()
+        }
     }
 }
 
@@ -673,11 +783,7 @@ fn heads_of_stores_are_told_to_subscribers_and_only_when_durable() {
     assert_eq!(last(&world), Some(("store-0".into(), id, heads)));
     // A client may speak for a store behind it, but not of what is not durable here.
     let before = world.clients[1].heads_heard.len();
-    let lie = tidelog::sync::repo::wire::StoreHeads {
-        storage: "store-0".into(),
-        heads: vec!["00".repeat(32).into()],
-        timestamp: 9e15,
-    };
+    let lie = StoreHeads { storage: "store-0".into(), heads: vec!["00".repeat(32).into()], timestamp: 9e15 };
     let route = world.clients[0].route();
     world.send(0, [Message::RemoteHeadsChanged { route, document: id, heads: vec![lie] }.encode()]);
     world.run(&mut picks);
@@ -860,4 +966,80 @@ fn changes_that_branch_off_at_many_authors_all_arrive() {
     world.find(0, id);
     world.run(&mut picks);
     world.assert_converged();
+}
+
+#[test]
+fn edits_that_come_faster_than_a_reader_answers_reach_it_together() {
+    let mut world = World::new(2, &Limits::DEFAULT);
+    let mut picks = picks(14);
+    (0..2).for_each(|client| {
+        world.connect(client);
+    });
+    world.run(&mut picks);
+    let id = world.create(0);
+    world.find(1, id);
+    world.run(&mut picks);
+    let before = world.clients[1].synced;
+    // The reader is far away: nothing reaches it, and what waits for it does not grow.
+    for n in 0..50 {
+        world.edit(0, id, n);
+        let held = std::mem::take(&mut world.socket(1).down);
+        world.run(&mut picks);
+        let socket = world.socket(1);
+        let came = std::mem::replace(&mut socket.down, held);
+        socket.down.extend(came);
+        assert!(socket.down.len() <= 1, "one message is under way, the rest is in the log");
+    }
+    world.run(&mut picks);
+    world.assert_converged();
+    let messages = world.clients[1].synced - before;
+    assert!(messages <= 4, "{messages} messages for 50 edits");
+}
+
+#[test]
+fn what_was_edited_while_a_document_was_deleted_arrives_once_it_is_restored() {
+    for old in [false, true] {
+        let mut world = World::new(1, &Limits::DEFAULT);
+        world.clients[0].old = old;
+        let mut picks = picks(15);
+        world.connect(0);
+        world.run(&mut picks);
+        let id = world.create(0);
+        world.run(&mut picks);
+        let handle = world.database.find(id).unwrap();
+        handle.delete().unwrap().wait().unwrap();
+        let before = world.database.reader().document(id).unwrap().unwrap().change_count;
+        for n in 0..80 {
+            world.edit(0, id, n);
+            world.run(&mut picks);
+        }
+        assert_eq!(world.database.reader().document(id).unwrap().unwrap().change_count, before);
+        handle.restore().unwrap().wait().unwrap();
+        world.run(&mut picks);
+        world.assert_converged();
+    }
+}
+
+#[test]
+fn two_that_write_under_one_author_come_to_rest() {
+    let mut world = World::new(2, &Limits::DEFAULT);
+    let mut picks = picks(16);
+    let id = DocumentId::random();
+    for client in 0..2 {
+        let mut document = AutoCommit::new().with_actor(ActorId::from([7; 16]));
+        document.put(automerge::ROOT, "mine", client as i64).unwrap();
+        document.commit();
+        world.clients[client].add(id, document);
+        world.connect(client);
+    }
+    world.run(&mut picks);
+    let state = world.database.reader().document(id).unwrap().unwrap();
+    assert_eq!(state.change_count, 1, "the first stays");
+    assert!(world.clients.iter().all(|client| client.errors.is_empty() && client.synced < 100));
+    // And both are still served.
+    let other = world.create(0);
+    world.find(1, other);
+    world.run(&mut picks);
+    assert_eq!(world.clients[0].heads(other), world.clients[1].heads(other));
+    assert_whole(&world.database);
 }

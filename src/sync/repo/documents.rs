@@ -233,6 +233,10 @@ impl Open {
         self.kept_bytes = data.len() - received.chunks.iter().map(|chunk| chunk.bytes.len()).sum::<usize>();
         self.owed = true;
         if received.chunks.is_empty() || standing == Standing::Denied {
+            if !received.chunks.is_empty() {
+                // Should it be served later, the client must not take these for sent.
+                self.exchange.ask_again();
+            }
             self.exchange.settle(&graph, Vec::new());
             self.note_progress(graph.len());
             return Ok(());

@@ -164,6 +164,8 @@ pub struct RepoSession {
     documents: Documents,
     ephemeral: ephemeral::Intake,
     passing: ephemeral::Queue,
+    /// Whether what others said was looked at first.
+    passing_turn: bool,
     subscriptions: BTreeSet<String>,
     /// Heads of stores to tell the client of: the newest of each.
     heads: BTreeMap<(DocumentId, String), Arc<StoreHeadsKnown>>,
@@ -200,6 +202,7 @@ impl RepoSession {
             documents: Documents::default(),
             ephemeral: ephemeral::Intake::new(),
             passing: ephemeral::Queue::default(),
+            passing_turn: false,
             subscriptions: BTreeSet::new(),
             heads: BTreeMap::new(),
             events: Vec::new(),
@@ -360,6 +363,13 @@ impl RepoSession {
                 let bytes = self.peer_message();
                 return Ok(self.send(bytes));
             }
+            // In turns: a long catching up must not hold up who is there, nor the other way round.
+            self.passing_turn = !self.passing_turn;
+            if self.passing_turn
+                && let Some(output) = self.next_passing()
+            {
+                return Ok(Some(output));
+            }
             let storage = self.client_storage.as_deref();
             let output = match self.documents.step(now.unix_ms, storage, &self.config, reader)? {
                 Some(None) => continue,
@@ -378,7 +388,7 @@ impl RepoSession {
         }
     }
 
-    /// What others said, once there is nothing to say about documents.
+    /// What others said.
     fn next_passing(&mut self) -> Option<RepoOutput> {
         if let Some(passing) = self.passing.pop() {
             let bytes = passing.encode(&self.client);
