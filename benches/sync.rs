@@ -261,9 +261,11 @@ fn incoming(row: sync::IncomingRow) -> Vec<Incoming> {
     let bodies = match row.body {
         sync::IncomingBody::Change(change) => vec![IncomingBody::Change(change)],
         sync::IncomingBody::Lifecycle(bytes) => vec![IncomingBody::Lifecycle(bytes)],
-        sync::IncomingBody::Document(chunk) => {
-            split(&chunk).unwrap().into_iter().map(|change| IncomingBody::Change(Box::new(change))).collect()
-        }
+        sync::IncomingBody::Document(chunk) => split(&chunk, &Limits::DEFAULT)
+            .unwrap()
+            .into_iter()
+            .map(|change| IncomingBody::Change(Box::new(change)))
+            .collect(),
     };
     bodies.into_iter().map(|body| Incoming { document, body, origin: origin.clone() }).collect()
 }

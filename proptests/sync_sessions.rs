@@ -4,7 +4,7 @@
 //! else is free: which channel is read next, how long the writer takes, when a link is cut and what was under way then.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use automerge::Automerge;
 use proptest::prelude::*;
@@ -14,7 +14,8 @@ use tidelog::id::{DocumentId, NodeId};
 use tidelog::log::MemoryStorage;
 use tidelog::sync::wire::Role;
 use tidelog::sync::{
-    Admitted, Channel, IncomingBody, IncomingRow, Opened, Output, Session, SessionConfig, SessionEvent, Side,
+    Admitted, Channel, IncomingBody, IncomingRow, Opened, Output, Session, SessionConfig, SessionError, SessionEvent,
+    Side,
 };
 use tidelog::{Database, Limits};
 
@@ -392,4 +393,24 @@ fn a_replica_that_lost_everything_gets_it_back_even_what_it_wrote_itself() {
         settle(&replicas, strict, &limits, &mut picks(9));
         assert_eq!(replicas[1].state(), state);
     }
+}
+
+/// A peer that keeps the link and never answers about a document holds up our cursor on its log, for two minutes.
+#[test]
+fn a_peer_that_is_silent_about_a_document_loses_the_link() {
+    let limits = Limits::DEFAULT;
+    let replicas = apart(&limits);
+    let mut link = Link::new(&replicas, [0, 1], true, &limits);
+    for pick in 0..2000 {
+        link.step(&replicas, pick);
+        // What the peer says on documents' streams is never heard.
+        link.ends[0].incoming.retain(|channel, _| !matches!(channel, Channel::Document(_)));
+    }
+    assert!(!link.ends[0].caught_up, "an exchange is under way, and the cursor waits for it");
+    let reader = replicas[0].database.reader();
+    assert!(link.ends[0].session.poll(link.now + Duration::from_secs(119), reader).unwrap().is_none());
+    let deadline = link.ends[0].session.next_timeout().unwrap();
+    assert!(deadline <= link.now + Duration::from_secs(120));
+    let ended = link.ends[0].session.poll(deadline, reader);
+    assert!(matches!(ended, Err(SessionError::Silent { .. })), "{ended:?}");
 }

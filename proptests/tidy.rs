@@ -7,15 +7,16 @@ use std::path::{Path, PathBuf};
 
 /// The rooms from the ground up, each with what it may import from the crate beside itself. `error` stands beside
 /// `engine`: it gathers the errors of the rooms below, and what is above may use it.
-const ROOMS: [(&str, &[&str]); 10] = [
-    ("id", &[]),
+const ROOMS: [(&str, &[&str]); 11] = [
+    ("mutant", &[]),
+    ("id", &["mutant"]),
     ("limits", &[]),
     ("document", &["id", "limits"]),
     ("log", &["id", "limits"]),
     ("history", &["id", "limits", "document", "log"]),
     ("sync", &["id", "limits", "document", "log", "history"]),
     ("error", &["id", "limits", "document", "log", "history", "sync"]),
-    ("engine", &["id", "limits", "document", "log", "history", "sync", "error"]),
+    ("engine", &["mutant", "id", "limits", "document", "log", "history", "sync", "error"]),
     ("net", &["id", "limits", "document", "log", "history", "sync", "error", "engine"]),
     ("node", &["id", "limits", "document", "log", "history", "sync", "error", "engine", "net"]),
 ];
@@ -33,7 +34,7 @@ const FOREIGN: [(&str, &[&str]); 15] = [
     ("indicatif", &["src/bin/"]),
     ("comfy_table", &["src/bin/"]),
     ("tracing_subscriber", &["src/bin/"]),
-    ("flate2", &["src/node/trace/"]),
+    ("flate2", &["src/document/gate/inflate.rs", "src/node/trace/"]),
     ("tokio", &["src/engine/", "src/net/", "src/node/", "src/bin/"]),
     ("minicbor", &["src/sync/repo/cbor.rs", "src/sync/repo/wire.rs"]),
     ("wincode", &[]),
@@ -70,6 +71,13 @@ fn foreign_crates_stay_in_their_rooms() {
         faults
     });
     assert_eq!(faults, [""; 0], "a foreign crate has one room, so that it can be replaced there");
+}
+
+#[test]
+fn only_the_gate_calls_automerge_s_parsers() {
+    let faults =
+        over_code("src", |path, code| parsing_calls(path, code.split("#[cfg(test)]").next().unwrap_or_default()));
+    assert_eq!(faults, [""; 0], "bytes pass src/document/gate/ (or src/sync/gate.rs) before automerge sees them");
 }
 
 #[test]
@@ -200,6 +208,9 @@ fn the_rules_find_what_breaks_them() {
     assert_eq!(strayed_crates("src/log/append.rs", "tokio::spawn(x)"), ["line 1: names tokio"]);
     assert_eq!(beyond_sync("use automerge::sync::State;\nuse automerge::Automerge;").len(), 1);
 
+    assert_eq!(parsing_calls("src/a.rs", "let doc = Automerge::load(bytes);").len(), 1);
+    assert_eq!(parsing_calls("src/document/gate/open.rs", "Automerge::load(bytes)"), [""; 0]);
+
     assert_eq!(leftovers("src/a.rs", &["to", "do!()"].concat()).len(), 1);
     assert_eq!(leftovers("src/a.rs", &["// FIX", "ME later"].concat()).len(), 1);
     assert_eq!(leftovers("src/a.rs", &["mpsc::unbounded", "_channel()"].concat()).len(), 1);
@@ -263,6 +274,30 @@ fn beyond_sync(code: &str) -> Vec<String> {
                 faults.push(format!("line {number}: uses automerge::{target}"));
             }
         }
+    }
+    faults
+}
+
+/// Calls of functions with which automerge reads bytes, elsewhere than in the gate.
+fn parsing_calls(path: &str, code: &str) -> Vec<String> {
+    const CALLS: [(&str, &str); 11] = [
+        ("Automerge::load", "src/document/gate/open.rs"),
+        ("AutoCommit::load", "src/document/gate/open.rs"),
+        ("automerge::Change::try_from", "src/document/gate/open.rs"),
+        ("automerge::Change::from_bytes", "src/document/gate/open.rs"),
+        (".load_incremental", "src/document/gate/open.rs"),
+        ("Bundle::try_from", "src/document/gate/open.rs"),
+        ("BloomFilter::try_from", "src/sync/gate.rs"),
+        ("Message::decode", "src/sync/gate.rs"),
+        ("State::decode", "src/sync/gate.rs"),
+        (".receive_sync_message", "src/sync/gate.rs"),
+        ("ExpandedChange", "src/document/gate/open.rs"),
+    ];
+    let mut faults = Vec::new();
+    for (number, line) in (1..).zip(code.lines()) {
+        let called =
+            CALLS.iter().filter(|(call, place)| line.contains(call) && path != *place && !path.ends_with("tests.rs"));
+        faults.extend(called.map(|(call, _)| format!("line {number}: calls {call}")));
     }
     faults
 }

@@ -5,7 +5,7 @@
 
 use crate::document::{ChangeError, ViewError};
 use crate::history::HistoryError;
-use crate::id::{CollectionName, DocumentId, IdError};
+use crate::id::{ChangeHash, CollectionName, DocumentId, IdError};
 use crate::log::{LogError, StorageError};
 
 /// What went wrong.
@@ -64,6 +64,16 @@ pub enum Error {
         /// Why not.
         why: String,
     },
+    /// A change from an untrusted peer cannot be applied to its document. It is in quarantine; nothing of it was logged.
+    #[error("document {document}: change {hash} cannot be applied and is in quarantine: {why}")]
+    Unappliable {
+        /// The document.
+        document: DocumentId,
+        /// The change.
+        hash: ChangeHash,
+        /// What automerge says.
+        why: String,
+    },
     /// The application's own error, out of the closure it gave.
     #[error("{0}")]
     Application(String),
@@ -76,7 +86,10 @@ impl Error {
         match self {
             #[cfg(feature = "fjall")]
             Self::Directory(error) => directory_code(error),
-            Self::History(HistoryError::Log(LogError::TailLost { .. })) => "E0405",
+            Self::History(
+                HistoryError::Log(LogError::TailLost { .. } | LogError::Storage(StorageError::TailDamaged(_)))
+                | HistoryError::Storage(StorageError::TailDamaged(_)),
+            ) => "E0405",
             Self::History(
                 HistoryError::Storage(StorageError::Full(_))
                 | HistoryError::Log(LogError::Storage(StorageError::Full(_))),
@@ -99,6 +112,7 @@ impl Error {
             Self::Id(_) => "E0607",
             Self::Refused { .. } => "E0608",
             Self::Application(_) => "E0609",
+            Self::Unappliable { .. } => "E0616",
         }
     }
 
@@ -120,8 +134,11 @@ impl Error {
         Some(match self {
             #[cfg(feature = "fjall")]
             Self::Directory(error) => return directory_remedy(error),
-            Self::History(HistoryError::Log(LogError::TailLost { .. })) => {
+            _ if self.code() == "E0405" => {
                 "if the disk lost data, restart with --accept-tail-loss: the log goes on under a new id and peers refill it"
+            }
+            Self::History(HistoryError::Storage(StorageError::Damaged(_))) => {
+                "`tidelog salvage` copies what is intact into a new store; peers or a backup refill it"
             }
             Self::History(HistoryError::Storage(_)) => "look at the disk and the system's log, then start again",
             Self::History(_) => {
@@ -188,7 +205,7 @@ fn directory_remedy(error: &crate::log::DirectoryError) -> Option<&'static str> 
         D::Copied { .. } => {
             "start once with --restored: the copy gets a log of its own, so that its peers are not misled"
         }
-        D::Damaged { .. } => "restore the directory from a backup, or start a new one and let peers refill it",
+        D::Damaged { .. } => "`tidelog salvage` copies what is intact into a new one; or restore a backup",
         D::Storage(_) => return None,
     })
 }

@@ -36,6 +36,10 @@ pub enum IdError {
 /// When the operating system has no randomness to give, which leaves nothing safe to do.
 pub(crate) fn random_bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
+    #[cfg(feature = "sim")]
+    if crate::mutant::random(&mut bytes) {
+        return bytes;
+    }
     #[expect(clippy::expect_used, reason = "without randomness no id, key or actor may be made")]
     getrandom::fill(&mut bytes).expect("the operating system gives randomness");
     bytes

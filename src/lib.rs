@@ -30,6 +30,9 @@
 //! | `net` | keys, tickets, links over QUIC (feature `quic`) |
 //! | `node` | a serving node and its commands (feature `node`) |
 
+#[macro_use]
+mod mutant;
+
 pub mod document;
 pub mod engine;
 pub mod error;

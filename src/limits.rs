@@ -20,8 +20,26 @@ pub struct Limits {
     pub change_bytes_max: usize,
     /// Operations in one change. A larger one is refused where it enters.
     pub change_ops_max: u64,
+    /// One change, inflated. A larger one is refused where it enters.
+    pub change_inflated_max: usize,
+    /// Authors that one change refers to. More are refused where they enter.
+    pub actors_max: u64,
+    /// Operations that each byte of a chunk may claim, beside text that is there literally and deletions that the
+    /// document has the operations for. A chunk that claims more is refused where it enters.
+    pub ops_per_byte: u64,
+    /// Operations that a chunk of any length may claim.
+    pub ops_free: u64,
     /// One document chunk, compressed. A larger one is refused where it enters.
     pub document_bytes_max: usize,
+    /// One document chunk, inflated. A larger one is refused where it enters.
+    pub document_inflated_max: u64,
+    /// Operations, and changes, in one document chunk. A larger one is refused where it enters.
+    pub document_ops_max: u64,
+    /// Bytes that each byte of a document chunk may inflate to, beside `inflate_free`. Those of all columns but the values
+    /// count twice, since they are held while the chunk is checked.
+    pub inflate_ratio_max: u64,
+    /// Bytes that a document chunk of any length may inflate to.
+    pub inflate_free: u64,
     /// How far above everything known an operation counter may begin, so that a hostile change cannot use it up.
     pub start_op_window: u64,
     /// Changes of one document that wait for a dependency. Beyond it the oldest is dropped and asked for again.
@@ -32,6 +50,11 @@ pub struct Limits {
     pub pending_bytes: usize,
     /// Materialised documents kept in memory. The least recently used are dropped beyond it.
     pub memory_budget: usize,
+    /// Materialised documents on which the changes of untrusted peers are tried; as above.
+    pub trial_budget: usize,
+    /// Changes in quarantine because they cannot be applied. Beyond it the oldest is forgotten, and tried again if it
+    /// comes again.
+    pub quarantine_rows: u64,
     /// Change graphs kept in memory. The least recently used are dropped beyond it.
     pub graph_budget: usize,
     /// Authors listed in a document's row. A document with more reads its change graph to learn its clock.
@@ -104,12 +127,22 @@ impl Limits {
         group_bytes_max: MIB,
         change_bytes_max: 8 * MIB,
         change_ops_max: 4_000_000,
+        change_inflated_max: 8 * MIB,
+        actors_max: 1 << 16,
+        ops_per_byte: 16,
+        ops_free: 1 << 16,
         document_bytes_max: 256 * MIB,
+        document_inflated_max: 256 * MIB as u64,
+        document_ops_max: 5_000_000,
+        inflate_ratio_max: 64,
+        inflate_free: 8 * MIB as u64,
         start_op_window: 1 << 20,
         pending_changes_per_document: 1000,
         pending_bytes_per_document: 8 * MIB,
         pending_bytes: 64 * MIB,
         memory_budget: 256 * MIB,
+        trial_budget: 64 * MIB,
+        quarantine_rows: 1024,
         graph_budget: 64 * MIB,
         clock_entries_in_row: 64,
         part_bytes: 256 * KIB,
@@ -151,6 +184,7 @@ impl Default for Limits {
 
 /// Bounds of queues between tasks that nobody has a reason to change: each is full for a moment only, and then its
 /// sender waits.
+#[cfg_attr(not(feature = "node"), allow(dead_code, reason = "most are of rooms that are not there"))]
 pub(crate) mod queues {
     /// Events of one link that wait for its session. The stream that brought one is not read meanwhile.
     pub(crate) const LINK_EVENTS: usize = 64;
@@ -187,4 +221,5 @@ const _: () = {
     assert!(l.repo_join_bytes <= l.repo_message_bytes);
     assert!(l.change_bytes_max <= l.repo_message_bytes);
     assert!(l.repo_ephemeral_bytes <= l.repo_ephemeral_queue_bytes);
+    assert!(l.change_ops_max <= l.document_ops_max);
 };

@@ -2,12 +2,12 @@
 
 use serde_json::json;
 use tidelog::document::{EditOptions, View, ViewError};
-use tidelog::engine::{Incoming, IncomingBody};
+use tidelog::engine::{Clash, Incoming, IncomingBody};
 use tidelog::history::Origin;
 use tidelog::id::ActorId;
 use tidelog::log::record::Admission;
 use tidelog::net::UnknownKeys;
-use tidelog::{Change, DocHandle};
+use tidelog::{Change, Database, DocHandle, NodeId};
 
 use crate::links::{TestNode, converged};
 
@@ -23,19 +23,14 @@ fn typed(document: &DocHandle, author: u8, texts: &[&str]) -> Vec<Change> {
     texts.iter().map(edit).collect()
 }
 
+fn row(node: NodeId, document: &DocHandle, change: &Change) -> Incoming {
+    let origin = Origin { node, principal: String::new(), admission: Admission::Structural, rules_version: 0 };
+    Incoming { document: document.id(), body: IncomingBody::Change(Box::new(change.clone())), origin }
+}
+
 fn log(node: &TestNode, document: &DocHandle, changes: &[Change]) {
-    let origin = Origin {
-        node: node.database.node(),
-        principal: String::new(),
-        admission: Admission::Structural,
-        rules_version: 0,
-    };
-    let row = |change: &Change| Incoming {
-        document: document.id(),
-        body: IncomingBody::Change(Box::new(change.clone())),
-        origin: origin.clone(),
-    };
-    let admitted = node.database.admit_blocking(changes.iter().map(row).collect()).unwrap();
+    let rows = changes.iter().map(|change| row(node.database.node(), document, change));
+    let admitted = node.database.admit_blocking(rows.collect()).unwrap();
     assert_eq!(admitted.accepted, changes.len(), "{admitted:?}");
 }
 
@@ -91,4 +86,28 @@ async fn a_client_whose_author_numbers_were_taken_follows_its_node() {
         let text = twins(&node, &client).await;
         assert!(text.starts_with("++") && text.contains("a1") && !text.contains("b1"), "{text}");
     }
+}
+
+/// What gave way stays away when its store is salvaged.
+#[test]
+fn a_withdrawn_change_does_not_come_back_with_a_salvage() {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, to) = (folder.path().join("data"), folder.path().join("salvaged"));
+    let heads = |database: &Database, id| database.reader().document(id).unwrap().unwrap().heads;
+    let (id, before) = {
+        let database = Database::open(&data).unwrap();
+        let (document, created) = database.collection("notes").unwrap().create(json!({ "text": "." })).unwrap();
+        created.wait().unwrap();
+        let (ours, theirs) = (typed(&document, 1, &["a1 ", "a2 "]), typed(&document, 1, &["b1 "]));
+        let offer = |changes: &[Change]| {
+            let rows = changes.iter().map(|change| row(database.node(), &document, change)).collect();
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            runtime.block_on(database.admit_with(Clash::TakeTheirs, rows, None, None)).unwrap().accepted
+        };
+        assert_eq!((offer(&ours), offer(&theirs)), (2, 1));
+        (document.id(), heads(&database, document.id()))
+    };
+    let report = tidelog::node::salvage::salvage(&data, &to, &mut |_| {}).unwrap();
+    assert!(report.damage.is_empty() && report.lost_positions == 0, "{report:?}");
+    assert_eq!(heads(&Database::open(&to).unwrap(), id), before);
 }

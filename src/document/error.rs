@@ -30,6 +30,9 @@ pub enum ViewError {
     /// A change depends on one that neither the view nor the batch has. The view is broken now.
     #[error("change {0} cannot be applied: something it depends on is missing")]
     Incomplete(ChangeHash),
+    /// A change applies, and the document does not give it back as it was. The view is broken now.
+    #[error("change {0} refers to what is not there: the document cannot hold it as it is")]
+    Unreproducible(ChangeHash),
     /// Heads of which the document has no history.
     #[error("change {0} is not in this document")]
     UnknownHead(ChangeHash),

@@ -58,6 +58,15 @@ pub enum GraphError {
         /// The largest counter allowed now.
         max: u64,
     },
+    /// The change does not follow the one its actor made before. Automerge tells an actor's changes apart by what each
+    /// follows: a saved document with such a change would not load.
+    #[error("change {seq} of actor {actor} does not follow the actor's change before it")]
+    Astray {
+        /// Who made it.
+        actor: ActorId,
+        /// Its number.
+        seq: u64,
+    },
     /// The graph numbers changes with 32 bits and has no number left.
     #[error("a document has at most 4294967294 changes")]
     Full,
@@ -89,7 +98,8 @@ pub struct Index(u32);
 /// The graph of one document's changes.
 ///
 /// Invariant: every dependency of entry `n` is an entry below `n`; an actor's entries have the numbers 1, 2, 3 ... in
-/// order; a change's operations end at or above where those of everything it depends on end.
+/// order, each of which depends on what ends at or above the one before; a change's operations end at or above where those
+/// of everything it depends on end.
 #[derive(Debug, Clone)]
 pub struct ChangeGraph {
     entries: Vec<Entry>,
@@ -469,6 +479,9 @@ impl ChangeGraph {
         }
         let ends = node.deps.iter().filter_map(|hash| self.number_of(hash));
         let min = 1 + ends.map(|number| self.entries[number as usize].op_end()).max().unwrap_or(0);
+        if self.last_op_of(node.actor) >= min {
+            return Err(GraphError::Astray { actor: node.actor.clone(), seq: node.seq });
+        }
         let max = (self.max_op + 1).saturating_add(self.start_op_window).min(OP_END_MAX - 1);
         let fits = (min..=max).contains(&node.start_op) && node.op_count <= OP_END_MAX - node.start_op;
         if !fits {
@@ -488,6 +501,12 @@ impl ChangeGraph {
             op_count: node.op_count as u32,
             deps_end: 0,
         })
+    }
+
+    /// The counter of the actor's last operation; 0 when there is none.
+    fn last_op_of(&self, actor: &ActorId) -> u64 {
+        let author = self.actor_numbers.get(actor).and_then(|&number| self.actors[number as usize].changes.last());
+        author.map_or(0, |&number| self.entries[number as usize].op_end())
     }
 
     fn intern(&mut self, actor: &ActorId) -> u32 {

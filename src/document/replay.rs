@@ -62,6 +62,11 @@ impl Clock {
         }
     }
 
+    /// The number of an author's last change; 0 when there is none.
+    pub(super) fn last_seq(&self, actor: &ActorId) -> u64 {
+        self.actors.get(actor).map_or(0, |last| last.0)
+    }
+
     /// Whether `change` is what its author would make next on top of `heads`, the document's own, as far as its
     /// header tells.
     pub(super) fn follows(&self, heads: &[automerge::ChangeHash], change: &Change) -> bool {

@@ -2,31 +2,30 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use automerge::Automerge;
-
+use super::gate::{self, GateError};
 use super::{Change, ChangeError};
+use crate::limits::Limits;
 
 /// Takes a document chunk apart, each change after those it depends on.
 ///
-/// Automerge offers no way to do it without building the document, so this builds a scratch document and drops it.
+/// Automerge offers no way to do it without building the document, so once the chunk has passed the
+/// [gate](super::gate) this builds a scratch document and drops it.
 ///
 /// # Errors
-/// [`ChangeError::Malformed`] when the bytes are no whole document, or automerge panics over them.
+/// [`ChangeError::Refused`] when the bytes are no whole document within `limits`, or automerge panics over them.
 ///
 /// # Cost
 /// 0.5 s and 50 MB for a paper of 260,000 keystrokes: call it where blocking is allowed.
-pub fn split(chunk: &[u8]) -> Result<Vec<Change>, ChangeError> {
-    let load = AssertUnwindSafe(|| -> Result<Vec<Change>, ChangeError> {
-        let document = Automerge::load(chunk).map_err(|error| ChangeError::Malformed(error.to_string()))?;
-        document.get_changes(&[]).into_iter().map(Change::from_automerge).collect()
-    });
-    catch_unwind(load).unwrap_or_else(|_| Err(ChangeError::Malformed("automerge panicked over the document".into())))
+pub fn split(chunk: &[u8], limits: &Limits) -> Result<Vec<Change>, ChangeError> {
+    let document = gate::open_document(chunk, limits)?;
+    let take_apart = AssertUnwindSafe(|| document.get_changes(&[]).into_iter().map(Change::from_automerge).collect());
+    catch_unwind(take_apart).unwrap_or_else(|panic| Err(GateError::Panicked(gate::message_of(&*panic)).into()))
 }
 
 #[cfg(test)]
 mod tests {
     use automerge::transaction::Transactable;
-    use automerge::{ObjType, ROOT};
+    use automerge::{Automerge, ObjType, ROOT};
 
     use super::*;
 
@@ -39,8 +38,8 @@ mod tests {
             tx.commit();
         }
         let hashes: Vec<_> = document.get_changes(&[]).iter().map(|change| change.hash().0).collect();
-        let changes = split(&document.save()).unwrap();
+        let changes = split(&document.save(), &Limits::DEFAULT).unwrap();
         assert_eq!(changes.iter().map(|change| change.hash().0).collect::<Vec<_>>(), hashes);
-        assert!(split(b"no document").is_err());
+        assert!(split(b"no document", &Limits::DEFAULT).is_err());
     }
 }

@@ -9,7 +9,6 @@
 //! Remote changes come in two ways. One made on top of exactly this state is replayed as a local edit (see
 //! [`replay`](super::replay)), in microseconds. All others are applied together in one pass over the objects they touch.
 
-use std::any::Any;
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,8 +21,8 @@ use serde_json::Value;
 use super::edit::Edit;
 use super::reading::Reading;
 use super::replay::{Clock, Outcome, replay, spoils_index};
-use super::{Change, Path, ViewError};
-use crate::id::{ActorId, ChangeHash, Heads, shortened};
+use super::{Change, ChangeError, Path, ViewError, gate};
+use crate::id::{ActorId, ChangeHash, Heads};
 
 /// How many changes were applied which way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -47,9 +46,9 @@ pub struct EditOptions {
 
 /// One document, materialised.
 pub struct View {
-    document: Automerge,
+    pub(super) document: Automerge,
     /// Read when first needed: a view that is only read needs none.
-    clock: Option<Clock>,
+    pub(super) clock: Option<Clock>,
     broken: AtomicBool,
 }
 
@@ -80,13 +79,14 @@ impl View {
     /// About 1.7 us a change and 0.1 us an operation: 0.45 s for a paper of 260,000 keystrokes.
     pub fn load(chunks: &[u8]) -> Result<Self, ViewError> {
         let load = || {
-            let document = Automerge::load(chunks).map_err(|error| ViewError::Unloadable(error.to_string()))?;
+            gate::check_own_chunks(chunks).map_err(|error| ViewError::Unloadable(error.to_string()))?;
+            let document = gate::load_checked(chunks).map_err(|error| ViewError::Unloadable(error.to_string()))?;
             match document.get_missing_deps(&[]).first() {
                 None => Ok(Self::from_automerge(document)),
                 Some(hash) => Err(ViewError::Unloadable(format!("change {hash} is missing"))),
             }
         };
-        catch_unwind(load).unwrap_or_else(|panic| Err(ViewError::Panicked(message_of(&*panic))))
+        catch_unwind(load).unwrap_or_else(|panic| Err(ViewError::Panicked(gate::message_of(&*panic))))
     }
 
     /// The hashes that nothing in this document follows.
@@ -165,7 +165,7 @@ impl View {
         self.guarded(|view| view.apply_unguarded(changes))
     }
 
-    fn apply_unguarded(&mut self, changes: &[Change]) -> Result<Applied, ViewError> {
+    pub(super) fn apply_unguarded(&mut self, changes: &[Change]) -> Result<Applied, ViewError> {
         let mut seen = HashSet::new();
         let mut fresh: Vec<&Change> =
             changes.iter().filter(|change| !self.contains(change.hash()) && seen.insert(change.hash())).collect();
@@ -201,7 +201,7 @@ impl View {
         }
     }
 
-    fn apply_together(&mut self, changes: &[&Change]) -> Result<(), ViewError> {
+    pub(super) fn apply_together(&mut self, changes: &[&Change]) -> Result<(), ViewError> {
         if changes.is_empty() {
             return Ok(());
         }
@@ -256,7 +256,7 @@ impl View {
                 clock.add(&change);
             }
             if spoils_index(&change) {
-                view.document = Automerge::load(&view.document.save())?;
+                view.document = gate::load_checked(&view.document.save()).map_err(ChangeError::from)?;
             }
             Ok(Ok((answer, Some(change))))
         });
@@ -320,17 +320,17 @@ impl View {
         }
         catch_unwind(AssertUnwindSafe(|| read(&self.document))).unwrap_or_else(|panic| {
             self.broken.store(true, Ordering::Relaxed);
-            Err(ViewError::Panicked(message_of(&*panic)))
+            Err(ViewError::Panicked(gate::message_of(&*panic)))
         })
     }
 
     /// Runs `work`; a panic or an error of `work` breaks the view.
-    fn guarded<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T, ViewError>) -> Result<T, ViewError> {
+    pub(super) fn guarded<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T, ViewError>) -> Result<T, ViewError> {
         if self.is_broken() {
             return Err(ViewError::Broken);
         }
         let done = catch_unwind(AssertUnwindSafe(|| work(self)))
-            .unwrap_or_else(|panic| Err(ViewError::Panicked(message_of(&*panic))));
+            .unwrap_or_else(|panic| Err(ViewError::Panicked(gate::message_of(&*panic))));
         if done.is_err() {
             *self.broken.get_mut() = true;
         }
@@ -353,11 +353,6 @@ const BYTES_PER_OP: usize = 40;
 /// each that is new.
 fn together_is_cheaper(ops: u64, ops_in_document: u64) -> bool {
     ops > 16 + ops_in_document / 80
-}
-
-fn message_of(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-    shortened(text.unwrap_or("of an unknown kind"))
 }
 
 #[cfg(test)]

@@ -1,13 +1,11 @@
 //! Collections: documents under a name.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use serde::Serialize;
 use serde_json::Value;
 
 use super::commit::Commit;
 use super::database::Database;
-use super::handle::{DocHandle, now_seconds};
+use super::handle::{DocHandle, now_ms, now_seconds};
 use super::working_set::WorkingSet;
 use crate::document::{Change, EditOptions, Path, View, ViewError, genesis};
 use crate::error::Error;
@@ -129,7 +127,6 @@ impl Collection {
     }
 
     fn creation(&self, document: DocumentId, name: Option<String>, rank: CreationRank) -> Vec<u8> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
         Lifecycle {
             document,
             collection: self.name.clone(),
@@ -138,7 +135,7 @@ impl Collection {
             lamport: 1,
             author: self.database.node(),
             actor: None,
-            time_ms: now,
+            time_ms: now_ms(),
             heads: Heads::default(),
             name,
         }

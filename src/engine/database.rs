@@ -5,6 +5,7 @@ use std::thread::JoinHandle;
 
 use tokio::sync::watch;
 
+use super::admission::Trials;
 use super::collection::Collection;
 use super::commit::{Commit, block_on};
 use super::core::{Admitted, Clash, Core, Incoming, Input};
@@ -121,7 +122,8 @@ impl DatabaseBuilder {
             Place::Directory(path) => {
                 let options = crate::log::OpenDirectory { create: self.create, restored: self.recover.restored };
                 let directory = crate::log::Directory::open(&path, options)?;
-                let storage = crate::log::FjallStorage::open(directory.path())?;
+                let storage =
+                    crate::log::FjallStorage::open_accepting(directory.path(), self.recover.accept_tail_loss)?;
                 (Arc::new(storage), Some(directory))
             }
             Place::Storage(storage) => (storage, Hold::default()),
@@ -136,6 +138,7 @@ impl DatabaseBuilder {
         tracing::info!(log = %tail.log_id, tail = %tail.lsn, checked = opened.checked, rebuilt = opened.rebuilt, "store open");
         let reader = Reader::new(storage.clone(), node, tail, &self.limits);
         let working_set = Arc::new(WorkingSet::new(self.limits.memory_budget));
+        let trials = Trials::open(&reader, &self.limits)?;
         let (tail_sender, tail_receiver) = watch::channel(tail);
         let (snapshots, idle) = Snapshots::new();
         let writer = Writer {
@@ -155,6 +158,7 @@ impl DatabaseBuilder {
                 reader,
                 queue: Mutex::new(Some(queue)),
                 working_set,
+                trials,
                 snapshots,
                 tail: tail_receiver,
                 limits: self.limits,
@@ -184,6 +188,7 @@ struct Inner {
     // Protects the one way to end the writer: when no queue is left, it ends.
     queue: Mutex<Option<Queue>>,
     working_set: Arc<WorkingSet>,
+    trials: Trials,
     snapshots: Snapshots,
     tail: watch::Receiver<LogCursor>,
     limits: Limits,
@@ -228,6 +233,12 @@ pub struct Status {
     pub materialized_bytes: usize,
     /// Views built since the database was opened.
     pub materializations: u64,
+    /// Documents on which the changes of untrusted peers are tried now.
+    pub trials: usize,
+    /// About how many bytes they take.
+    pub trials_bytes: usize,
+    /// Changes of untrusted peers that were refused since the database was opened, because they cannot be applied.
+    pub quarantined: u64,
     /// Why nothing more is written, if so.
     pub failure: Option<String>,
     /// The disk is almost full.
@@ -316,6 +327,7 @@ impl Database {
     #[must_use]
     pub fn status(&self) -> Status {
         let (materialized, materialized_bytes) = self.inner.working_set.usage();
+        let (trials, trials_bytes) = self.inner.trials.usage();
         let queue = self.queue().ok();
         Status {
             node: self.node(),
@@ -324,6 +336,9 @@ impl Database {
             materialized,
             materialized_bytes,
             materializations: self.inner.working_set.materialized(),
+            trials,
+            trials_bytes,
+            quarantined: self.inner.trials.refused(),
             failure: queue.as_ref().and_then(|queue| queue.state().failure().map(str::to_owned)),
             disk_full: queue.is_some_and(|queue| queue.state().disk_full()),
         }
@@ -382,10 +397,14 @@ impl Database {
         self.ask(Input::StoreCursor { peer, cursor }).await.map(|_| ())
     }
 
-    async fn ask(&self, input: Input) -> Result<Admitted, Error> {
+    pub(super) async fn ask(&self, input: Input) -> Result<Admitted, Error> {
         let queue = self.queue()?;
         let answer = queue.send_when_free(input).await?;
         drop(queue);
+        #[cfg(feature = "sim")]
+        if crate::mutant::waits_for_writer() {
+            return block_on(answer).map_err(|_| Error::Closed)?.map(|(admitted, _)| admitted);
+        }
         answer.await.map_err(|_| Error::Closed)?.map(|(admitted, _)| admitted)
     }
 
@@ -401,6 +420,10 @@ impl Database {
     /// [`Error::Closed`].
     pub fn close(&self) {
         self.inner.close();
+    }
+
+    pub(super) fn trials(&self) -> &Trials {
+        &self.inner.trials
     }
 
     pub(super) fn working_set(&self) -> &Arc<WorkingSet> {

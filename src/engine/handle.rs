@@ -233,7 +233,7 @@ impl DocHandle {
             lamport: known.unwrap_or(0).saturating_add(1),
             author: self.database.node(),
             actor: Some(self.database.actor(self.id())?),
-            time_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64),
+            time_ms: now_ms(),
             heads: heads_within_bound(crate::history::fold::heads_of(&row)),
             name: None,
         };
@@ -249,5 +249,14 @@ fn heads_within_bound(heads: Heads) -> Heads {
 
 /// The wall clock in seconds since 1970.
 pub(super) fn now_seconds() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(0))
+    i64::try_from(now_ms() / 1000).unwrap_or(0)
+}
+
+/// The wall clock in milliseconds since 1970.
+pub(super) fn now_ms() -> u64 {
+    #[cfg(feature = "sim")]
+    if let Some(now) = crate::mutant::wall_clock() {
+        return now;
+    }
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }

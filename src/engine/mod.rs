@@ -6,8 +6,10 @@
 //! `core.rs`; `driver.rs` waits, writes and tells. Nobody hears of anything before it is on the disk.
 //!
 //! Documents are materialised when they are read or edited, within a budget of bytes (`working_set.rs`), and saved in
-//! the background (`snapshots.rs`).
+//! the background (`snapshots.rs`). What untrusted peers send is tried on the document before it is logged
+//! (`admission.rs`).
 
+mod admission;
 mod collection;
 mod commit;
 mod core;
@@ -15,9 +17,12 @@ mod database;
 mod driver;
 mod handle;
 mod pending;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod snapshots;
 mod working_set;
 
+pub use admission::Examined;
 pub use collection::Collection;
 pub use commit::{Commit, Committed};
 pub use core::{Admitted, Clash, Incoming, IncomingBody};

@@ -74,6 +74,12 @@ impl Parked {
 }
 
 impl Pending {
+    /// Bytes of all that waits.
+    #[cfg(feature = "sim")]
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Forgets what earlier steps dropped.
     pub(super) fn begin_step(&mut self) {
         self.dropped.clear();
@@ -131,8 +137,10 @@ impl Pending {
     /// Takes out what waited for `dependency`, or for the document's creation when it is `None`.
     pub(super) fn take_waiting(&mut self, document: DocumentId, dependency: Option<ChangeHash>) -> Vec<Arrival> {
         let Some(waiting) = self.documents.get(&document) else { return Vec::new() };
-        let hashes: Vec<ChangeHash> =
+        let mut hashes: Vec<ChangeHash> =
             waiting.by_dependency.get(&dependency).map(|set| set.iter().copied().collect()).unwrap_or_default();
+        // As they came: what is logged follows from the inputs alone.
+        hashes.sort_unstable_by_key(|hash| waiting.changes.get(hash).map(|parked| parked.number));
         hashes.iter().filter_map(|hash| self.remove(document, hash)).collect()
     }
 

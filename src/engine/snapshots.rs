@@ -93,7 +93,7 @@ impl Idle {
 }
 
 /// Saves one document and loads the bytes back. `None` when the document moved on meanwhile: it will be due again.
-fn save(reader: &Reader, working_set: &WorkingSet, id: DocumentId) -> Result<Option<Input>, Error> {
+pub(super) fn save(reader: &Reader, working_set: &WorkingSet, id: DocumentId) -> Result<Option<Input>, Error> {
     let Some(row) = reader.row(id)? else { return Ok(None) };
     let (heads, bytes) = match saved_view(working_set, id, &heads_of(&row)) {
         Some(saved) => saved?,

@@ -299,7 +299,7 @@ pub(crate) fn materialize(reader: &Reader, id: DocumentId) -> Result<View, Error
     let upto = tail.min(Lsn(row.last_lsn));
     // A row ahead of the tail is of a group that nobody was told of yet.
     let expected = (upto.0 == row.last_lsn).then(|| heads_of(&row));
-    let whole = |view: &View| expected.as_ref().is_none_or(|heads| view.heads() == *heads);
+    let whole = |view: &View| mutant!(SnapshotTrusted) || expected.as_ref().is_none_or(|heads| view.heads() == *heads);
     if let Some(snapshot) = reader.snapshot(id)?.filter(|snapshot| snapshot.lsn <= upto) {
         match load(reader, id, (snapshot.lsn, snapshot.bytes), upto) {
             Ok(view) if whole(&view) => return Ok(view),
@@ -318,6 +318,9 @@ pub(crate) fn materialize(reader: &Reader, id: DocumentId) -> Result<View, Error
 
 fn load(reader: &Reader, id: DocumentId, (after, mut chunks): (Lsn, Vec<u8>), upto: Lsn) -> Result<View, Error> {
     for (lsn, row) in reader.index(id, after)? {
+        if mutant!(SnapshotTrusted) && after != Lsn::ZERO {
+            break;
+        }
         if lsn <= upto && matches!(row, IndexRow::Change { .. }) {
             chunks.extend(reader.change_bytes(lsn)?);
         }

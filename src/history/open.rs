@@ -9,7 +9,9 @@ use super::{HistoryError, rebuild};
 use crate::id::{Chain, DocumentId, Lsn};
 use crate::log::record::{Record, RecordError};
 use crate::log::rows::{ProjectionRow, decode_row, encode_row};
-use crate::log::{Keyspace, LogError, RecoverOptions, Recovered, Storage, WriteBatch, log_key, lsn_of_key, recover};
+use crate::log::{
+    Keyspace, LogError, RecoverOptions, Recovered, Storage, StorageError, WriteBatch, log_key, lsn_of_key, recover,
+};
 
 /// The layout of the projections. Another number in the store means that they are made again from the log.
 pub(super) const LAYOUT: u32 = 2;
@@ -37,6 +39,28 @@ pub struct Opened {
 /// # Cost
 /// Reading at most `Limits::checkpoint_records` records and one group; a rebuild reads the whole log.
 pub fn open(
+    storage: &dyn Storage,
+    options: RecoverOptions,
+    progress: &mut dyn FnMut(u64, Lsn),
+) -> Result<Opened, HistoryError> {
+    recover_and_check(storage, options, progress).map_err(|error| match error {
+        HistoryError::Storage(StorageError::Damaged(why))
+        | HistoryError::Log(LogError::Storage(StorageError::Damaged(why))) => {
+            StorageError::Damaged(with_files(storage, why)).into()
+        }
+        other => other,
+    })
+}
+
+/// Adds the files that are damaged: a table that does not read does not say which of its files it was.
+fn with_files(storage: &dyn Storage, why: String) -> String {
+    let mut files = Vec::new();
+    // The first error stands, whatever comes of looking closer.
+    let _ = storage.check_files(&mut |file, fault| files.push(format!("{file}: {fault}")));
+    if files.is_empty() { why } else { format!("{} ({why})", files.join("; ")) }
+}
+
+fn recover_and_check(
     storage: &dyn Storage,
     options: RecoverOptions,
     progress: &mut dyn FnMut(u64, Lsn),

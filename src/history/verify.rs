@@ -12,7 +12,7 @@ use crate::id::{CollectionKey, DocumentId, Lsn};
 use crate::limits::Limits;
 use crate::log::record::{Lifecycle, NameHeader, Record, WithdrawnHeader, payload_digest};
 use crate::log::rows::{DocumentRow, IndexRow, decode_row};
-use crate::log::{Keyspace, log_key, lsn_of_key};
+use crate::log::{Keyspace, LogError, StorageError, log_key, lsn_of_key};
 
 /// One thing that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,23 +55,27 @@ impl Verification {
     }
 }
 
-/// Checks the whole store: replays the groups and recomputes the chain, compares index, documents and log, and, if
+/// Checks the whole store: holds its files against their checksums, replays the groups and recomputes the chain, compares index, documents and log, and, if
 /// `deep`, rebuilds every document and compares its heads. `progress` is told the phase and how much of it is done.
 ///
 /// # Errors
 /// [`HistoryError`] when the disk fails. What is merely wrong becomes a [`Fault`].
 ///
 /// # Cost
-/// Two passes over the log; `deep` also materialises every document, one at a time.
+/// Reads every file; two passes over the log; `deep` also materialises every document, one at a time.
 pub fn verify(
     reader: &Reader,
     deep: bool,
     progress: &mut dyn FnMut(&'static str, u64),
 ) -> Result<Verification, HistoryError> {
     let mut report = Verification::default();
-    check_log(reader, &mut report, progress)?;
-    let documents = check_documents(reader, &mut report, progress)?;
-    check_orphans(reader, &mut report)?;
+    reader.storage().check_files(&mut |file, why| report.fault(file, why))?;
+    let log = check_log(reader, &mut report, progress);
+    go_on(&mut report, "log", log)?;
+    let documents = check_documents(reader, &mut report, progress);
+    let documents = go_on(&mut report, "docs", documents)?;
+    let orphans = check_orphans(reader, &mut report);
+    go_on(&mut report, "doc_ix and by_seq", orphans)?;
     if deep {
         for (n, id) in documents.into_iter().enumerate() {
             if let Err(error) = rebuild_document(reader, id, &mut report) {
@@ -81,6 +85,22 @@ pub fn verify(
         }
     }
     Ok(report)
+}
+
+/// Makes a fault of damage that ends a pass, so that the next one is done all the same.
+fn go_on<T: Default>(
+    report: &mut Verification,
+    place: &str,
+    result: Result<T, HistoryError>,
+) -> Result<T, HistoryError> {
+    match result {
+        Err(HistoryError::Storage(StorageError::Damaged(why)))
+        | Err(HistoryError::Log(LogError::Storage(StorageError::Damaged(why)))) => {
+            report.fault(place, why);
+            Ok(T::default())
+        }
+        other => other,
+    }
 }
 
 /// Pass 1: every record, the chain, and the index row of each record about a document.

@@ -133,7 +133,7 @@ impl Appender {
     #[must_use]
     pub fn begin(&mut self) -> Group {
         let mut group = Group::default();
-        if self.next > self.tail.lsn.next() {
+        if self.next > self.tail.lsn.next() && !mutant!(GapRecordOmitted) {
             let last = self.tail.lsn.0;
             self.push(&mut group, &Record::Gap(GapHeader { last }));
         }
@@ -148,7 +148,9 @@ impl Appender {
         group.records += 1;
         group.bytes += bytes.len();
         group.batch.put(Keyspace::Log, log_key(lsn), bytes);
-        self.chain = chain;
+        if !mutant!(ChainNotAdvanced) {
+            self.chain = chain;
+        }
         self.next = lsn.next();
         lsn
     }
@@ -213,7 +215,8 @@ impl Log {
             ..self.mark
         };
         let written = self.reserve(end.lsn).and_then(|()| {
-            self.storage.commit(group.batch, self.durability)?;
+            let durability = if mutant!(AckBeforeSync) { Durability::Buffered } else { self.durability };
+            self.storage.commit(group.batch, durability)?;
             // Before anybody is told: damage to the journal's tail after a kill is then always noticed.
             let mark = TailMark { reserved: self.mark.reserved, ..mark };
             self.storage.write_mark(&mark, false)?;
@@ -346,6 +349,9 @@ pub fn recover(storage: &dyn Storage, options: RecoverOptions) -> Result<Recover
         tracing::warn!(%log_id, lost = ?lost, "the log goes on under a new id; peers compare documents instead of positions");
     }
     let next = if mark.closed && lost.is_none() { found.next() } else { Lsn(mark.reserved.0.max(found.next().0)) };
+    if renewed {
+        forget_followed(storage)?;
+    }
     let mark = TailMark { log_id, lsn: found, chain, reserved: next, closed: false, buffered: false };
     storage.write_mark(&mark, true)?;
     let lost = lost.is_some();
@@ -365,10 +371,24 @@ fn recover_without_mark(
     let log_id = LogId::random();
     // Without a mark nobody knows which positions were used: begin well above.
     let next = if end.is_some() { Lsn(found.0.saturating_add(RESERVED_BLOCK)) } else { found.next() };
+    let renewed = end.is_some();
+    if renewed {
+        forget_followed(storage)?;
+    }
     let mark = TailMark { log_id, lsn: found, chain, reserved: next, closed: false, buffered: false };
     storage.write_mark(&mark, true)?;
-    let renewed = end.is_some();
     Ok(Recovered { tail: LogCursor { log_id, lsn: found, chain }, next, mark, renewed, lost: renewed })
+}
+
+/// Forgets how far other logs were followed: a log that lost records lacks some that it brought to others, and a cursor
+/// on theirs does not bring those back. Before the log gets its new id, so that a crash in between forgets too.
+fn forget_followed(storage: &dyn Storage) -> Result<(), StorageError> {
+    let mut batch = WriteBatch::default();
+    storage.scan(Keyspace::State, b"p", b"q", false, &mut |key, _| {
+        batch.remove(Keyspace::State, key);
+        ControlFlow::Continue(())
+    })?;
+    if batch.rows.is_empty() { Ok(()) } else { storage.commit(batch, Durability::Synced) }
 }
 
 /// How the log falls short of its mark, if it does.

@@ -102,11 +102,22 @@ pub struct Directory {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct FormatFile {
     tidelog: u32,
     store: String,
     device: u64,
     inode: u64,
+    /// Over the fields above; absent in what older versions made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    check: Option<String>,
+}
+
+impl FormatFile {
+    fn checksum(&self) -> String {
+        let text = format!("{} {} {} {}", self.tidelog, self.store, self.device, self.inode);
+        data_encoding::HEXLOWER.encode(&xxhash_rust::xxh3::xxh3_64(text.as_bytes()).to_be_bytes())
+    }
 }
 
 impl Directory {
@@ -226,10 +237,26 @@ fn fill(path: &Path) -> Result<(), DirectoryError> {
         store: data_encoding::HEXLOWER.encode(&random_bytes::<16>()),
         device: metadata.dev(),
         inode: metadata.ino(),
+        check: None,
     };
     write_synced(&path.join(FORMAT_FILE), &encode_format(&format)?)?;
     write_synced(&path.join(LOCK_FILE), b"")?;
-    sync_folder(&path.join(TABLES))?;
+    sync_tree(path)
+}
+
+/// Syncs every file and folder: fjall syncs what it makes, and not every folder that it makes it in.
+fn sync_tree(path: &Path) -> Result<(), DirectoryError> {
+    let entries = fs::read_dir(path).map_err(|error| io("read", path, &error))?;
+    for entry in entries {
+        let entry = entry.map_err(|error| io("read", path, &error))?;
+        let kind = entry.file_type().map_err(|error| io("look at", &entry.path(), &error))?;
+        if kind.is_dir() {
+            sync_tree(&entry.path())?;
+        } else {
+            let synced = File::open(entry.path()).and_then(|file| file.sync_all());
+            synced.map_err(|error| io("sync", &entry.path(), &error))?;
+        }
+    }
     sync_folder(path)
 }
 
@@ -250,16 +277,33 @@ fn read_format(path: &Path) -> Result<FormatFile, DirectoryError> {
         Some(found) if found > u64::from(FORMAT) => {
             Err(DirectoryError::Newer { path: path.to_owned(), found: u32::try_from(found).unwrap_or(u32::MAX) })
         }
-        Some(_) => serde_json::from_value(value).map_err(|error| foreign(format!("its FORMAT file: {error}"))),
+        Some(_) => {
+            let format: FormatFile =
+                serde_json::from_value(value).map_err(|error| foreign(format!("its FORMAT file: {error}")))?;
+            if format.tidelog == 0 || format.check.as_ref().is_some_and(|check| *check != format.checksum()) {
+                let why = format!("{FORMAT_FILE} does not match its checksum");
+                return Err(DirectoryError::Damaged { path: path.to_owned(), why });
+            }
+            Ok(format)
+        }
         None => Err(foreign("its FORMAT file names no tidelog format".into())),
     }
 }
 
 fn encode_format(format: &FormatFile) -> Result<Vec<u8>, DirectoryError> {
-    let mut text = serde_json::to_vec_pretty(format)
+    let format = FormatFile { check: Some(format.checksum()), store: format.store.clone(), ..*format };
+    let mut text = serde_json::to_vec_pretty(&format)
         .map_err(|error| StorageError::Io { doing: "write FORMAT".into(), why: error.to_string() })?;
     text.push(b'\n');
     Ok(text)
+}
+
+/// Takes the lock of a data directory that may be damaged, for reading it alone; `None` when it has no such file.
+///
+/// # Errors
+/// [`DirectoryError::InUse`] when another process has it open.
+pub fn lock_directory(path: &Path) -> Result<Option<File>, DirectoryError> {
+    if path.join(LOCK_FILE).is_file() { lock(path).map(Some) } else { Ok(None) }
 }
 
 fn lock(path: &Path) -> Result<File, DirectoryError> {

@@ -12,6 +12,7 @@ use std::sync::Mutex;
 
 use fjall::{Database, Keyspace as Table, KeyspaceCreateOptions, PersistMode, Readable};
 
+use super::inspect;
 use super::storage::{Durability, Keyspace, Storage, StorageError, TailMark, Visit, WriteBatch};
 use crate::id::{Chain, LogId, Lsn};
 
@@ -39,31 +40,43 @@ pub struct FjallStorage {
 impl FjallStorage {
     /// Opens, or makes, the tables and the mark in `directory`. The caller holds the directory's lock.
     ///
+    /// What is there is checked before fjall may touch it: its layout, its manifests and its journals.
+    ///
     /// # Errors
-    /// [`StorageError`] when the tables are damaged, from another version, or the disk refuses.
+    /// [`StorageError`] with file and place when the tables are damaged, from another version, or the disk refuses.
+    ///
+    /// # Cost
+    /// Reads the journals twice, at most half a GiB.
     pub fn open(directory: &Path) -> Result<Self, StorageError> {
+        Self::open_accepting(directory, false)
+    }
+
+    /// The same; with `loss`, an end of the journal that is damaged is cut off even if it holds acknowledged records.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_accepting(directory: &Path, loss: bool) -> Result<Self, StorageError> {
         let tables_path = directory.join(TABLES);
-        let database = Database::builder(&tables_path)
-            .cache_size(CACHE_BYTES)
-            .max_journaling_size(JOURNAL_BYTES)
-            .max_cached_files(Some(OPEN_FILES))
-            .worker_threads(2)
-            .open()
-            .map_err(|error| failed(&format!("open {}", tables_path.display()), &error))?;
-        let mut tables = Vec::with_capacity(Keyspace::ALL.len());
-        for keyspace in Keyspace::ALL {
-            let table = database
-                .keyspace(keyspace.name(), KeyspaceCreateOptions::default)
-                .map_err(|error| failed(&format!("open table {}", keyspace.name()), &error))?;
-            tables.push(table);
+        let mut mark = MarkFile::open(&directory.join(MARK))?;
+        let is_new = inspect::is_new(&tables_path)?;
+        if !is_new {
+            inspect::check_before_open(&tables_path, mark.newest().ok().flatten().as_ref(), loss)?;
         }
-        let tables =
-            tables.try_into().map_err(|_| StorageError::Damaged("the tables do not match their list".into()))?;
-        let mark = Mutex::new(MarkFile::open(&directory.join(MARK))?);
-        let storage = Self { database, tables, directory: directory.to_owned(), mark };
+        let opened = guarded(&format!("open {}", tables_path.display()), || open_tables(&tables_path));
+        let (database, tables) = opened.map_err(|error| if is_new { error } else { located(&tables_path, error) })?;
+        let storage = Self { database, tables, directory: directory.to_owned(), mark: Mutex::new(mark) };
         // A recovered tail may exist in the page cache only: it must be on the disk before anybody is told of it.
         storage.sync_all()?;
         Ok(storage)
+    }
+
+    /// Moves what only the journal holds into table files, and waits for it.
+    ///
+    /// # Errors
+    /// [`StorageError`] when the disk refuses.
+    pub fn flush(&self) -> Result<(), StorageError> {
+        let flush = || self.tables.iter().try_for_each(Table::rotate_memtable_and_wait);
+        guarded("flush", || flush().map_err(|error| failed("flush", &error)))
     }
 
     fn table(&self, keyspace: Keyspace) -> &Table {
@@ -88,8 +101,9 @@ impl std::fmt::Debug for FjallStorage {
 impl Storage for FjallStorage {
     fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
         // A table read by itself shows the rows of a batch one by one while they are put in; a snapshot, whole batches.
-        let value = self.database.snapshot().get(self.table(keyspace), key).map_err(|error| failed("read", &error))?;
-        Ok(value.map(|value| value.to_vec()))
+        let doing = || format!("read table {}", keyspace.name());
+        let read = || self.database.snapshot().get(self.table(keyspace), key).map_err(|error| failed(&doing(), &error));
+        Ok(guarded("read", read)?.map(|value| value.to_vec()))
     }
 
     fn scan(
@@ -103,12 +117,16 @@ impl Storage for FjallStorage {
         if from >= to {
             return Ok(());
         }
-        let mut rows = self.database.snapshot().range(self.table(keyspace), from..to);
+        let doing = format!("scan table {}", keyspace.name());
+        let mut rows = guarded(&doing, || Ok(self.database.snapshot().range(self.table(keyspace), from..to)))?;
         loop {
-            let Some(row) = (if descending { rows.next_back() } else { rows.next() }) else {
+            let row = guarded(&doing, || {
+                let row = if descending { rows.next_back() } else { rows.next() };
+                row.map(|row| row.into_inner().map_err(|error| failed(&doing, &error))).transpose()
+            })?;
+            let Some((key, value)) = row else {
                 return Ok(());
             };
-            let (key, value) = row.into_inner().map_err(|error| failed("scan", &error))?;
             if visit(&key, &value).is_break() {
                 return Ok(());
             }
@@ -148,6 +166,54 @@ impl Storage for FjallStorage {
             .map_err(|error| StorageError::io("ask for free space", &error.into()))?;
         Ok(Some(stat.f_bavail.saturating_mul(stat.f_frsize)))
     }
+
+    fn check_files(&self, fault: &mut dyn FnMut(String, String)) -> Result<(), StorageError> {
+        inspect::check_files(&self.directory.join(TABLES), fault)
+    }
+}
+
+type Tables = [Table; Keyspace::ALL.len()];
+
+fn open_tables(path: &Path) -> Result<(Database, Tables), StorageError> {
+    let database = Database::builder(path)
+        .cache_size(CACHE_BYTES)
+        .max_journaling_size(JOURNAL_BYTES)
+        .max_cached_files(Some(OPEN_FILES))
+        .worker_threads(2)
+        .open()
+        .map_err(|error| failed(&format!("open {}", path.display()), &error))?;
+    let mut tables = Vec::with_capacity(Keyspace::ALL.len());
+    for keyspace in Keyspace::ALL {
+        let table = database
+            .keyspace(keyspace.name(), KeyspaceCreateOptions::default)
+            .map_err(|error| failed(&format!("open table {}", keyspace.name()), &error))?;
+        tables.push(table);
+    }
+    let tables = tables.try_into().map_err(|_| StorageError::Damaged("the tables do not match their list".into()))?;
+    Ok((database, tables))
+}
+
+/// Runs what calls fjall: it panics at some damage, and a panic of its is an error of ours. (At some it aborts the
+/// process: a panic while it holds a lock that its destructors take. So damage is looked for before it is opened.)
+fn guarded<T>(doing: &str, run: impl FnOnce() -> Result<T, StorageError>) -> Result<T, StorageError> {
+    // What a panic leaves behind is never used again: opening gives up, and reading changes nothing.
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given");
+        Err(StorageError::Damaged(format!("{doing}: fjall panicked: {text}")))
+    })
+}
+
+/// Names the damaged file, if one can be found, in an error that does not.
+fn located(tables: &Path, error: StorageError) -> StorageError {
+    let StorageError::Damaged(why) = error else { return error };
+    let mut files = Vec::new();
+    // The first error stands, whatever comes of looking closer.
+    let _ = inspect::check_files(tables, &mut |file, fault| files.push(format!("{file}: {fault}")));
+    if files.is_empty() {
+        return StorageError::Damaged(why);
+    }
+    StorageError::Damaged(format!("{} ({why})", files.join("; ")))
 }
 
 /// Sorts fjall's errors into ours.
@@ -155,16 +221,25 @@ fn failed(doing: &str, error: &fjall::Error) -> StorageError {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(inner) = source {
         if let Some(io) = inner.downcast_ref::<std::io::Error>() {
-            return StorageError::io(doing, io);
+            return io_failed(doing, io);
         }
         source = inner.source();
     }
     match error {
-        fjall::Error::Io(io) => StorageError::io(doing, io),
+        fjall::Error::Io(io) => io_failed(doing, io),
         fjall::Error::Poisoned => {
             StorageError::Io { doing: doing.into(), why: "an earlier write failed; reopen the store".into() }
         }
         other => StorageError::Damaged(format!("{doing}: {other:?}")),
+    }
+}
+
+/// A file that ends too soon, or a place in it that cannot be, is damage; the disk did what it was asked.
+fn io_failed(doing: &str, error: &std::io::Error) -> StorageError {
+    use std::io::ErrorKind::{InvalidData, InvalidInput, UnexpectedEof};
+    match error.kind() {
+        UnexpectedEof | InvalidData | InvalidInput => StorageError::Damaged(format!("{doing}: {error}")),
+        _ => StorageError::io(doing, error),
     }
 }
 
@@ -204,7 +279,8 @@ impl MarkFile {
             .open(path)
             .map_err(|error| StorageError::io(format!("open {}", path.display()), &error))?;
         let mut mark = Self { file, path: path.to_owned(), written: 0 };
-        mark.newest()?;
+        // Where writing goes on. That no copy is intact is for the reader to say.
+        let _ = mark.newest();
         Ok(mark)
     }
 
@@ -242,6 +318,12 @@ impl MarkFile {
     fn failed(&self, doing: &str, error: &std::io::Error) -> StorageError {
         StorageError::io(format!("{doing} {}", self.path.display()), error)
     }
+}
+
+/// The newest intact mark in a file that is only read, if it has one.
+pub(super) fn intact_mark(path: &Path) -> Option<TailMark> {
+    let file = File::open(path).ok()?;
+    MarkFile { file, path: path.to_owned(), written: 0 }.newest().ok().flatten()
 }
 
 fn encode_mark(mark: &TailMark, written: u64) -> [u8; COPY_BYTES] {
@@ -307,7 +389,10 @@ mod tests {
         raw.write_all_at(&encode_mark(&mark(6), 5)[..40], COPY_OFFSETS[1]).unwrap();
         assert_eq!(MarkFile::open(&path).unwrap().newest().unwrap(), Some(mark(5)));
         raw.write_all_at(b"xx", COPY_OFFSETS[0]).unwrap();
-        assert!(MarkFile::open(&path).is_err(), "two spoiled copies are a named error, not an empty log");
+        assert!(
+            MarkFile::open(&path).unwrap().newest().is_err(),
+            "two spoiled copies are a named error, not an empty log"
+        );
     }
 
     #[test]

@@ -13,6 +13,8 @@ mod append;
 mod directory;
 #[cfg(feature = "fjall")]
 mod fjall;
+#[cfg(feature = "fjall")]
+mod inspect;
 mod memory;
 pub mod record;
 pub mod rows;
@@ -23,8 +25,10 @@ pub use append::{
     recover,
 };
 #[cfg(feature = "fjall")]
-pub use directory::{Directory, DirectoryError, FORMAT, OpenDirectory};
+pub use directory::{Directory, DirectoryError, FORMAT, OpenDirectory, lock_directory};
 #[cfg(feature = "fjall")]
 pub use fjall::FjallStorage;
+#[cfg(feature = "fjall")]
+pub use inspect::{SalvagedLog, salvage_log};
 pub use memory::MemoryStorage;
 pub use storage::{Durability, Keyspace, Storage, StorageError, TailMark, Visit, WriteBatch};

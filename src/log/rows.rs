@@ -145,6 +145,21 @@ pub struct SnapshotRow {
     pub parts: u32,
 }
 
+/// A row of `held` under `q` and a slot of the ring: a change that is not let in again.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct QuarantineRow {
+    /// How many were held before it.
+    pub number: u64,
+    /// Of which document it said to be.
+    pub document: [u8; 16],
+    /// Its SHA-256.
+    pub hash: [u8; 32],
+    /// Who brought it.
+    pub peer: [u8; 32],
+    /// What is wrong with it.
+    pub why: String,
+}
+
 /// The row of `state` that says which projections are there.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct ProjectionRow {

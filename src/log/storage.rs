@@ -65,6 +65,9 @@ pub enum StorageError {
     /// What is on the disk is not what was written.
     #[error("damaged store: {0}")]
     Damaged(String),
+    /// The end of the journal is not what was written, and what it held was acknowledged. What is before it is whole.
+    #[error("the journal's end is damaged: {0}")]
+    TailDamaged(String),
 }
 
 impl StorageError {
@@ -177,4 +180,17 @@ pub trait Storage: Send + Sync {
     /// # Errors
     /// [`StorageError`] when the operating system does not tell.
     fn free_bytes(&self) -> Result<Option<u64>, StorageError>;
+
+    /// Holds the files themselves against their checksums, and tells `fault` each file and what is wrong with it. Rows
+    /// and records are checked by who reads them. A store without files has nothing to say.
+    ///
+    /// # Errors
+    /// [`StorageError`] when the disk fails.
+    ///
+    /// # Cost
+    /// Reads every file.
+    fn check_files(&self, fault: &mut dyn FnMut(String, String)) -> Result<(), StorageError> {
+        let _ = fault;
+        Ok(())
+    }
 }

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 
+use crate::id::random_bytes;
+
 /// The delays between tries of one dialler: 100 to 200 ms at first, twice that each time, 15 to 30 s in the end.
 ///
 /// Each delay is drawn from a range, so that the clients of a restarted node do not come back all at once. A link that
@@ -26,10 +28,10 @@ impl Backoff {
     /// Delays with a random draw.
     #[must_use]
     pub fn new() -> Self {
-        Self::from_builder(builder())
+        Self::with_seed(u64::from_le_bytes(random_bytes()))
     }
 
-    /// Delays whose draw follows from `seed`, for simulations.
+    /// Delays whose draw follows from `seed`.
     #[must_use]
     pub fn with_seed(seed: u64) -> Self {
         Self::from_builder(builder().with_jitter_seed(seed))

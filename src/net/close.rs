@@ -33,13 +33,15 @@ pub enum CloseCode {
     OwnKey,
     /// A fault of this side.
     Internal,
+    /// A change that cannot be taken: it does not pass the gate, or cannot be applied.
+    ChangeRefused,
     /// A number that this version does not know, from a newer peer.
     Unknown(u64),
 }
 
 impl CloseCode {
     /// Every code that this version knows, by number.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Shutdown,
         Self::NotAllowed,
         Self::InviteRefused,
@@ -52,6 +54,7 @@ impl CloseCode {
         Self::WrongIdentity,
         Self::OwnKey,
         Self::Internal,
+        Self::ChangeRefused,
     ];
 
     /// The table: number, name, text.
@@ -69,6 +72,7 @@ impl CloseCode {
             Self::WrongIdentity => (9, "wrong-identity", "the peer names another node than its key proves"),
             Self::OwnKey => (10, "own-key", "both ends show the same key"),
             Self::Internal => (11, "internal", "the node met a fault of its own"),
+            Self::ChangeRefused => (12, "change-refused", "a change cannot be taken"),
             Self::Unknown(number) => (number, "unknown", "the code belongs to a newer version"),
         }
     }
@@ -112,7 +116,12 @@ impl CloseCode {
             | Self::BadFrame
             | Self::Internal
             | Self::Unknown(_) => true,
-            Self::InviteRefused | Self::ProtocolVersion | Self::Replaced | Self::WrongIdentity | Self::OwnKey => false,
+            Self::InviteRefused
+            | Self::ProtocolVersion
+            | Self::Replaced
+            | Self::WrongIdentity
+            | Self::OwnKey
+            | Self::ChangeRefused => false,
         }
     }
 }

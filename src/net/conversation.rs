@@ -20,7 +20,7 @@ use crate::document::split;
 use crate::engine::{Clash, Database, Incoming, IncomingBody};
 use crate::error::Error;
 use crate::id::LogCursor;
-use crate::limits::queues;
+use crate::limits::{Limits, queues};
 use crate::sync::wire::Role;
 use crate::sync::{
     self, Admitted, Channel, IncomingRow, Opened, Output, Session, SessionConfig, SessionError, SessionEvent, Side,
@@ -99,7 +99,8 @@ impl Conversation {
         let (events, incoming) = mpsc::channel(queues::LINK_EVENTS);
         let (admissions, queue) = mpsc::channel(queues::LINK_ADMISSIONS);
         let mut tasks = JoinSet::new();
-        tasks.spawn(admit_in_order(database.clone(), config.peer, queue, events.clone()));
+        let from = Source { peer: config.peer, trusted: config.role == Role::Node };
+        tasks.spawn(admit_in_order(database.clone(), from, queue, events.clone()));
         let (writers, parked) = (HashMap::new(), Vec::new());
         // Nothing is admitted before the peer has said what we are there.
         let roles = (config.role, Role::Node);
@@ -130,8 +131,10 @@ impl Conversation {
                 NetError::ClosedHere
             }
             Ended::Link(error) => {
+                // Asked before we close it ourselves: a peer that refused us said why.
+                let reason = self.link.close_reason();
                 self.link.close(error.close_code(), &error.to_string());
-                self.link.close_reason().filter(|_| !self.peer_said_hello).unwrap_or(error)
+                reason.filter(|_| !self.peer_said_hello).unwrap_or(error)
             }
             Ended::Session(error) => {
                 let code = close_code(&error);
@@ -219,7 +222,7 @@ impl Conversation {
     fn turn(&mut self) -> Result<bool, SessionError> {
         self.offer_parked()?;
         for _ in 0..OUTPUTS_PER_TURN {
-            let Some(output) = self.session.poll(Instant::now(), self.database.reader())? else {
+            let Some(output) = self.session.poll(now(), self.database.reader())? else {
                 // What it did may have made room for a frame.
                 let before = self.parked.len();
                 self.offer_parked()?;
@@ -238,7 +241,7 @@ impl Conversation {
                 continue;
             }
             let (channel, frame, go_on) = self.parked.remove(at);
-            self.session.handle_frame(Instant::now(), channel, &frame, self.database.reader())?;
+            self.session.handle_frame(now(), channel, &frame, self.database.reader())?;
             // Its reader may have ended with the stream.
             let _ = go_on.send(());
         }
@@ -307,6 +310,9 @@ impl Conversation {
             }
             Event::OpenedOurs(channel, reader) => self.read_channel(channel, reader),
             Event::Admitted(ticket, Ok(admitted)) => self.session.handle_admitted(ticket, admitted),
+            Event::Admitted(_, Err(error @ (Error::Unappliable { .. } | Error::Change(_) | Error::Refused { .. }))) => {
+                return Err(Ended::Session(SessionError::Unappliable(error.to_string())));
+            }
             Event::Admitted(ticket, Err(error)) => {
                 self.session.handle_refused(ticket, &error.to_string()).map_err(Ended::Session)?;
             }
@@ -425,12 +431,12 @@ async fn open(link: &Link, channel: Channel, events: &mpsc::Sender<Event>) -> Re
 /// Hands the session's rows to the writer, one admission after the other, and tells what became of them.
 async fn admit_in_order(
     database: Database,
-    peer: crate::id::NodeId,
+    from: Source,
     mut queue: mpsc::Receiver<Admission>,
     events: mpsc::Sender<Event>,
 ) {
     while let Some((ticket, rows, cursor, clash)) = queue.recv().await {
-        let admitted = admit(&database, peer, rows, cursor, clash).await;
+        let admitted = admit(&database, from, rows, cursor, clash).await;
         if events.send(Event::Admitted(ticket, admitted)).await.is_err() {
             return;
         }
@@ -439,14 +445,14 @@ async fn admit_in_order(
 
 async fn admit(
     database: &Database,
-    peer: crate::id::NodeId,
+    from: Source,
     rows: Vec<IncomingRow>,
     cursor: Option<LogCursor>,
     clash: Clash,
 ) -> Result<Admitted, Error> {
     if rows.is_empty() {
         if let Some(cursor) = cursor {
-            database.store_cursor(peer, cursor).await?;
+            database.store_cursor(from.peer, cursor).await?;
         }
         return Ok(Admitted { missing: Vec::new(), cursor_stored: cursor.is_some() });
     }
@@ -454,9 +460,9 @@ async fn admit(
     let (mut group, mut bytes) = (Vec::new(), 0);
     let mut all = Admitted::default();
     for row in rows {
-        for row in unpack(row).await? {
+        for row in unpack(row, &limits).await? {
             if group.len() >= limits.group_records_max || bytes >= limits.group_bytes_max {
-                gather(&mut all, database.admit_with(clash, std::mem::take(&mut group), Some(peer), None).await?);
+                gather(&mut all, offer(database, from, clash, std::mem::take(&mut group), None).await?);
                 bytes = 0;
             }
             bytes += match &row.body {
@@ -468,10 +474,45 @@ async fn admit(
     }
     // What an earlier group had to leave waiting keeps the cursor where it is.
     let cursor = cursor.filter(|_| all.missing.is_empty());
-    let last = database.admit_with(clash, group, Some(peer), cursor).await?;
+    let last = offer(database, from, clash, group, cursor).await?;
     all.cursor_stored = last.cursor_stored;
     gather(&mut all, last);
     Ok(all)
+}
+
+/// Offers rows to the log; those of an untrusted peer only when they were tried.
+async fn offer(
+    database: &Database,
+    from: Source,
+    clash: Clash,
+    rows: Vec<Incoming>,
+    cursor: Option<LogCursor>,
+) -> Result<crate::engine::Admitted, Error> {
+    if from.trusted {
+        return database.admit_with(clash, rows, Some(from.peer), cursor).await;
+    }
+    let trier = database.clone();
+    let tried = tokio::task::spawn_blocking(move || trier.examine(from.peer, rows));
+    let examined = tried.await.map_err(|_| Error::Closed)??;
+    let cursor = cursor.filter(|_| examined.missing.is_empty() && examined.fault.is_none());
+    let mut admitted = database.admit_examined(clash, examined.rows, Some(from.peer), cursor).await?;
+    admitted.missing.extend(examined.missing);
+    if let Some(fault) = examined.fault {
+        return Err(fault);
+    }
+    match admitted.refused.pop() {
+        // It costs the trial view: nobody may do that again and again.
+        Some((document, why)) => Err(Error::Refused { document, why }),
+        None => Ok(admitted),
+    }
+}
+
+/// Whose rows they are.
+#[derive(Debug, Clone, Copy)]
+struct Source {
+    peer: crate::id::NodeId,
+    /// What it sends need not be tried.
+    trusted: bool,
 }
 
 fn gather(all: &mut Admitted, part: crate::engine::Admitted) {
@@ -482,14 +523,16 @@ fn gather(all: &mut Admitted, part: crate::engine::Admitted) {
 }
 
 /// The rows in one incoming row: a document chunk holds many.
-async fn unpack(row: IncomingRow) -> Result<Vec<Incoming>, Error> {
+async fn unpack(row: IncomingRow, limits: &Limits) -> Result<Vec<Incoming>, Error> {
     let IncomingRow { document, body, origin } = row;
     let one = |body| vec![Incoming { document, body, origin: origin.clone() }];
     match body {
         sync::IncomingBody::Change(change) => Ok(one(IncomingBody::Change(change))),
         sync::IncomingBody::Lifecycle(bytes) => Ok(one(IncomingBody::Lifecycle(bytes))),
         sync::IncomingBody::Document(chunk) => {
-            let changes = tokio::task::spawn_blocking(move || split(&chunk)).await.map_err(|_| Error::Closed)??;
+            let limits = limits.clone();
+            let apart = tokio::task::spawn_blocking(move || split(&chunk, &limits));
+            let changes = apart.await.map_err(|_| Error::Closed)??;
             let row =
                 |change| Incoming { document, body: IncomingBody::Change(Box::new(change)), origin: origin.clone() };
             Ok(changes.into_iter().map(row).collect())
@@ -506,11 +549,17 @@ fn clash_between((theirs, ours): (Role, Role)) -> Clash {
     }
 }
 
+/// The runtime's clock, which is also that of its timers.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
 /// The code by which a peer learns why a session ended.
 fn close_code(error: &SessionError) -> CloseCode {
     match error {
         SessionError::WrongNode { .. } => CloseCode::WrongIdentity,
         SessionError::History(_) | SessionError::Refused(_) => CloseCode::Internal,
+        SessionError::MalformedChange { .. } | SessionError::Unappliable(_) => CloseCode::ChangeRefused,
         _ => CloseCode::BadFrame,
     }
 }

@@ -89,6 +89,38 @@ impl Endpoint {
         let endpoint =
             quinn::Endpoint::new(quinn::EndpointConfig::default(), accepting, socket, runtime).map_err(refused)?;
         let address = endpoint.local_addr().map_err(refused)?;
+        Ok(Self::on(endpoint, identity, address, dialling, limits))
+    }
+
+    /// Dials and accepts over a socket that is none of the operating system's; what the transport draws by chance follows
+    /// from `seed`. For simulations.
+    ///
+    /// # Errors
+    /// As [`Self::bind`].
+    #[cfg(feature = "sim")]
+    pub fn over(
+        identity: &Identity,
+        socket: Arc<dyn quinn::AsyncUdpSocket>,
+        seed: [u8; 32],
+        limits: &Limits,
+    ) -> Result<Self, NetError> {
+        let (accepting, dialling) = (tls::accepting(identity)?, tls::dialling(identity)?);
+        let refused = |source: io::Error| NetError::Bind { addr: (Ipv4Addr::UNSPECIFIED, 0).into(), source };
+        let runtime = quinn::default_runtime().ok_or_else(|| refused(io::Error::other("no tokio runtime is there")))?;
+        let address = socket.local_addr().map_err(refused)?;
+        let mut config = quinn::EndpointConfig::default();
+        config.rng_seed(Some(seed));
+        let endpoint = quinn::Endpoint::new_with_abstract_socket(config, Some(accepting), socket, runtime);
+        Ok(Self::on(endpoint.map_err(refused)?, identity, address, dialling, limits))
+    }
+
+    fn on(
+        endpoint: quinn::Endpoint,
+        identity: &Identity,
+        address: SocketAddr,
+        dialling: quinn::ClientConfig,
+        limits: &Limits,
+    ) -> Self {
         let inner = Inner {
             endpoint,
             node: identity.node(),
@@ -99,7 +131,7 @@ impl Endpoint {
             handshakes: Arc::new(Semaphore::new(queues::HANDSHAKES)),
             frame_bytes_max: limits.frame_bytes_max,
         };
-        Ok(Self { inner: Arc::new(inner) })
+        Self { inner: Arc::new(inner) }
     }
 
     /// Our own key.

@@ -1,6 +1,6 @@
 //! Who we are: an Ed25519 key pair, and the file that keeps it.
 //!
-//! The key file is one line, `tidelog-key-1 <seed, 64 hexadecimal digits>`, readable by its owner only. It is written
+//! The key file is one line, `tidelog-key-1 <seed, 64 hexadecimal digits> <check, 8>`, readable by its owner only. It is written
 //! once, whole or not at all, and never replaced: a file that cannot be used is an error with its remedy, because a
 //! node that quietly took a new key would be a stranger to all its peers.
 
@@ -146,7 +146,15 @@ fn read_seed(file: &File) -> Result<[u8; 32], KeyFault> {
 fn parse(bytes: &[u8]) -> Option<[u8; 32]> {
     let line = std::str::from_utf8(bytes).ok()?;
     let digits = line.strip_prefix(FILE_TAG)?.strip_prefix(' ')?.strip_suffix('\n')?;
-    data_encoding::HEXLOWER.decode(digits.as_bytes()).ok()?.try_into().ok()
+    // Files of older versions have no check.
+    let (digits, check) = digits.split_once(' ').map_or((digits, None), |(digits, check)| (digits, Some(check)));
+    let seed = data_encoding::HEXLOWER.decode(digits.as_bytes()).ok()?.try_into().ok()?;
+    check.is_none_or(|check| check == check_of(&seed)).then_some(seed)
+}
+
+/// Tells a flipped digit from another key. It says nothing about the key: it is a hash of one that cannot be guessed.
+fn check_of(seed: &[u8; 32]) -> String {
+    data_encoding::HEXLOWER.encode(&blake3::derive_key("tidelog key file check", seed)[..4])
 }
 
 /// Writes a key file under a temporary name, syncs it, and only then gives it its name, so that no crash leaves half a
@@ -185,7 +193,8 @@ fn write_and_name(temporary: &Path, path: &Path, seed: &[u8; 32]) -> io::Result<
         options.mode(0o600);
     }
     let mut file = options.open(temporary)?;
-    file.write_all(format!("{FILE_TAG} {}\n", data_encoding::HEXLOWER.encode(seed)).as_bytes())?;
+    let line = format!("{FILE_TAG} {} {}\n", data_encoding::HEXLOWER.encode(seed), check_of(seed));
+    file.write_all(line.as_bytes())?;
     file.sync_all()?;
     // A link, because a rename would silently replace the key of a process that was faster.
     match fs::hard_link(temporary, path) {

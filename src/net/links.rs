@@ -295,7 +295,8 @@ impl Links {
                 _ = stopped.wait_for(|stop| *stop) => return,
                 ended = attempt => ended,
             };
-            if matches!(ended, Some(NetError::ClosedHere)) {
+            // A link that we closed for another one, or for a peer that said nothing, is no reason to stop.
+            if *self.shared.stop.borrow() {
                 return;
             }
             backoff.link_ended(began.elapsed());

@@ -42,11 +42,22 @@ pub struct Peer {
 }
 
 #[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct PeersFile {
     tidelog_peers: u32,
     peers: Vec<PeerEntry>,
     #[serde(default)]
     invites: Vec<InviteEntry>,
+    /// Over all of the above, since a flipped letter of a key is another key. Who edits the file by hand leaves it out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    check: Option<String>,
+}
+
+impl PeersFile {
+    fn checksum(&self) -> Result<String, serde_json::Error> {
+        let bytes = serde_json::to_vec(&(self.tidelog_peers, &self.peers, &self.invites))?;
+        Ok(data_encoding::HEXLOWER.encode(&blake3::hash(&bytes).as_bytes()[..8]))
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -82,6 +93,11 @@ impl PeerBook {
         let file: PeersFile = serde_json::from_slice(&bytes).map_err(|error| book.damaged(error))?;
         if file.tidelog_peers != FORMAT {
             return Err(book.damaged(format!("it has format {}, this tidelog knows {FORMAT}", file.tidelog_peers)));
+        }
+        if let Some(check) = &file.check
+            && *check != file.checksum().map_err(|error| book.damaged(error))?
+        {
+            return Err(book.damaged("it does not match its `check`; if it was edited by hand, remove that line"));
         }
         for peer in &file.peers {
             book.take_peer(peer).map_err(|why| book.damaged(why))?;
@@ -187,7 +203,9 @@ impl PeerBook {
             role: out.role.to_string(),
             expires_ms: out.expires.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64),
         });
-        let file = PeersFile { tidelog_peers: FORMAT, peers: peers.collect(), invites: invites.collect() };
+        let mut file =
+            PeersFile { tidelog_peers: FORMAT, peers: peers.collect(), invites: invites.collect(), check: None };
+        file.check = Some(file.checksum().map_err(|error| self.damaged(error))?);
         let bytes = serde_json::to_vec_pretty(&file).map_err(|error| self.damaged(error))?;
         replace(&self.path, &bytes).map_err(|error| CommandError::file("write", &self.path, &error))
     }

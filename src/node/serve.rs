@@ -12,6 +12,7 @@ use super::admin::AdminServer;
 use super::command::{CommandError, Context, LinkControl};
 use super::peers::{PeerBook, replace};
 use super::place::{OpenPlace, Place};
+use crate::engine::Database;
 use crate::id::{LogCursor, NodeId};
 use crate::net::{CloseCode, Endpoint, LinkOptions, Links, NetError, Role, Ticket, UnknownKeys};
 
@@ -103,6 +104,12 @@ impl Node {
         let admin = AdminServer::start(&path, context.clone())?;
         tracing::info!(node = %endpoint.node().short(), %address, strict = config.strict, "listening");
         Ok(Self { path, context, endpoint, admin, links, saving, ticket })
+    }
+
+    /// Its database, for who runs the node in a process of his own.
+    #[must_use]
+    pub fn database(&self) -> &Database {
+        &self.context.database
     }
 
     /// Its key.

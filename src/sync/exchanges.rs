@@ -84,6 +84,16 @@ impl Exchanges {
         }
     }
 
+    /// What is under way, for a simulation that finds it stuck.
+    #[cfg(feature = "sim")]
+    pub(super) fn describe(&self) -> String {
+        let running = self.running.iter().map(|(opened, running)| {
+            let ended = (running.finished_here, running.finished_there);
+            (opened, running.document, ended, running.exchange.is_unsettled())
+        });
+        format!("exchanges {:?}, queued {:?}", running.collect::<Vec<_>>(), self.queue)
+    }
+
     /// Whether a frame may be read from the channel: not while the message before is being logged.
     pub(super) fn accepts(&self, opened: Opened) -> bool {
         self.running.get(&opened).is_none_or(|running| !running.exchange.is_unsettled())
@@ -113,6 +123,12 @@ impl Exchanges {
 
     pub(super) fn take_ended(&mut self) -> Vec<Ended> {
         std::mem::take(&mut self.ended)
+    }
+
+    /// A document whose exchange waits for the peer.
+    pub(super) fn waits_for_peer(&self) -> Option<DocumentId> {
+        let waits = |running: &&Running| !running.finished_there && !running.exchange.is_unsettled();
+        self.running.values().find(waits).map(|running| running.document)
     }
 
     /// Takes a part of a message.
@@ -185,12 +201,7 @@ impl Exchanges {
     }
 
     /// Does one thing that is due; `false` when nothing is.
-    pub(super) fn step(
-        &mut self,
-        reader: &Reader,
-        intake: &mut Intake,
-        out: &mut Outbox,
-    ) -> Result<bool, SessionError> {
+    pub(super) fn step(&mut self, reader: &Reader, out: &mut Outbox) -> Result<bool, SessionError> {
         let ours = self.running.keys().filter(|opened| opened.by == Side::Us).count();
         if ours < self.limits.exchanges_per_peer
             && let Some(document) = self.queue.pop_front()
@@ -213,7 +224,6 @@ impl Exchanges {
             }
         }
         let Some(opened) = over else { return Ok(false) };
-        let _ = intake;
         if let Some(running) = self.running.remove(&opened) {
             self.ended.push(running.end(reader)?);
         }

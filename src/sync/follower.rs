@@ -111,6 +111,14 @@ impl Follower {
         }
     }
 
+    /// What holds it up, for a simulation that finds it stuck.
+    #[cfg(feature = "sim")]
+    pub(super) fn describe(&self) -> String {
+        let wanted: Vec<_> = self.wanted.iter().map(|(id, wanting)| (id, wanting.state as u8, wanting.again)).collect();
+        let (cursor, held, listing, page) = (self.cursor, self.held, self.listing, self.page);
+        format!("cursor {cursor:?}, held {held:?}, listing {listing} at page {page}, wanted {wanted:?}")
+    }
+
     /// Takes what the peer's `Hello` said.
     pub(super) fn meet(&mut self, log_id: LogId, tail: Lsn, strict: bool) {
         (self.log_id, self.tail_met, self.strict) = (log_id, tail, strict);
@@ -127,9 +135,14 @@ impl Follower {
         Ok(())
     }
 
+    /// A document that the peer has to answer for.
+    pub(super) fn waits_for_peer(&self) -> Option<DocumentId> {
+        self.wanted.keys().next().copied()
+    }
+
     /// Whether the cursor may move with what is logged next.
     pub(super) fn may_move_cursor(&self) -> bool {
-        self.wanted.is_empty() && self.pages.is_empty() && !self.listing
+        (self.wanted.is_empty() || mutant!(CursorBeforeRows)) && self.pages.is_empty() && !self.listing
     }
 
     /// Takes a slice of the peer's log.
@@ -151,6 +164,9 @@ impl Follower {
         }
         self.require_no_parts("ChangeBatch")?;
         let end = batch.end.map(|end| self.cursor_at(end));
+        if mutant!(AckBeforeLogged) {
+            self.logged = batch.number;
+        }
         intake.mark(Mark::Batch { number: batch.number, end });
         Ok(())
     }
@@ -411,6 +427,9 @@ impl Follower {
                 let heads = state.map_or_else(Heads::default, |state| shortened(state.heads));
                 wishes.push(Wanted { document: row.document, heads });
             }
+        }
+        if mutant!(WantForgotten) {
+            wishes.pop();
         }
         if page.done {
             self.listing = false;

@@ -21,16 +21,15 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
+use super::ExchangeError;
 use super::exchanges::Exchanges;
 use super::follower::Follower;
-use super::gate::guarded;
 use super::intake::{Intake, Mark};
 use super::source::Source;
 use super::wire::{
     self, CAPABILITY_SNAPSHOTS, CAPABILITY_STRICT, Frame, Hello, HelloAck, Judgement, Position, Role, WireError,
 };
-use super::{ExchangeError, GateError};
-use crate::document::{Change, ChangeError};
+use crate::document::Change;
 use crate::history::{HistoryError, Location, Origin, Reader};
 use crate::id::{ChangeHash, DocumentId, LogCursor, LogId, Lsn, NodeId};
 use crate::limits::Limits;
@@ -88,9 +87,20 @@ pub enum SessionError {
         /// Which document.
         document: DocumentId,
     },
+    /// The peer let a document wait for too long.
+    #[error("the peer said nothing of {document}, or of any other document that waits for it, for {seconds} seconds")]
+    Silent {
+        /// Which document.
+        document: DocumentId,
+        /// For how long.
+        seconds: u64,
+    },
     /// The writer refused what the peer sent.
     #[error("refused: {0}")]
     Refused(String),
+    /// A change the peer sent cannot be applied to its document.
+    #[error("{0}")]
+    Unappliable(String),
     /// Our own store does not answer.
     #[error(transparent)]
     History(#[from] HistoryError),
@@ -279,7 +289,13 @@ pub struct Session {
     exchanges: Exchanges,
     out: Outbox,
     strict: bool,
+    /// When we last did something, or heard of a document.
+    moved: Option<Instant>,
 }
+
+/// How long a peer may be silent about every document that waits for it. Until they are whole the cursor on its log is
+/// held, so a peer that never answers costs the link, which begins anew.
+const SILENCE_MAX: Duration = Duration::from_secs(120);
 
 /// What was said of the first frames.
 #[derive(Debug, Default)]
@@ -336,6 +352,7 @@ impl Session {
             exchanges: Exchanges::new(config.node, config.peer, &config.limits),
             out: Outbox::default(),
             strict: config.strict,
+            moved: None,
             config,
         }
     }
@@ -369,6 +386,9 @@ impl Session {
         let flood = self.config.limits.pending_bytes + self.config.limits.document_bytes_max;
         if self.intake.bytes() > flood {
             return Err(SessionError::TooMany { what: "bytes that are not logged yet", max: flood });
+        }
+        if channel != Channel::Control {
+            self.moved = Some(now);
         }
         match (channel, Frame::decode(frame)?) {
             (_, Frame::Skipped(_)) => Ok(()),
@@ -427,10 +447,19 @@ impl Session {
         Err(SessionError::Refused(reason.to_owned()))
     }
 
+    /// What it is at, for a simulation that finds it stuck.
+    #[cfg(feature = "sim")]
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let (follower, exchanges) = (self.follower.describe(), self.exchanges.describe());
+        format!("{follower}; {exchanges}; {:?}; sending {:?}", self.intake, self.out.sending)
+    }
+
     /// When [`poll`](Self::poll) has something to do although nothing happened.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Instant> {
-        self.source.paused_until()
+        let impatient_at = self.impatient_at().map(|(_, at)| at);
+        self.source.paused_until().into_iter().chain(impatient_at).min()
     }
 
     /// Gives the next thing to do; `None` when nothing is to do until something happens.
@@ -452,9 +481,23 @@ impl Session {
                 return Ok(Some(Output::Send { channel: Channel::Control, frame, finish: false }));
             }
             if !self.step(now, reader)? {
-                return Ok(None);
+                return match self.impatient_at() {
+                    Some((document, at)) if now >= at => {
+                        Err(SessionError::Silent { document, seconds: SILENCE_MAX.as_secs() })
+                    }
+                    _ => Ok(None),
+                };
             }
+            self.moved = Some(now);
         }
+    }
+
+    /// A document that waits for the peer, and when it will have waited for too long. None while our own writer is at
+    /// something: then it is not the peer that is slow.
+    fn impatient_at(&self) -> Option<(DocumentId, Instant)> {
+        let document = self.exchanges.waits_for_peer().or_else(|| self.follower.waits_for_peer())?;
+        let moved = self.moved.filter(|_| self.intake.is_empty())?;
+        Some((document, moved + SILENCE_MAX))
     }
 
     /// Does one thing that is due; `false` when nothing is.
@@ -479,7 +522,7 @@ impl Session {
         if self.intake.has_settled() {
             return Ok(true);
         }
-        if self.exchanges.step(reader, &mut self.intake, &mut self.out)? {
+        if self.exchanges.step(reader, &mut self.out)? {
             self.report_ended_exchanges(reader)?;
             return Ok(true);
         }
@@ -529,7 +572,10 @@ impl Session {
         match frame {
             Frame::ChangeBatch(batch) => self.follower.handle_batch(batch, &mut self.intake),
             Frame::Inventory(page) => self.follower.handle_inventory(page),
-            Frame::DocumentBatch(batch) => self.follower.handle_document(batch, &mut self.intake),
+            Frame::DocumentBatch(batch) => {
+                self.moved = Some(now);
+                self.follower.handle_document(batch, &mut self.intake)
+            }
             Frame::Part(part) => self.follower.handle_part(&part.bytes),
             Frame::Ack(ack) => self.source.handle_ack(ack.number),
             Frame::Want(want) => self.source.handle_want(want),
@@ -612,17 +658,8 @@ fn judge(cursor: Option<&LogCursor>, reader: &Reader) -> Result<Judgement, Sessi
 
 /// Verifies a change that came from the peer.
 pub(super) fn parse_change(document: DocumentId, bytes: Vec<u8>, limits: &Limits) -> Result<Change, SessionError> {
-    let refused = |why: String| SessionError::MalformedChange { document, why };
-    if bytes.len() > limits.change_bytes_max {
-        let error = ChangeError::TooLong { bytes: bytes.len(), max: limits.change_bytes_max };
-        return Err(refused(error.to_string()));
-    }
-    match guarded(|| Change::parse(bytes)) {
-        Ok(Ok(change)) => Ok(change),
-        Ok(Err(error)) => Err(refused(error.to_string())),
-        Err(GateError::Panicked) => Err(refused("automerge panicked on it".into())),
-        Err(error) => Err(refused(error.to_string())),
-    }
+    Change::parse_within(bytes, limits)
+        .map_err(|error| SessionError::MalformedChange { document, why: error.to_string() })
 }
 
 /// Names a frame that may not come.

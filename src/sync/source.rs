@@ -52,6 +52,9 @@ pub(super) struct Source {
     /// Wants that a snapshot answers, until a stream is free.
     stream_wants: VecDeque<Wanted>,
     streams: Vec<Outgoing>,
+    /// Documents that went on a stream and that the peer has not asked for again, and the bytes of each: the transport
+    /// may hold many small chunks that the peer has not read.
+    unread: HashMap<DocumentId, usize>,
     opened: u64,
     paused_until: Option<Instant>,
 }
@@ -117,6 +120,7 @@ impl Source {
             serving: None,
             stream_wants: VecDeque::new(),
             streams: Vec::new(),
+            unread: HashMap::new(),
             opened: 0,
             paused_until: None,
         }
@@ -130,6 +134,7 @@ impl Source {
 
     /// Begins to serve. `ours` is what the peer says about our cursor on its log.
     pub(super) fn begin(&mut self, ours: Judgement, reader: &Reader) {
+        self.awake &= !mutant!(WakeupLost);
         self.echo_from = if ours == Judgement::Known { Lsn::ZERO } else { self.tail_met };
         self.phase = match self.from {
             Some(lsn) if self.strict => Phase::Resting(lsn),
@@ -177,6 +182,10 @@ impl Source {
         let max = 8 * self.limits.inventory_rows;
         if self.wants.len() + self.stream_wants.len() + want.documents.len() > max {
             return Err(SessionError::TooMany { what: "documents wanted at once", max });
+        }
+        for wanted in &want.documents {
+            // Asked for again: the chunk is logged there, if one was under way.
+            self.unread.remove(&wanted.document);
         }
         self.wants.extend(want.documents);
         Ok(())
@@ -330,6 +339,9 @@ impl Source {
         }
         self.skipped = 0;
         self.number += 1;
+        if mutant!(LastRowDropped) {
+            rows.rows.pop();
+        }
         rows.send_parts(out)?;
         let (documents, origins) = (rows.documents.items, rows.origins.items);
         let batch =
@@ -345,7 +357,8 @@ impl Source {
             // Whoever gets the winner withdraws by the same rule.
             EntryKind::Withdrawn { .. } | EntryKind::Footer { .. } | EntryKind::Other => return,
         };
-        if via != Some(self.peer) || entry.lsn <= self.echo_from {
+        let brought = if mutant!(EchoWrong) { via.is_some() } else { via == Some(self.peer) };
+        if !brought || entry.lsn <= self.echo_from {
             rows.add(kind, document, &origin, bytes);
         }
     }
@@ -452,14 +465,16 @@ impl Source {
             heads: snapshot.heads.clone(),
             outcome: Outcome::More,
         }))?;
+        self.unread.insert(document, snapshot.bytes.len());
         self.streams.push(Outgoing { opened, document, snapshot, begun: false, gone: 0 });
         Ok(())
     }
 
-    /// Whether a stream may be opened, beside those that together hold one document at most.
+    /// Whether a stream may be opened, beside those that together hold one document at most and that the peer has not
+    /// read to their end.
     fn has_free_stream(&self) -> bool {
-        let bytes: usize = self.streams.iter().map(|outgoing| outgoing.snapshot.bytes.len()).sum();
-        self.streams.len() < self.limits.bulk_streams_per_peer && bytes < self.limits.document_bytes_max / 4
+        let bytes: usize = self.unread.values().sum();
+        self.unread.len() < self.limits.bulk_streams_per_peer && bytes < self.limits.document_bytes_max / 4
     }
 
     fn add_lifecycle(&self, document: DocumentId, reader: &Reader, rows: &mut Rows) -> Result<(), SessionError> {
@@ -469,7 +484,7 @@ impl Source {
             admission: Admission::Structural,
             rules_version: 0,
         };
-        for bytes in reader.lifecycle_records(document)? {
+        for bytes in reader.lifecycle_records(document)?.into_iter().take(if mutant!(WinnerLeftOut) { 1 } else { 2 }) {
             rows.add(RowKind::Lifecycle, document, &origin, bytes);
         }
         Ok(())

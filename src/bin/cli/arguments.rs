@@ -171,6 +171,15 @@ pub(super) enum Command {
     },
     /// Print how the node is
     Status,
+    /// Copy what is intact in a damaged data directory into a new one, and say what is lost
+    Salvage {
+        /// The damaged data directory; it is only read
+        #[arg(value_name = "DAMAGED")]
+        from: PathBuf,
+        /// Where the new one is made
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
+    },
     /// Check the store against itself
     Verify {
         /// Rebuild every document too

@@ -8,9 +8,9 @@ use tidelog::node::command::{Collected, CommandError, Exit, ExportFormat, Reques
 use tidelog::node::{Interrupt, Session, SessionOptions};
 
 use super::arguments::{Command, Format, From, Global, Import, Peer, SpecialImport, To};
-use super::edit;
 use super::screen::{Place, Screen};
 use super::table::{Column, cell, printable, short, size, table, time};
+use super::{edit, salvage};
 
 /// The most that is read of stdin, in bytes.
 const STDIN_BYTES_MAX: u64 = 64 << 20;
@@ -22,7 +22,10 @@ pub(super) fn run(
     interrupt: Interrupt,
 ) -> Result<(), CommandError> {
     // What can be checked without the store is, so that nothing is made for a command that cannot work.
-    let command = prepared(command)?;
+    let command = match prepared(command)? {
+        Command::Salvage { from, to } => return salvage::run(&from, &to, screen),
+        other => other,
+    };
     let create = matches!(command, Command::Add { .. } | Command::Import(_));
     let timeout = Some(global.timeout);
     let options = SessionOptions { data: global.data.clone(), timeout, create };
@@ -85,7 +88,7 @@ fn json_or_word(text: &str) -> Result<Value, CommandError> {
 
 fn dispatch(session: &mut Session, command: Command, screen: &Screen) -> Result<(), CommandError> {
     match command {
-        Command::Serve(_) => Err(CommandError::usage("serve is not a command of a session")),
+        Command::Serve(_) | Command::Salvage { .. } => Err(CommandError::usage("this is not a command of a session")),
         Command::Ls { collection } => ls(session, collection, screen),
         Command::Get { id, at } => get(session, id, at, screen),
         Command::Add { collection, value, name } => {
@@ -564,7 +567,7 @@ fn verify(session: &mut Session, deep: bool, screen: &Screen) -> Result<(), Comm
     if faults > 0 {
         let why = format!("the store has {faults} faults");
         return Err(CommandError::new("E0401", Exit::Corruption, why)
-            .fix("keep a copy of the directory; a new store is refilled by its peers or from an export"));
+            .fix("stop the node, then `tidelog salvage` copies what is intact into a new store, which peers refill"));
     }
     if !screen.json && !screen.quiet {
         screen.print(&format!(

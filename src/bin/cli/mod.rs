@@ -3,6 +3,7 @@
 mod arguments;
 mod commands;
 mod edit;
+mod salvage;
 mod screen;
 mod serve;
 mod table;

@@ -36,6 +36,7 @@ pub(super) fn status(context: &Context, output: &mut dyn Output) -> Result<Value
         "materialized": status.materialized,
         "materialized_bytes": status.materialized_bytes,
         "materializations": status.materializations,
+        "quarantined": status.quarantined,
         "peers_connected": connected,
         "peers": peers,
     }))?;

@@ -1,0 +1,10 @@
+//! The gate: honest bytes pass it, hostile ones are refused by name and cheaply, and nothing that passes makes automerge
+//! panic.
+
+mod admission;
+mod bombs;
+mod forge;
+mod fuzz;
+mod honest;
+mod targets;
+mod vectors;

@@ -1,0 +1,309 @@
+//! Full admission: what an untrusted peer sends is tried on the document before it is logged.
+//!
+//! The gate knows what one change says of itself. Whether the object it writes to exists, and is of the kind it takes
+//! it for, only the document knows, and automerge finds out by panicking. So a client's changes are applied under
+//! `catch_unwind` first, and only what applied is offered to the log.
+//!
+//! They are applied to a *trial* view, which nobody reads: a reader never sees what is not logged, and no edit made here
+//! is ever on top of it. Trial views have a working set of their own, with a budget of their own; each is brought up to
+//! date from the log before it is used, and skips what it tried itself. It may run ahead of the log by what is on its
+//! way to the writer, and is dropped when the writer refuses some of that, when an append fails, and when automerge
+//! panics over it. Dropped, it is built again from the log: what a caught panic leaves behind is never used.
+//!
+//! A change is tried only on top of everything it depends on, and only once its document exists. What comes too early
+//! is not parked, as the parked would enter the log untried; its sender is asked for the document again.
+//!
+//! A change that does not apply is put in *quarantine*: a ring of rows in the keyspace `held`. When it comes again it is
+//! refused by its name.
+
+use std::collections::{HashMap, HashSet};
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use super::commit::block_on;
+use super::core::{Admitted, Clash, Incoming, IncomingBody, Input};
+use super::database::Database;
+use super::working_set::WorkingSet;
+use crate::document::{Change, View, ViewError};
+use crate::error::Error;
+use crate::history::Reader;
+use crate::id::{ActorId, ChangeHash, DocumentId, LogCursor, Lsn, NodeId, shortened};
+use crate::limits::Limits;
+use crate::log::record::Admission;
+use crate::log::rows::{QuarantineRow, decode_row, encode_row};
+use crate::log::{Keyspace, StorageError};
+
+/// Rows that were tried.
+#[derive(Debug, Default)]
+pub struct Examined {
+    /// What may be offered to the log with [`Database::admit_examined`], in order.
+    pub rows: Vec<Incoming>,
+    /// Documents of which something came before what it depends on, and what that is (nothing: the creation).
+    pub missing: Vec<(DocumentId, Vec<ChangeHash>)>,
+    /// Why the rest was not tried: a change that cannot be applied. Its sender is not to be heard any further.
+    pub fault: Option<Error>,
+}
+
+/// The trial views of a database, and its quarantine.
+#[derive(Debug)]
+pub(super) struct Trials {
+    views: WorkingSet,
+    // Protects the names in quarantine. Held for look-ups, never while a change is tried.
+    quarantine: Mutex<Quarantine>,
+    /// Changes refused since the database was opened because they do not apply or were in quarantine.
+    refused: AtomicU64,
+}
+
+/// A ring of changes that cannot be applied.
+#[derive(Debug, Default)]
+struct Quarantine {
+    hashes: HashMap<ChangeHash, u64>,
+    next: u64,
+    rows_max: u64,
+}
+
+impl Trials {
+    /// Reads the quarantine of a store.
+    ///
+    /// # Errors
+    /// [`StorageError`] when the disk does not give it.
+    pub(super) fn open(reader: &Reader, limits: &Limits) -> Result<Self, StorageError> {
+        let mut quarantine = Quarantine { rows_max: limits.quarantine_rows.max(1), ..Quarantine::default() };
+        let until = [QUARANTINE_PREFIX[0] + 1];
+        reader.storage().scan(Keyspace::Held, QUARANTINE_PREFIX, &until, false, &mut |key, bytes| {
+            // What cannot be read is as good as not there: its change is tried again, and refused again.
+            if let Ok(row) = decode_row::<QuarantineRow>(Keyspace::Held, key, bytes) {
+                quarantine.next = quarantine.next.max(row.number + 1);
+                quarantine.hashes.insert(ChangeHash(row.hash), row.number);
+            }
+            ControlFlow::Continue(())
+        })?;
+        let views = WorkingSet::new(limits.trial_budget);
+        Ok(Self { views, quarantine: Mutex::new(quarantine), refused: AtomicU64::new(0) })
+    }
+
+    /// How many changes were refused since the database was opened.
+    pub(super) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    /// How many documents have a trial view, and about how many bytes those take.
+    pub(super) fn usage(&self) -> (usize, usize) {
+        self.views.usage()
+    }
+
+    fn quarantined(&self, hash: ChangeHash) -> bool {
+        self.lock().hashes.contains_key(&hash)
+    }
+
+    /// Takes a name into the ring; its row's key and number.
+    fn hold(&self, hash: ChangeHash) -> (Vec<u8>, u64) {
+        let mut quarantine = self.lock();
+        let number = quarantine.next;
+        quarantine.next += 1;
+        let oldest = number.checked_sub(quarantine.rows_max);
+        quarantine.hashes.retain(|_, held| Some(*held) != oldest);
+        quarantine.hashes.insert(hash, number);
+        let slot = (number % quarantine.rows_max) as u32;
+        ([QUARANTINE_PREFIX, &slot.to_be_bytes()].concat(), number)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Quarantine> {
+        self.quarantine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+const QUARANTINE_PREFIX: &[u8] = b"q";
+
+/// What trying some changes of one document came to.
+#[derive(Default)]
+struct Outcome {
+    /// Those that applied, or need not be tried.
+    passed: Vec<Change>,
+    missing: Option<Vec<ChangeHash>>,
+    fault: Option<(ChangeHash, String)>,
+}
+
+impl Database {
+    /// Tries rows from an untrusted peer, before they are offered to the log.
+    ///
+    /// Stops at the first change that cannot be applied. What does not have to be tried (statements, changes we have)
+    /// is passed on as it is. The rows are marked as fully admitted, and as having entered through `peer`.
+    ///
+    /// # Errors
+    /// [`Error`] when the log cannot be read, or a document cannot be built from it.
+    ///
+    /// # Cost
+    /// Blocks: 30 to 80 us for a keystroke on a document that was tried before, its loading otherwise. Accepted changes
+    /// cost as many microseconds an operation as automerge takes, at most 10.
+    pub fn examine(&self, peer: NodeId, rows: Vec<Incoming>) -> Result<Examined, Error> {
+        let mut examined = Examined::default();
+        let mut created = HashSet::new();
+        let mut rows = rows.into_iter().peekable();
+        while let Some(mut row) = rows.next() {
+            row.origin.node = peer;
+            row.origin.admission = Admission::Full;
+            let change = match row.body {
+                IncomingBody::Lifecycle(_) => {
+                    created.insert(row.document);
+                    examined.rows.push(row);
+                    continue;
+                }
+                IncomingBody::Change(change) => *change,
+            };
+            let (document, origin) = (row.document, row.origin);
+            let mut changes = vec![change];
+            while changes.len() < self.limits().group_records_max
+                && let Some(next) =
+                    rows.next_if(|next| next.document == document && matches!(next.body, IncomingBody::Change(_)))
+                && let IncomingBody::Change(change) = next.body
+            {
+                changes.push(*change);
+            }
+            let outcome = self.try_changes(document, changes, created.contains(&document))?;
+            let body = |change| IncomingBody::Change(Box::new(change));
+            let passed = outcome.passed.into_iter().map(body);
+            examined.rows.extend(passed.map(|body| Incoming { document, body, origin: origin.clone() }));
+            if let Some(missing) = outcome.missing {
+                examined.missing.push((document, missing));
+            }
+            if let Some((hash, why)) = outcome.fault {
+                examined.fault = Some(self.refuse(peer, document, hash, why)?);
+                break;
+            }
+        }
+        Ok(examined)
+    }
+
+    /// Offers rows to the log that [`Database::examine`] passed, as [`Database::admit_with`] does.
+    ///
+    /// # Errors
+    /// As [`Database::admit`].
+    ///
+    /// # Cancel safety
+    /// As [`Database::admit`].
+    pub async fn admit_examined(
+        &self,
+        clash: Clash,
+        rows: Vec<Incoming>,
+        via: Option<NodeId>,
+        cursor: Option<LogCursor>,
+    ) -> Result<Admitted, Error> {
+        let admitted = self.admit_with(clash, rows, via, cursor).await;
+        // A trial view must not hold what the log will never have.
+        match &admitted {
+            Ok(admitted) => {
+                let refused = admitted.refused.iter().map(|(document, _)| document);
+                let outranked = admitted.outranked.iter().map(|(document, _)| document);
+                for document in refused.chain(outranked).chain(admitted.missing.iter().map(|(document, _)| document)) {
+                    self.trials().views.cell(*document).spoil();
+                }
+            }
+            Err(_) => self.trials().views.discard_views(),
+        }
+        admitted
+    }
+
+    fn try_changes(&self, document: DocumentId, changes: Vec<Change>, created: bool) -> Result<Outcome, Error> {
+        let trials = self.trials();
+        if let Some(known) = changes.iter().find(|change| trials.quarantined(change.hash())) {
+            let fault = Some((known.hash(), "it is in quarantine since it could not be applied before".to_owned()));
+            return Ok(Outcome { fault, ..Outcome::default() });
+        }
+        match self.reader().row(document)? {
+            Some(row) => trials.views.note_changes(&[(document, Lsn(row.last_lsn))]),
+            None if created => {}
+            None => return Ok(Outcome { missing: Some(Vec::new()), ..Outcome::default() }),
+        }
+        let cell = trials.views.cell(document);
+        let mut together = Err(ViewError::Broken);
+        let mut outcome = trials.views.with_view(&cell, self.reader(), |view| {
+            let (outcome, fresh) = sort_out(view, changes)?;
+            together = view.apply_proven(&fresh, true);
+            Ok((outcome, fresh))
+        });
+        if let (Ok((outcome, fresh)), Ok(_)) = (&mut outcome, &together) {
+            outcome.passed.append(fresh);
+        }
+        let (mut outcome, fresh) = outcome?;
+        if together.is_ok() {
+            return Ok(outcome);
+        }
+        // One of them did it. The view is built again, and they are tried one by one.
+        for change in fresh {
+            let mut tried = Ok(());
+            trials.views.with_view(&cell, self.reader(), |view| {
+                if !view.contains(change.hash()) {
+                    tried = view.apply_proven(std::slice::from_ref(&change), false);
+                }
+                Ok(())
+            })?;
+            match tried {
+                Ok(()) => outcome.passed.push(change),
+                // It was on top of what was on its way to the log, which the new view lacks.
+                Err(ViewError::Incomplete(_)) => {
+                    outcome.missing.get_or_insert_default();
+                    break;
+                }
+                Err(error) => {
+                    outcome.fault = Some((change.hash(), error.to_string()));
+                    break;
+                }
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// Puts a change in quarantine, and makes the error that its sender is told.
+    fn refuse(&self, peer: NodeId, document: DocumentId, hash: ChangeHash, why: String) -> Result<Error, Error> {
+        let trials = self.trials();
+        trials.refused.fetch_add(1, Ordering::Relaxed);
+        tracing::error!(%document, %hash, peer = %peer.short(), %why, "a change that cannot be applied is refused");
+        if !trials.quarantined(hash) {
+            let (key, number) = trials.hold(hash);
+            let row = QuarantineRow { number, document: document.0, hash: hash.0, peer: peer.0, why: shortened(&why) };
+            let row = encode_row(Keyspace::Held, &key, &row);
+            block_on(self.hold(key, row))?;
+        }
+        Ok(Error::Unappliable { document, hash, why })
+    }
+
+    async fn hold(&self, key: Vec<u8>, row: Vec<u8>) -> Result<(), Error> {
+        self.ask(Input::Hold { key, row }).await.map(|_| ())
+    }
+}
+
+/// Sets aside what need not be tried and what cannot be yet; the rest is to be applied.
+fn sort_out(view: &mut View, changes: Vec<Change>) -> Result<(Outcome, Vec<Change>), ViewError> {
+    let mut outcome = Outcome::default();
+    let mut fresh: Vec<Change> = Vec::with_capacity(changes.len());
+    let mut seen = HashSet::new();
+    let mut numbers: HashMap<ActorId, u64> = HashMap::new();
+    for change in changes {
+        if view.contains(change.hash()) || seen.contains(&change.hash()) {
+            // The log has it, or it is on its way there: the writer says which.
+            outcome.passed.push(change);
+            continue;
+        }
+        let missing: Vec<ChangeHash> =
+            change.deps().iter().copied().filter(|dep| !view.contains(*dep) && !seen.contains(dep)).collect();
+        if !missing.is_empty() {
+            outcome.missing.get_or_insert_default().extend(missing);
+            continue;
+        }
+        // Another change has its number already. The writer knows what is to become of it; it is not applied.
+        let last = match numbers.get(change.actor()) {
+            Some(last) => *last,
+            None => view.last_seq(change.actor())?,
+        };
+        if change.seq() <= last {
+            outcome.passed.push(change);
+            continue;
+        }
+        numbers.insert(change.actor().clone(), change.seq());
+        seen.insert(change.hash());
+        fresh.push(change);
+    }
+    Ok((outcome, fresh))
+}
