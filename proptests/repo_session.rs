@@ -129,7 +129,7 @@ impl Client {
         if self.deaf {
             return Vec::new();
         }
-        match Message::decode(bytes, &limits).unwrap() {
+        match Message::read(bytes, &limits).unwrap() {
             Message::Peer(peer) => {
                 assert_eq!((&*peer.route.target, &*peer.version), (&*self.name, "1"));
                 assert_eq!(peer.metadata.storage.as_deref(), Some(SERVER_STORAGE));

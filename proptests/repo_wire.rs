@@ -171,7 +171,7 @@ proptest! {
     fn ciborium_reads_what_we_write_and_we_read_what_it_writes(message in message(), turn in any::<usize>()) {
         let limits = Limits::DEFAULT;
         let bytes = message.encode();
-        prop_assert_eq!(&Message::decode(&bytes, &limits).unwrap(), &message);
+        prop_assert_eq!(&Message::read(&bytes, &limits).unwrap(), &message);
         let value = read_by_ciborium(&bytes);
         let text = |key: &str| {
             let entries = value.as_map().unwrap();
@@ -179,12 +179,12 @@ proptest! {
         };
         prop_assert!(text("type").is_some_and(|kind| kind.is_text()));
         let other = written_by_ciborium(&dressed(value.clone(), turn));
-        prop_assert_eq!(&Message::decode(&other, &limits).unwrap(), &message);
+        prop_assert_eq!(&Message::read(&other, &limits).unwrap(), &message);
         let other = written_by_ciborium(&renumbered(value.clone()));
-        prop_assert_eq!(&Message::decode(&other, &limits).unwrap(), &message);
+        prop_assert_eq!(&Message::read(&other, &limits).unwrap(), &message);
         let mut other = Vec::new();
         indefinite(&value, &mut other);
-        prop_assert_eq!(&Message::decode(&other, &limits).unwrap(), &message);
+        prop_assert_eq!(&Message::read(&other, &limits).unwrap(), &message);
         // As captured from JavaScript: no integer that it would read as anything but a number.
         prop_assert!(!has_wide_integer(&value));
     }
@@ -200,14 +200,14 @@ proptest! {
         let limits = Limits::DEFAULT;
         let mut bytes = message.encode();
         let cut = cut.index(bytes.len());
-        prop_assert!(Message::decode(&bytes[..cut], &limits).is_err(), "a piece of a message is none");
+        prop_assert!(Message::read(&bytes[..cut], &limits).is_err(), "a piece of a message is none");
         for (at, byte) in flips {
             let at = at.index(bytes.len());
             bytes[at] = byte;
         }
-        let _ = Message::decode(&bytes, &limits);
-        let _ = Message::decode(&noise, &limits);
-        let _ = Message::decode(&[&[0xbf][..], &noise].concat(), &limits);
+        let _ = Message::read(&bytes, &limits);
+        let _ = Message::read(&noise, &limits);
+        let _ = Message::read(&[&[0xbf][..], &noise].concat(), &limits);
     }
 }
 
@@ -224,26 +224,26 @@ fn what_is_nested_too_deeply_or_longer_than_it_is_costs_nothing() {
     let limits = Limits::DEFAULT;
     let under = |value: &[u8]| [&b"\xa2\x64type\x64join\x61x"[..], value].concat();
     let deep = [vec![0x81; 1 << 20], vec![0x01]].concat();
-    assert_eq!(Message::decode(&under(&deep), &limits), Err(WireError::Malformed("nested too deeply")));
+    assert_eq!(Message::read(&under(&deep), &limits), Err(WireError::Malformed("nested too deeply")));
     let tags = [vec![0xc1; 1 << 20], vec![0x01]].concat();
-    assert_eq!(Message::decode(&under(&tags), &limits), Err(WireError::Malformed("nested too deeply")));
+    assert_eq!(Message::read(&under(&tags), &limits), Err(WireError::Malformed("nested too deeply")));
     let endless = vec![0x9f; 1 << 20];
-    assert_eq!(Message::decode(&under(&endless), &limits), Err(WireError::Malformed("nested too deeply")));
+    assert_eq!(Message::read(&under(&endless), &limits), Err(WireError::Malformed("nested too deeply")));
     for major in [0x5b, 0x7b, 0x9b, 0xbb] {
         let claimed = [&[major][..], &[0xff; 8]].concat();
-        assert!(Message::decode(&under(&claimed), &limits).is_err());
-        assert!(Message::decode(&claimed, &limits).is_err());
+        assert!(Message::read(&under(&claimed), &limits).is_err());
+        assert!(Message::read(&claimed, &limits).is_err());
     }
     let long = written_by_ciborium(&Value::Text("x".repeat(limits.repo_text_bytes + 1)));
     let join = |sender: &[u8]| [&b"\xa2\x64type\x64join\x68senderId"[..], sender].concat();
-    assert!(matches!(Message::decode(&join(&long), &limits), Err(WireError::TooMany { what: "bytes in a text", .. })));
+    assert!(matches!(Message::read(&join(&long), &limits), Err(WireError::TooMany { what: "bytes in a text", .. })));
     let many = written_by_ciborium(&Value::Array(vec![Value::Null; limits.repo_list_items + 1]));
     let join = [&b"\xa3\x64type\x64join\x68senderId\x61a\x78\x19supportedProtocolVersions"[..], &many].concat();
-    assert!(matches!(Message::decode(&join, &limits), Err(WireError::TooMany { what: "items in a list", .. })));
+    assert!(matches!(Message::read(&join, &limits), Err(WireError::TooMany { what: "items in a list", .. })));
     // A document id of a megabyte is refused before it is decoded, which would cost its square.
     let id = written_by_ciborium(&Value::Text("2".repeat(4000)));
     let request = b"\xa4\x64type\x67request\x68senderId\x61a\x64data\x41\x00\x6adocumentId";
-    let refused = Message::decode(&[&request[..], &id].concat(), &limits).unwrap_err();
+    let refused = Message::read(&[&request[..], &id].concat(), &limits).unwrap_err();
     assert_eq!(refused, WireError::Malformed("a document id is not base58check of 16 bytes"));
 }
 
@@ -256,20 +256,20 @@ fn messages_of_stock_peers_are_read() {
     let metadata = Metadata { storage: None, ephemeral: Some(true) };
     let versions = Some(vec!["1".into()]);
     let expected = Message::Join(Join { sender: "client-z2a0".into(), metadata, versions });
-    assert_eq!(Message::decode(join, &limits).unwrap(), expected);
+    assert_eq!(Message::read(join, &limits).unwrap(), expected);
     // Old clients say neither what they are nor which versions they speak.
     let join = b"\xa2\x64type\x64join\x68senderId\x61a";
     let expected = Join { sender: "a".into(), metadata: Metadata::default(), versions: None };
-    assert_eq!(Message::decode(join, &limits).unwrap(), Message::Join(expected));
+    assert_eq!(Message::read(join, &limits).unwrap(), Message::Join(expected));
     let change = b"\xb9\x00\x05\x64type\x78\x1aremote-subscription-change\x68senderId\x61a\x68targetId\x61b\
         \x63add\x81\x61s\x66remove\xf7";
     let route = Route { sender: "a".into(), target: "b".into() };
     let expected = Message::RemoteSubscriptionChange { route, add: vec!["s".into()], remove: Vec::new() };
-    assert_eq!(Message::decode(change, &limits).unwrap(), expected);
-    assert_eq!(Message::decode(b"\xa1\x64type\x63new", &limits).unwrap(), Message::Unknown("new".into()));
+    assert_eq!(Message::read(change, &limits).unwrap(), expected);
+    assert_eq!(Message::read(b"\xa1\x64type\x63new", &limits).unwrap(), Message::Unknown("new".into()));
     // Of two with one name the last counts.
     let twice = b"\xa3\x64type\x63new\x68senderId\x61a\x64type\x65leave";
-    assert_eq!(Message::decode(twice, &limits).unwrap(), Message::Leave { sender: "a".into() });
+    assert_eq!(Message::read(twice, &limits).unwrap(), Message::Leave { sender: "a".into() });
 }
 
 /// The bytes that are promised. `UPDATE=1` writes the files of messages that have none yet.
@@ -352,7 +352,7 @@ fn every_message_has_the_bytes_that_are_promised() {
         }
         let promised = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         assert_eq!(hex, promised, "{name}");
-        assert_eq!(Message::decode(&bytes, &Limits::DEFAULT).unwrap(), message, "{name}");
+        assert_eq!(Message::read(&bytes, &Limits::DEFAULT).unwrap(), message, "{name}");
     }
     for entry in std::fs::read_dir(&folder).unwrap() {
         let name = entry.unwrap().file_name();

@@ -213,3 +213,70 @@ fn remove_from<K: std::hash::Hash + Eq>(map: &mut HashMap<K, BTreeSet<SocketId>>
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::ChangeHash;
+
+    fn join(hub: &mut Hub, socket: u64, peer: &str, principal: &str) -> Vec<(SocketId, Notice)> {
+        hub.handle(SocketId(socket), RepoEvent::Joined { peer: peer.into(), principal: principal.into() })
+    }
+
+    fn heads(document: u8, storage: &str, head: u8, unix_ms: u64) -> RepoEvent {
+        let heads = Heads::new(vec![ChangeHash([head; 32])]);
+        let document = DocumentId([document; 16]);
+        RepoEvent::Heads(Arc::new(StoreHeadsKnown { storage: storage.into(), document, heads, unix_ms }))
+    }
+
+    #[test]
+    fn a_name_is_taken_over_by_the_same_principal_only() {
+        let mut hub = Hub::new(8);
+        assert_eq!(join(&mut hub, 1, "a", "ann"), [(SocketId(1), Notice::Welcome)]);
+        assert_eq!(join(&mut hub, 2, "a", "bob"), [(SocketId(2), Notice::Unwelcome)]);
+        let replaced = [(SocketId(1), Notice::Replaced), (SocketId(3), Notice::Welcome)];
+        assert_eq!(join(&mut hub, 3, "a", "ann"), replaced);
+        // The end of the socket that was replaced takes nothing from the newer one.
+        hub.handle_closed(SocketId(1));
+        assert_eq!(join(&mut hub, 4, "a", "bob"), [(SocketId(4), Notice::Unwelcome)]);
+        hub.handle_closed(SocketId(3));
+        assert_eq!(join(&mut hub, 4, "a", "bob"), [(SocketId(4), Notice::Welcome)]);
+    }
+
+    #[test]
+    fn a_socket_that_closes_leaves_nothing_behind() {
+        let mut hub = Hub::new(8);
+        let document = DocumentId([1; 16]);
+        for socket in [1, 2] {
+            join(&mut hub, socket, &socket.to_string(), "");
+            hub.handle(SocketId(socket), RepoEvent::Opened(document));
+            let (add, remove) = (vec!["s".into()], Vec::new());
+            hub.handle(SocketId(socket), RepoEvent::Subscribed { add, remove });
+        }
+        assert_eq!(hub.changed(document).count(), 2);
+        assert_eq!(hub.handle(SocketId(1), heads(1, "s", 1, 1)).len(), 1);
+        hub.handle_closed(SocketId(2));
+        assert_eq!(hub.changed(document).collect::<Vec<_>>(), [SocketId(1)]);
+        assert!(hub.handle(SocketId(1), heads(1, "s", 2, 2)).is_empty());
+        hub.handle_closed(SocketId(1));
+        assert!(hub.openers.is_empty() && hub.subscribers.is_empty() && hub.by_peer.is_empty());
+        // Nor does a socket that is closed open anything.
+        hub.handle(SocketId(1), RepoEvent::Opened(document));
+        assert_eq!(hub.changed(document).count(), 0);
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded_and_never_goes_back() {
+        let mut hub = Hub::new(3);
+        join(&mut hub, 1, "a", "");
+        hub.handle(SocketId(1), RepoEvent::Opened(DocumentId([9; 16])));
+        for document in 0..10 {
+            hub.handle(SocketId(2), heads(document, "s", 1, 5));
+        }
+        assert_eq!((hub.remembered.len(), hub.order.len()), (3, 3));
+        hub.handle(SocketId(2), heads(9, "s", 2, 4));
+        let told = hub.handle(SocketId(1), RepoEvent::Subscribed { add: vec!["s".into()], remove: Vec::new() });
+        let Some((_, Notice::Heads(known))) = told.first() else { panic!("{told:?}") };
+        assert_eq!((told.len(), known.heads.as_slice()), (1, &[ChangeHash([1; 32])][..]));
+    }
+}

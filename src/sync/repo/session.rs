@@ -420,7 +420,7 @@ impl RepoSession {
     }
 
     fn take(&mut self, now: Moment, bytes: &[u8], reader: &Reader) -> Result<(), RepoFault> {
-        match Message::decode(bytes, &self.config.limits)? {
+        match Message::read(bytes, &self.config.limits)? {
             Message::Join(join) => self.take_join(&join),
             // Who has not joined is not heard.
             _ if !matches!(self.stage, Stage::Open) => Ok(()),

@@ -319,7 +319,7 @@ impl<'a> Message<'a> {
     ///
     /// # Cost
     /// Linear in the message. Nothing is copied but texts and bytes that lie there in pieces.
-    pub fn decode(bytes: &'a [u8], limits: &Limits) -> Result<Self, WireError> {
+    pub fn read(bytes: &'a [u8], limits: &Limits) -> Result<Self, WireError> {
         let mut fields = Fields::default();
         cbor::fields(bytes, limits, &mut |key, value| {
             if let Some(name) = FIELDS.iter().find(|name| **name == key) {
