@@ -1011,6 +1011,8 @@ fn what_was_edited_while_a_document_was_deleted_arrives_once_it_is_restored() {
         world.run(&mut picks);
         let handle = world.database.find(id).unwrap();
         handle.delete().unwrap().wait().unwrap();
+        world.run(&mut picks);
+        assert_eq!(world.clients[0].documents[&id].unavailable, 0, "nobody asked");
         let before = world.database.reader().document(id).unwrap().unwrap().change_count;
         for n in 0..80 {
             world.edit(0, id, n);
