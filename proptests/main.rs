@@ -13,6 +13,8 @@ mod log_model;
 mod record_codec;
 mod recovery;
 mod replay;
+mod repo_session;
+mod repo_wire;
 mod support;
 mod sync_sessions;
 mod tidy;

@@ -69,6 +69,12 @@ impl DocumentId {
         Self(uuid_v4(first(hasher.finalize().as_bytes())))
     }
 
+    /// The id without its prefix, as it travels between automerge-repo peers.
+    #[must_use]
+    pub fn to_base58(&self) -> String {
+        bs58::encode(self.0).with_check().into_string()
+    }
+
     /// The 16 bytes, as keys and frames hold them.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; 16] {
@@ -91,7 +97,7 @@ pub(crate) fn first<const N: usize>(digest: &[u8; 32]) -> [u8; N] {
 
 impl fmt::Display for DocumentId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "automerge:{}", bs58::encode(self.0).with_check().into_string())
+        write!(f, "automerge:{}", self.to_base58())
     }
 }
 

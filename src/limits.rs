@@ -87,6 +87,35 @@ pub struct Limits {
     pub disk_free_min: u64,
     /// Nodes and clients connected at a time. Others are refused.
     pub connections_max: usize,
+    /// One message of an automerge-repo client that has joined. A longer one closes its socket.
+    pub repo_message_bytes: usize,
+    /// One message of an automerge-repo client before it has joined; as above.
+    pub repo_join_bytes: usize,
+    /// How deeply such a message may be nested; as above.
+    pub repo_depth: usize,
+    /// One text in such a message: an id, a name, a reason; as above.
+    pub repo_text_bytes: usize,
+    /// Items in one list or map of such a message; as above.
+    pub repo_list_items: usize,
+    /// Documents that one automerge-repo client may speak of on one socket. One more closes it.
+    pub repo_documents: usize,
+    /// Bytes of heads and filters kept of one automerge-repo client, over all its documents. More closes its socket.
+    pub repo_kept_bytes: usize,
+    /// Stores whose heads one automerge-repo client may hear of. Further subscriptions are ignored.
+    pub repo_subscriptions: usize,
+    /// Heads of stores that are remembered for later subscribers, over all documents. The oldest are forgotten.
+    pub repo_remembered_heads: usize,
+    /// Data of one ephemeral message. A longer one is not handed on.
+    pub repo_ephemeral_bytes: usize,
+    /// Ephemeral messages that one client may send in a second, and in one burst. More are not handed on.
+    pub repo_ephemeral_rate: u32,
+    /// Ephemeral messages, and heads of stores, that wait for one slow socket. The oldest ephemeral message of the author
+    /// with the most makes room; of heads, those that came first.
+    pub repo_ephemeral_queue: usize,
+    /// Bytes of ephemeral messages that wait for one slow socket; as above.
+    pub repo_ephemeral_queue_bytes: usize,
+    /// Runs of its process that one client's ephemeral messages may name. The oldest are forgotten.
+    pub repo_ephemeral_sessions: usize,
 }
 
 impl Limits {
@@ -130,6 +159,20 @@ impl Limits {
         checkpoint_records: 1 << 16,
         disk_free_min: 64 * MIB as u64,
         connections_max: 2048,
+        repo_message_bytes: 64 * MIB,
+        repo_join_bytes: 64 * KIB,
+        repo_depth: 64,
+        repo_text_bytes: 4 * KIB,
+        repo_list_items: 4096,
+        repo_documents: 1 << 16,
+        repo_kept_bytes: 64 * MIB,
+        repo_subscriptions: 1024,
+        repo_remembered_heads: 1 << 16,
+        repo_ephemeral_bytes: MIB,
+        repo_ephemeral_rate: 200,
+        repo_ephemeral_queue: 512,
+        repo_ephemeral_queue_bytes: 4 * MIB,
+        repo_ephemeral_sessions: 16,
     };
 }
 
@@ -175,5 +218,8 @@ const _: () = {
     assert!(l.write_queue_items <= l.group_records_max);
     assert!(l.inventory_rows * 40 <= l.frame_bytes_max);
     assert!(l.change_bytes_max <= l.document_bytes_max);
+    assert!(l.repo_join_bytes <= l.repo_message_bytes);
+    assert!(l.change_bytes_max <= l.repo_message_bytes);
+    assert!(l.repo_ephemeral_bytes <= l.repo_ephemeral_queue_bytes);
     assert!(l.change_ops_max <= l.document_ops_max);
 };

@@ -252,6 +252,20 @@ impl Exchange {
         self.their.as_ref().map(|their| &their.heads)
     }
 
+    /// Takes note that changes which the peer sent were dropped: it is told to forget that it sent them.
+    pub fn ask_again(&mut self) {
+        self.needs_reset = true;
+    }
+
+    /// Whether our last message is one that the peer will answer, and has not yet.
+    ///
+    /// A peer that has said the heads we state has nothing to answer, nor has one that is read-only.
+    #[must_use]
+    pub fn awaits_answer(&self) -> bool {
+        let answers = !self.peer_read_only && self.their.as_ref().is_none_or(|their| their.heads != self.last_sent);
+        self.in_flight && answers
+    }
+
     /// Whether chunks were handed out and [`settle`](Self::settle) was not called yet.
     #[must_use]
     pub fn is_unsettled(&self) -> bool {

@@ -21,6 +21,8 @@ pub(super) enum Mark {
     Stream { document: DocumentId },
     /// A message of an exchange is taken; the changes it brought.
     Exchange { channel: Opened, arrived: Vec<Arrival> },
+    /// A sync message of an automerge-repo client is taken; the changes it brought.
+    Message { document: DocumentId, arrived: Vec<Arrival> },
     /// A cursor was stored alone.
     Cursor(LogCursor),
 }

@@ -3,13 +3,14 @@
 //! A link between two nodes is two one-way followings. In each, one side serves its log and the other keeps a cursor
 //! on it; see `docs/protocol.md`. [`wire`] is the bytes, [`gate`] what a sync message must fulfil, [`Exchange`] one
 //! document's Automerge sync answered from its change graph, [`Session`] the whole conversation as a state machine
-//! that does no IO.
+//! that does no IO. [`repo`] is the conversation with clients that speak automerge-repo's protocol instead of ours.
 
 mod exchange;
 mod exchanges;
 mod follower;
 pub mod gate;
 mod intake;
+pub mod repo;
 mod session;
 mod source;
 pub mod wire;

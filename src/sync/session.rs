@@ -629,6 +629,8 @@ impl Session {
                 Mark::Stream { document } => self.follower.handle_logged_stream(document),
                 Mark::Exchange { channel, arrived } => self.exchanges.settle(channel, arrived, reader)?,
                 Mark::Cursor(cursor) => self.follower.handle_stored(cursor),
+                // A node's session puts in none.
+                Mark::Message { .. } => {}
             }
         }
         self.report_ended_exchanges(reader)

@@ -1,0 +1,375 @@
+//! The documents that one client speaks of: each a sync of its own, answered from the change graph.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::session::RepoFault;
+use super::{RepoConfig, StoreHeadsKnown};
+use crate::document::ChangeGraph;
+use crate::history::{HistoryError, Origin, Reader};
+use crate::id::{DocumentId, Heads};
+use crate::log::record::{Admission, CreationRank, Lifecycle, LifecycleKind};
+use crate::sync::ExchangeError;
+use crate::sync::exchange::{Arrival, Exchange, GenerateError};
+use crate::sync::gate::ChunkKind;
+use crate::sync::intake::{Intake, Mark};
+use crate::sync::session::{IncomingBody, IncomingRow, SessionError, parse_change};
+
+/// Messages in a row that change nothing, after which a document is answered no more until one of the two sides has
+/// something new. A Bloom filter that hides a change costs one or two.
+const IDLE_MESSAGES_MAX: u32 = 32;
+/// What a message that waits weighs beside its bytes.
+const MESSAGE_BYTES: usize = 100;
+
+/// The documents of one socket.
+#[derive(Debug, Default)]
+pub(super) struct Documents {
+    open: BTreeMap<DocumentId, Open>,
+    /// Documents to look at, each once.
+    ready: VecDeque<DocumentId>,
+    /// Bytes of messages that wait for the one before to be logged.
+    waiting_bytes: usize,
+    /// Bytes of heads and filters that the exchanges keep.
+    kept_bytes: usize,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    exchange: Exchange,
+    /// Messages that wait for the one before to be logged.
+    waiting: VecDeque<Vec<u8>>,
+    is_ready: bool,
+    /// Bytes of heads and filters that the exchange keeps.
+    kept_bytes: usize,
+    /// The client asked for it and was not told yet that it is not here.
+    owed: bool,
+    /// A statement that creates it went to the writer from here.
+    created: bool,
+    /// Messages in a row that changed nothing, and what they left.
+    idle: u32,
+    seen: (usize, Option<Heads>),
+    /// The heads of the client that others were told of.
+    passed_on: Option<Heads>,
+}
+
+/// Whether a document may be answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// It is here.
+    Here,
+    /// Nobody ever brought anything of it.
+    Unknown,
+    /// It is created and has no change yet.
+    Empty,
+    /// It is deleted, or belongs to a collection that is not served here.
+    Denied,
+}
+
+/// What a look at a document found to do.
+pub(super) enum Due {
+    /// Send it a sync message.
+    Sync(DocumentId, Vec<u8>),
+    /// Say that it is not here.
+    Unavailable(DocumentId),
+    /// Tell others what the client's store has.
+    Heads(StoreHeadsKnown),
+}
+
+impl Documents {
+    /// Bytes of messages that wait for the one before to be logged.
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.waiting_bytes
+    }
+
+    pub(super) fn is_open(&self, document: DocumentId) -> bool {
+        self.open.contains_key(&document)
+    }
+
+    /// Takes note that the client speaks of a document; `true` when it is the first time.
+    pub(super) fn open(&mut self, document: DocumentId, config: &RepoConfig) -> Result<bool, RepoFault> {
+        if self.open.contains_key(&document) {
+            return Ok(false);
+        }
+        let max = config.limits.repo_documents;
+        if self.open.len() >= max {
+            return Err(RepoFault::TooMany { what: "documents", max });
+        }
+        self.open.insert(document, Open::default());
+        Ok(true)
+    }
+
+    /// Takes note that the document changed.
+    pub(super) fn wake(&mut self, document: DocumentId) {
+        if let Some(open) = self.open.get_mut(&document)
+            && !open.is_ready
+        {
+            open.is_ready = true;
+            self.ready.push_back(document);
+        }
+    }
+
+    /// Takes note that any document may have changed.
+    pub(super) fn wake_all(&mut self) {
+        let all: Vec<DocumentId> = self.open.keys().copied().collect();
+        all.into_iter().for_each(|document| self.wake(document));
+    }
+
+    /// Takes a sync message about a document that is open.
+    pub(super) fn handle_sync(
+        &mut self,
+        document: DocumentId,
+        data: &[u8],
+        unix_ms: u64,
+        config: &RepoConfig,
+        reader: &Reader,
+        intake: &mut Intake,
+    ) -> Result<(), RepoFault> {
+        let Some(open) = self.open.get_mut(&document) else { return Ok(()) };
+        if open.exchange.is_unsettled() {
+            self.waiting_bytes += data.len() + MESSAGE_BYTES;
+            open.waiting.push_back(data.to_vec());
+            return Ok(());
+        }
+        let before = open.kept_bytes;
+        open.receive(document, data, unix_ms, config, reader, intake)?;
+        self.kept_bytes = self.kept_bytes - before + open.kept_bytes;
+        self.wake(document);
+        self.check_kept(config)
+    }
+
+    /// Goes on with a document whose message was logged.
+    pub(super) fn settle(
+        &mut self,
+        document: DocumentId,
+        arrived: Vec<Arrival>,
+        unix_ms: u64,
+        config: &RepoConfig,
+        reader: &Reader,
+        intake: &mut Intake,
+    ) -> Result<(), RepoFault> {
+        let Some(open) = self.open.get_mut(&document) else { return Ok(()) };
+        {
+            let graph = reader.graph(document)?;
+            let graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
+            open.exchange.settle(&graph, arrived);
+            open.note_progress(graph.len());
+        }
+        while !open.exchange.is_unsettled()
+            && let Some(data) = open.waiting.pop_front()
+        {
+            self.waiting_bytes -= data.len() + MESSAGE_BYTES;
+            let before = open.kept_bytes;
+            open.receive(document, &data, unix_ms, config, reader, intake)?;
+            self.kept_bytes = self.kept_bytes - before + open.kept_bytes;
+        }
+        self.wake(document);
+        self.check_kept(config)
+    }
+
+    fn check_kept(&self, config: &RepoConfig) -> Result<(), RepoFault> {
+        let max = config.limits.repo_kept_bytes;
+        if self.kept_bytes <= max {
+            Ok(())
+        } else {
+            Err(RepoFault::TooMany { what: "bytes of heads and filters", max })
+        }
+    }
+
+    /// Takes the client's word that it is about to create a document in a collection of its choice.
+    pub(super) fn handle_create(
+        &mut self,
+        document: DocumentId,
+        statement: Lifecycle,
+        config: &RepoConfig,
+        reader: &Reader,
+        intake: &mut Intake,
+    ) -> Result<(), RepoFault> {
+        let Some(open) = self.open.get_mut(&document) else { return Ok(()) };
+        // Only what is new: a client may not move what others made, least of all into a collection it is confined to.
+        if !open.created && reader.row(document)?.is_none() {
+            open.create(document, statement, config, intake);
+        }
+        Ok(())
+    }
+
+    /// Looks at the next document that is due. `Some(None)`: at one, and nothing is to do.
+    pub(super) fn step(
+        &mut self,
+        unix_ms: u64,
+        storage: Option<&str>,
+        config: &RepoConfig,
+        reader: &Reader,
+    ) -> Result<Option<Option<Due>>, RepoFault> {
+        let Some(document) = self.ready.pop_front() else { return Ok(None) };
+        let Some(open) = self.open.get_mut(&document) else { return Ok(Some(None)) };
+        open.is_ready = false;
+        if open.exchange.is_unsettled() {
+            // It comes again once that is logged.
+            return Ok(Some(None));
+        }
+        let due = open.step(document, unix_ms, storage, config, reader)?;
+        if matches!(due, Some(Due::Heads(_))) {
+            self.wake(document);
+        }
+        Ok(Some(due))
+    }
+}
+
+impl Open {
+    fn receive(
+        &mut self,
+        document: DocumentId,
+        data: &[u8],
+        unix_ms: u64,
+        config: &RepoConfig,
+        reader: &Reader,
+        intake: &mut Intake,
+    ) -> Result<(), RepoFault> {
+        let refused = |error| RepoFault::Exchange { document, error };
+        let standing = standing(document, config, reader)?;
+        let graph = graph_of(document, standing, reader)?;
+        let graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
+        let received = self.exchange.receive(&graph, data).map_err(refused)?;
+        self.kept_bytes = data.len() - received.chunks.iter().map(|chunk| chunk.bytes.len()).sum::<usize>();
+        self.owed = true;
+        if received.chunks.is_empty() || standing == Standing::Denied {
+            if !received.chunks.is_empty() {
+                // Should it be served later, the client must not take these for sent.
+                self.exchange.ask_again();
+            }
+            self.exchange.settle(&graph, Vec::new());
+            self.note_progress(graph.len());
+            return Ok(());
+        }
+        if standing == Standing::Unknown && !self.created {
+            let statement = creation(document, config, unix_ms);
+            self.create(document, statement, config, intake);
+        }
+        let mut arrived = Vec::new();
+        for chunk in received.chunks {
+            let body = match chunk.kind {
+                ChunkKind::Change => {
+                    let change = parse_change(document, chunk.bytes, &config.limits).map_err(malformed)?;
+                    arrived.push((change.hash(), change.deps().to_vec()));
+                    IncomingBody::Change(Box::new(change))
+                }
+                ChunkKind::Document => IncomingBody::Document(chunk.bytes),
+                ChunkKind::Bundle => {
+                    return Err(RepoFault::Malformed { document, why: "bundles do not travel".into() });
+                }
+            };
+            intake.push(IncomingRow { document, body, origin: origin(config) });
+        }
+        intake.mark(Mark::Message { document, arrived });
+        Ok(())
+    }
+
+    fn create(&mut self, document: DocumentId, statement: Lifecycle, config: &RepoConfig, intake: &mut Intake) {
+        self.created = true;
+        let body = IncomingBody::Lifecycle(statement.encode());
+        intake.push(IncomingRow { document, body, origin: origin(config) });
+    }
+
+    /// Counts the messages that brought neither side forward.
+    fn note_progress(&mut self, changes: usize) {
+        let state = (changes, self.exchange.their_heads().cloned());
+        self.idle = if state == self.seen { self.idle.saturating_add(1) } else { 0 };
+        self.seen = state;
+    }
+
+    fn step(
+        &mut self,
+        document: DocumentId,
+        unix_ms: u64,
+        storage: Option<&str>,
+        config: &RepoConfig,
+        reader: &Reader,
+    ) -> Result<Option<Due>, RepoFault> {
+        let standing = standing(document, config, reader)?;
+        let they_have_some = self.exchange.their_heads().is_some_and(|heads| !heads.is_empty());
+        if standing == Standing::Denied || standing != Standing::Here && !they_have_some {
+            return Ok(std::mem::take(&mut self.owed).then_some(Due::Unavailable(document)));
+        }
+        let graph = graph_of(document, standing, reader)?;
+        let graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(storage) = storage
+            && let Some(heads) = self.exchange.their_heads()
+            && self.passed_on.as_ref() != Some(heads)
+            // What is not durable here nobody is told of.
+            && graph.contains_all(heads.as_slice())
+        {
+            self.passed_on = Some(heads.clone());
+            let (storage, heads) = (storage.to_owned(), heads.clone());
+            return Ok(Some(Due::Heads(StoreHeadsKnown { storage, document, heads, unix_ms })));
+        }
+        if self.exchange.their_heads().is_none() || self.exchange.awaits_answer() {
+            return Ok(None);
+        }
+        if graph.len() != self.seen.0 {
+            self.idle = 0;
+        }
+        if self.idle > IDLE_MESSAGES_MAX {
+            return Ok(None);
+        }
+        let mut read = |lsn| reader.change_bytes(lsn);
+        let message = match self.exchange.generate(&graph, config.limits.batch_bytes, &mut read) {
+            Ok(message) => message,
+            Err(GenerateError::Read(error)) => return Err(RepoFault::History(error)),
+            Err(GenerateError::Gate(error)) => {
+                return Err(RepoFault::Exchange { document, error: ExchangeError::Gate(error) });
+            }
+        };
+        self.owed = false;
+        Ok(message.map(|message| Due::Sync(document, message)))
+    }
+}
+
+/// Where the document stands for this client.
+fn standing(document: DocumentId, config: &RepoConfig, reader: &Reader) -> Result<Standing, HistoryError> {
+    let Some(state) = reader.document(document)? else { return Ok(Standing::Unknown) };
+    Ok(if !state.visible || !config.scope.serves(&state.collection) {
+        Standing::Denied
+    } else if state.change_count == 0 {
+        Standing::Empty
+    } else {
+        Standing::Here
+    })
+}
+
+/// The document's graph. What nobody ever brought anything of has an empty one, which is not kept for anybody: else
+/// asking for what is not there would fill the memory that is for what is.
+fn graph_of(
+    document: DocumentId,
+    standing: Standing,
+    reader: &Reader,
+) -> Result<Arc<Mutex<ChangeGraph>>, HistoryError> {
+    if standing == Standing::Unknown { Ok(Arc::default()) } else { reader.graph(document) }
+}
+
+/// The statement by which a document comes to be where the client's path says.
+fn creation(document: DocumentId, config: &RepoConfig, unix_ms: u64) -> Lifecycle {
+    Lifecycle {
+        document,
+        collection: config.scope.collection().clone(),
+        kind: LifecycleKind::Created,
+        rank: CreationRank::Path,
+        lamport: 1,
+        author: config.node,
+        actor: None,
+        time_ms: unix_ms,
+        heads: Heads::default(),
+        name: None,
+    }
+}
+
+fn origin(config: &RepoConfig) -> Origin {
+    let principal = config.principal.clone();
+    Origin { node: config.node, principal, admission: Admission::Structural, rules_version: 0 }
+}
+
+fn malformed(error: SessionError) -> RepoFault {
+    match error {
+        SessionError::MalformedChange { document, why } => RepoFault::Malformed { document, why },
+        other => RepoFault::Refused(other.to_string()),
+    }
+}
