@@ -63,9 +63,13 @@ impl Graphs {
                 *locked = ChangeGraph::with_window(ADMITTED);
                 extend(&mut locked, storage, names, document, upto)?;
             }
-            locked.bytes()
+            (!locked.is_empty()).then(|| locked.bytes())
         };
-        self.account(document, bytes);
+        match bytes {
+            Some(bytes) => self.account(document, bytes),
+            // Nothing is lost with it, and whoever asks for documents that are not there fills no table.
+            None => self.forget(document),
+        }
         Ok(graph)
     }
 

@@ -505,6 +505,21 @@ mod tests {
     }
 
     #[test]
+    fn a_log_with_a_new_id_forgets_how_far_it_followed_others() {
+        let storage = MemoryStorage::new();
+        let (mut appender, mut log, _) = open(&storage, Durability::Synced);
+        append(&mut appender, &mut log).unwrap();
+        let mut batch = WriteBatch::default();
+        batch.put(Keyspace::State, b"p and a peer".as_slice(), vec![1]);
+        storage.commit(batch, Durability::Synced).unwrap();
+        let followed = || storage.get(Keyspace::State, b"p and a peer").unwrap();
+        recover(&storage, RecoverOptions::default()).unwrap();
+        assert!(followed().is_some(), "the same log goes on");
+        let restored = recover(&storage, RecoverOptions { accept_tail_loss: false, restored: true }).unwrap();
+        assert!(restored.renewed && followed().is_none());
+    }
+
+    #[test]
     fn a_failed_append_poisons() {
         let storage = MemoryStorage::new();
         let (mut appender, mut log, _) = open(&storage, Durability::Synced);
