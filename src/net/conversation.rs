@@ -492,8 +492,7 @@ async fn offer(
         return database.admit_with(clash, rows, Some(from.peer), cursor).await;
     }
     let trier = database.clone();
-    let tried = tokio::task::spawn_blocking(move || trier.examine(from.peer, rows));
-    let examined = tried.await.map_err(|_| Error::Closed)??;
+    let examined = aside(move || trier.examine(from.peer, rows)).await??;
     let cursor = cursor.filter(|_| examined.missing.is_empty() && examined.fault.is_none());
     let mut admitted = database.admit_examined(clash, examined.rows, Some(from.peer), cursor).await?;
     admitted.missing.extend(examined.missing);
@@ -505,6 +504,15 @@ async fn offer(
         Some((document, why)) => Err(Error::Refused { document, why }),
         None => Ok(admitted),
     }
+}
+
+/// Runs what takes long where it holds up no other link. In a simulation it runs at once: when another thread is done
+/// does not follow from a seed.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+    if cfg!(feature = "sim") {
+        return Ok(work());
+    }
+    tokio::task::spawn_blocking(work).await.map_err(|_| Error::Closed)
 }
 
 /// Whose rows they are.
@@ -531,8 +539,7 @@ async fn unpack(row: IncomingRow, limits: &Limits) -> Result<Vec<Incoming>, Erro
         sync::IncomingBody::Lifecycle(bytes) => Ok(one(IncomingBody::Lifecycle(bytes))),
         sync::IncomingBody::Document(chunk) => {
             let limits = limits.clone();
-            let apart = tokio::task::spawn_blocking(move || split(&chunk, &limits));
-            let changes = apart.await.map_err(|_| Error::Closed)??;
+            let changes = aside(move || split(&chunk, &limits)).await??;
             let row =
                 |change| Incoming { document, body: IncomingBody::Change(Box::new(change)), origin: origin.clone() };
             Ok(changes.into_iter().map(row).collect())
