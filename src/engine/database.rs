@@ -433,8 +433,7 @@ impl Database {
     /// The author under which this process edits a document: its own in each document and each process, since an
     /// author's changes must be numbered without a gap and no number may be used twice.
     pub(super) fn actor(&self, document: DocumentId) -> Result<ActorId, Error> {
-        let digest = blake3::keyed_hash(&self.inner.nonce, &document.0);
-        ActorId::new(&first::<16>(digest.as_bytes())).ok_or(Error::Closed)
+        actor_of(&self.inner.nonce, document)
     }
 
     /// Refuses a change that the log would refuse, before anybody depends on it.
@@ -474,6 +473,12 @@ impl Database {
     fn queue(&self) -> Result<Queue, Error> {
         self.inner.queue.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(Error::Closed)
     }
+}
+
+/// The author in `document` of whoever drew `nonce`.
+pub(super) fn actor_of(nonce: &[u8; 32], document: DocumentId) -> Result<ActorId, Error> {
+    let digest = blake3::keyed_hash(nonce, &document.0);
+    ActorId::new(&first::<16>(digest.as_bytes())).ok_or(Error::Closed)
 }
 
 impl std::fmt::Debug for Database {

@@ -11,13 +11,14 @@ use std::time::Instant;
 use serde_json::Value;
 
 use super::core::{Admitted, Clash, Core, Incoming, Input, Step};
+use super::database::actor_of;
 use super::snapshots;
 use super::working_set::{InFlight, WorkingSet};
 use crate::document::{Change, Edit, EditOptions, Path, View, genesis};
 use crate::error::Error;
 use crate::history::fold::{heads_of, is_visible};
 use crate::history::{Opened, Reader, open};
-use crate::id::{ActorId, ChangeHash, CollectionName, DocumentId, Heads, LogCursor, Lsn, NodeId, first};
+use crate::id::{ActorId, ChangeHash, CollectionName, DocumentId, Heads, LogCursor, Lsn, NodeId};
 use crate::limits::Limits;
 use crate::log::record::{CreationRank, Lifecycle, LifecycleKind};
 use crate::log::{Durability, Log, RecoverOptions, Storage};
@@ -157,8 +158,7 @@ impl Engine {
     }
 
     fn actor(&self, document: DocumentId) -> Result<ActorId, Error> {
-        let digest = blake3::keyed_hash(&self.setup.nonce, &document.0);
-        ActorId::new(&first::<16>(digest.as_bytes())).ok_or(Error::Closed)
+        actor_of(&self.setup.nonce, document)
     }
 
     /// Creates the document `id`, or the one called `name`, that holds `value`. `time_ms` is the wall clock.

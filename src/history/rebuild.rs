@@ -104,7 +104,7 @@ impl Page {
                 self.write(storage)?;
                 let (id, withdrawn) = (DocumentId(header.document), withdrawn_records(lsn, header));
                 let row = row_without(storage, id, &withdrawn, Limits::DEFAULT.clock_entries_in_row)?;
-                self.row(storage, id, lsn)?.clone_from(&row.unwrap_or_else(|| new_row(lsn)));
+                *self.row(storage, id, lsn)? = row.unwrap_or_else(|| new_row(lsn));
                 self.fold(storage, id, lsn, &record)?;
                 project_withdrawal(&mut self.batch, lsn, header);
             }

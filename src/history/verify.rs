@@ -55,8 +55,9 @@ impl Verification {
     }
 }
 
-/// Checks the whole store: holds its files against their checksums, replays the groups and recomputes the chain, compares index, documents and log, and, if
-/// `deep`, rebuilds every document and compares its heads. `progress` is told the phase and how much of it is done.
+/// Checks the whole store: holds its files against their checksums, replays the groups and recomputes the chain,
+/// compares index, documents and log, and, if `deep`, rebuilds every document and compares its heads. `progress` is told
+/// the phase and how much of it is done.
 ///
 /// # Errors
 /// [`HistoryError`] when the disk fails. What is merely wrong becomes a [`Fault`].

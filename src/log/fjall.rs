@@ -46,7 +46,7 @@ impl FjallStorage {
     /// [`StorageError`] with file and place when the tables are damaged, from another version, or the disk refuses.
     ///
     /// # Cost
-    /// Reads the journals twice, at most half a GiB.
+    /// Reads the journals twice: about 128 MiB, and what was under way beside it.
     pub fn open(directory: &Path) -> Result<Self, StorageError> {
         Self::open_accepting(directory, false)
     }

@@ -9,7 +9,7 @@ use crate::history::fold::fold_withdrawal;
 use crate::history::withdrawal::{project_withdrawal, row_without};
 use crate::id::{ChangeHash, DocumentId, Lsn};
 use crate::log::record::{NameKind, Record, WithdrawnHeader};
-use crate::log::rows::DocumentRow;
+use crate::log::rows::{DocumentRow, SnapshotRef};
 
 /// Which of two different changes of one author under one number stays.
 ///
@@ -100,29 +100,30 @@ impl Core {
             return Ok(Verdict::Refused(error.to_string()));
         }
         tracing::warn!(%document, winner = %change.hash(), %first, actor = %change.actor(), seq = change.seq(), withdrawn = withdrawn.len(), "two changes have one author and number; the logged one and all that stands on it are withdrawn");
-        self.withdraw(work, document, arrival, &withdrawn)?;
+        let row = self.withdraw(work, document, arrival, row.snapshot, &withdrawn)?;
         gone.into_iter().for_each(|hash| self.outranked.note(hash));
-        left.set_generation(Lsn(self.rows.get(&document).map_or(0, |row| row.generation)));
+        left.set_generation(Lsn(row.generation));
         let deps: Vec<Lsn> = change.deps().iter().filter_map(|hash| left.lsn_of(hash)).collect();
         *graph.lock().unwrap_or_else(PoisonError::into_inner) = left;
-        let Some(row) = self.rows.get(&document).cloned() else { return Ok(Verdict::Again) };
         self.append(work, document, arrival, row, &deps)
     }
 
-    /// Puts the records and rows into the group that take `withdrawn`, positions of changes in order, out of the document.
+    /// Puts the records and rows into the group that take `withdrawn`, positions of changes in order, out of the
+    /// document. What is left of the document's row is for the caller to keep.
     fn withdraw(
         &mut self,
         work: &mut Work,
         document: DocumentId,
         arrival: &Arrival,
+        snapshot: Option<SnapshotRef>,
         withdrawn: &[Lsn],
-    ) -> Result<(), HistoryError> {
+    ) -> Result<DocumentRow, HistoryError> {
         let storage = self.reader.storage().clone();
         let all: BTreeSet<Lsn> = withdrawn.iter().copied().collect();
         let row = row_without(&*storage, document, &all, self.limits.clock_entries_in_row)?;
         // A document has its creation at least.
         let mut row = row.ok_or_else(|| HistoryError::Missing(format!("the creation of {document}")))?;
-        if let Some(saved) = self.rows.get(&document).and_then(|row| row.snapshot) {
+        if let Some(saved) = snapshot {
             remove_snapshot(&mut work.group.batch, document, &saved, self.limits.part_bytes);
         }
         let actor = self.reference(work, NameKind::Actor, arrival.change.actor().as_bytes())?;
@@ -142,7 +143,6 @@ impl Core {
             self.appender.push(&mut work.group, &Record::Withdrawn(header));
             fold_withdrawal(&mut row, lsn);
         }
-        self.rows.insert(document, row);
-        Ok(())
+        Ok(row)
     }
 }
