@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use super::admission::Trials;
 use super::collection::Collection;
 use super::commit::{Commit, block_on};
+use super::committer::Committer;
 use super::core::{Admitted, Clash, Core, Incoming, Input};
 use super::driver::{Queue, Room, Writer};
 use super::handle::DocHandle;
@@ -141,15 +142,13 @@ impl DatabaseBuilder {
         let trials = Trials::open(&reader, &self.limits)?;
         let (tail_sender, tail_receiver) = watch::channel(tail);
         let (snapshots, idle) = Snapshots::new();
-        let writer = Writer {
+        let committer = Committer {
             core: Core::new(reader.clone(), self.limits.clone(), &opened.recovered)?,
             log: Log::new(storage, self.durability, &opened.recovered),
             reader: reader.clone(),
             working_set: working_set.clone(),
-            snapshots: snapshots.clone(),
-            tail: tail_sender,
-            limits: self.limits.clone(),
         };
+        let writer = Writer { committer, snapshots: snapshots.clone(), tail: tail_sender, limits: self.limits.clone() };
         let thread_failed = |error: std::io::Error| crate::log::StorageError::io("start a thread", &error);
         let (queue, writer) = writer.start().map_err(thread_failed)?;
         let saver = idle.start(reader.clone(), working_set.clone(), queue.clone()).map_err(thread_failed)?;

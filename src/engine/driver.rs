@@ -9,14 +9,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use super::commit::Answer;
-use super::core::{Core, Input, Step};
+use super::committer::{Committed, Committer, land};
+use super::core::Input;
 use super::snapshots::Snapshots;
-use super::working_set::{InFlight, WorkingSet};
+use super::working_set::InFlight;
 use crate::error::Error;
-use crate::history::Reader;
-use crate::id::{LogCursor, Lsn};
+use crate::id::LogCursor;
 use crate::limits::Limits;
-use crate::log::{Log, LogError};
+use crate::log::LogError;
 
 /// How often the high-water mark is synced and free space is looked at.
 const TICK: Duration = Duration::from_secs(1);
@@ -136,10 +136,7 @@ impl Queue {
 
 /// Everything the writer's thread owns or tells.
 pub(crate) struct Writer {
-    pub(crate) core: Core,
-    pub(crate) log: Log,
-    pub(crate) reader: Reader,
-    pub(crate) working_set: Arc<WorkingSet>,
+    pub(crate) committer: Committer,
     pub(crate) snapshots: Snapshots,
     pub(crate) tail: watch::Sender<LogCursor>,
     pub(crate) limits: Limits,
@@ -184,17 +181,17 @@ impl Writer {
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
-        if let Err(error) = self.log.close() {
+        if let Err(error) = self.committer.log.close() {
             tracing::warn!(%error, "the log was not closed in order; the next open finds its end by itself");
         }
     }
 
     /// Once a second: what need not be done for every group.
     fn tick(&mut self, state: &WriterState) {
-        if let Err(error) = self.log.sync_mark() {
+        if let Err(error) = self.committer.log.sync_mark() {
             fail(state, &error);
         }
-        match self.reader.storage().free_bytes() {
+        match self.committer.reader.storage().free_bytes() {
             Ok(Some(free)) => {
                 let full = free < self.limits.disk_free_min;
                 if full != state.disk_full.swap(full, Ordering::Relaxed) {
@@ -235,57 +232,29 @@ impl Writer {
         let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
         let (inputs, waiting): (Vec<_>, Vec<_>) =
             batch.into_iter().map(|job| (job.input, (job.answer, job.held))).unzip();
-        let records = inputs.len();
-        let step = self.core.step(now_ms, Instant::now(), inputs);
-        let span = tracing::debug_span!("commit", lsn = tracing::field::Empty, inputs = records).entered();
-        let Step { group, rows, answers, changed, restated, snapshots_due } = step;
-        let committed = match group {
-            Some(group) => self.log.commit(group),
-            None if rows.rows.is_empty() => Ok(self.reader.tail()),
-            None => self.log.commit_rows(rows).map(|()| self.reader.tail()),
-        };
-        match committed {
-            Ok(end) => {
-                span.record("lsn", end.lsn.0);
-                self.working_set.note_statements(&restated);
-                self.tell(end, &changed, snapshots_due);
-                for ((answer, held), admitted) in waiting.into_iter().zip(answers) {
-                    if let (Some(in_flight), false) =
-                        (&held.1, admitted.as_ref().is_ok_and(|admitted| admitted.refused.is_empty()))
-                    {
-                        in_flight.refused();
-                    }
-                    // Before the answer, so that whoever hears it finds the document settled.
-                    drop(held);
+        match self.committer.commit(now_ms, Instant::now(), inputs) {
+            Ok(Committed { end, appended, outcomes, snapshots_due }) => {
+                if appended {
+                    self.tail.send_replace(end);
+                }
+                for id in snapshots_due {
+                    self.snapshots.request(id);
+                }
+                for ((answer, (room, in_flight)), outcome) in waiting.into_iter().zip(outcomes) {
+                    drop(room);
+                    land(in_flight, &outcome);
                     // Nobody may be waiting any more; the edit stays.
-                    let _ = answer.send(admitted.map(|admitted| (admitted, end.lsn)).map_err(Error::from));
+                    let _ = answer.send(outcome);
                 }
             }
             Err(error) => {
                 fail(state, &error);
-                self.working_set.discard_views();
+                self.committer.working_set.discard_views();
                 for (answer, held) in waiting {
                     drop(held);
                     let _ = answer.send(Err(Error::from(error.clone())));
                 }
             }
-        }
-    }
-
-    /// Persist, then tell: the group is on the disk, so everybody may know.
-    fn tell(
-        &mut self,
-        end: LogCursor,
-        changed: &[(crate::id::DocumentId, Lsn)],
-        snapshots_due: Vec<crate::id::DocumentId>,
-    ) {
-        if end.lsn != self.reader.tail().lsn {
-            self.reader.advance(end);
-            self.working_set.note_changes(changed);
-            self.tail.send_replace(end);
-        }
-        for id in snapshots_due {
-            self.snapshots.request(id);
         }
     }
 }

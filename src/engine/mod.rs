@@ -3,7 +3,8 @@
 //! A [`Database`] owns a store and its one writer thread. An edit runs in memory at once and goes to the writer's
 //! bounded queue; the writer takes what waits, makes one commit group of it, waits for the disk, and answers: that is
 //! the [`Commit`]. Rows from peers go the same road. What is appended, and in which order, is decided without IO in
-//! `core.rs`; `driver.rs` waits, writes and tells. Nobody hears of anything before it is on the disk.
+//! `core.rs`; `committer.rs` writes it and shows it to those who read; `driver.rs` waits and answers. Nobody hears of
+//! anything before it is on the disk.
 //!
 //! Documents are materialised when they are read or edited, within a budget of bytes (`working_set.rs`), and saved in
 //! the background (`snapshots.rs`). What untrusted peers send is tried on the document before it is logged
@@ -12,6 +13,7 @@
 mod admission;
 mod collection;
 mod commit;
+mod committer;
 mod core;
 mod database;
 mod driver;

@@ -10,7 +10,8 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use super::core::{Admitted, Clash, Core, Incoming, Input, Step};
+use super::committer::{Committed, Committer, land};
+use super::core::{Admitted, Clash, Core, Incoming, Input};
 use super::database::actor_of;
 use super::snapshots;
 use super::working_set::{InFlight, WorkingSet};
@@ -73,10 +74,7 @@ struct Waiting {
 
 /// A writer that is stepped.
 pub struct Engine {
-    core: Core,
-    log: Log,
-    reader: Reader,
-    working_set: Arc<WorkingSet>,
+    committer: Committer,
     setup: Setup,
     queue: VecDeque<Waiting>,
     queued_bytes: usize,
@@ -93,11 +91,14 @@ impl Engine {
     pub fn open(storage: Arc<dyn Storage>, setup: Setup) -> Result<(Self, Opened), Error> {
         let opened = open(&*storage, setup.recover, &mut |_, _| {})?;
         let reader = Reader::new(storage.clone(), setup.node, opened.recovered.tail, &setup.limits);
-        let engine = Self {
+        let committer = Committer {
             core: Core::new(reader.clone(), setup.limits.clone(), &opened.recovered)?,
             log: Log::new(storage, setup.durability, &opened.recovered),
             reader,
             working_set: Arc::new(WorkingSet::new(setup.limits.memory_budget)),
+        };
+        let engine = Self {
+            committer,
             setup,
             queue: VecDeque::new(),
             queued_bytes: 0,
@@ -111,7 +112,7 @@ impl Engine {
     /// What is committed.
     #[must_use]
     pub fn reader(&self) -> &Reader {
-        &self.reader
+        &self.committer.reader
     }
 
     /// Inputs that wait for the writer, and their bytes.
@@ -123,7 +124,7 @@ impl Engine {
     /// Bytes of changes that wait for a dependency.
     #[must_use]
     pub fn pending_bytes(&self) -> usize {
-        self.core.pending_bytes()
+        self.committer.core.pending_bytes()
     }
 
     /// Why nothing more is written, if so.
@@ -199,9 +200,9 @@ impl Engine {
             heads: Heads::default(),
             name: name.map(str::to_owned),
         };
-        let cell = self.working_set.cell(id);
+        let cell = self.committer.working_set.cell(id);
         let in_flight = WorkingSet::in_flight(&cell);
-        self.working_set.adopt(&cell, view, change.as_ref())?;
+        self.committer.working_set.adopt(&cell, view, change.as_ref())?;
         let hash = change.as_ref().map(Change::hash);
         let (statements, changes) = (vec![statement.encode()], change.into_iter().collect());
         let ticket = self.push(Input::Local { document: id, statements, changes }, Some(in_flight));
@@ -219,12 +220,12 @@ impl Engine {
         edits: impl FnOnce(&mut Edit<'_>) -> Result<(), Error>,
     ) -> Result<Option<(Ticket, ChangeHash)>, Error> {
         self.check_room()?;
-        let cell = self.working_set.cell(document);
-        if !cell.is_visible(&self.reader)? {
+        let cell = self.committer.working_set.cell(document);
+        if !cell.is_visible(&self.committer.reader)? {
             return Err(Error::Deleted(document));
         }
         let options = EditOptions { actor: self.actor(document)?, time: (time_ms / 1000).cast_signed(), message: None };
-        let made = self.working_set.clone().with_view(&cell, &self.reader, |view| {
+        let made = self.committer.working_set.clone().with_view(&cell, &self.committer.reader, |view| {
             let ((), change) = view.edit(options, edits)?;
             Ok(change.map(|change| (change, WorkingSet::in_flight(&cell))))
         })?;
@@ -240,11 +241,11 @@ impl Engine {
     /// As [`DocHandle::delete`](super::DocHandle::delete) and its opposite.
     pub fn state_that(&mut self, document: DocumentId, kind: LifecycleKind, time_ms: u64) -> Result<Ticket, Error> {
         self.check_room()?;
-        let row = self.reader.row(document)?.ok_or(Error::NotFound(document))?;
+        let row = self.committer.reader.row(document)?.ok_or(Error::NotFound(document))?;
         if is_visible(&row) != (kind == LifecycleKind::Deleted) {
             return Err(Error::Deleted(document));
         }
-        let collection = self.reader.names().collection(row.collection)?;
+        let collection = self.committer.reader.names().collection(row.collection)?;
         let known = row.creation.iter().chain(row.winner.iter()).map(|statement| statement.lamport).max();
         let heads = heads_of(&row);
         let seen = heads.as_slice().len().min(64);
@@ -273,7 +274,11 @@ impl Engine {
         document: DocumentId,
         use_view: impl FnOnce(&mut View) -> Result<R, Error>,
     ) -> Result<R, Error> {
-        self.working_set.with_view(&self.working_set.cell(document), &self.reader, use_view)
+        self.committer.working_set.with_view(
+            &self.committer.working_set.cell(document),
+            &self.committer.reader,
+            use_view,
+        )
     }
 
     /// Offers rows from a peer or an import.
@@ -306,7 +311,7 @@ impl Engine {
     /// [`Error`] when the document cannot be read or built.
     pub fn save_snapshot(&mut self, document: DocumentId) -> Result<bool, Error> {
         self.check_room()?;
-        let input = snapshots::save(&self.reader, &self.working_set, document)?;
+        let input = snapshots::save(&self.committer.reader, &self.committer.working_set, document)?;
         let saved = input.is_some();
         if let Some(input) = input {
             self.push(input, None);
@@ -316,10 +321,10 @@ impl Engine {
 
     /// Once a second: what need not be done for every group.
     pub fn tick(&mut self) {
-        if let Err(error) = self.log.sync_mark() {
+        if let Err(error) = self.committer.log.sync_mark() {
             self.failure.get_or_insert(error.to_string());
         }
-        if let Ok(Some(free)) = self.reader.storage().free_bytes() {
+        if let Ok(Some(free)) = self.committer.reader.storage().free_bytes() {
             self.disk_full = free < self.setup.limits.disk_free_min;
         }
     }
@@ -329,7 +334,7 @@ impl Engine {
     /// # Errors
     /// [`Error`] when the disk fails.
     pub fn close(mut self) -> Result<(), Error> {
-        Ok(self.log.close().map_err(crate::history::HistoryError::from)?)
+        Ok(self.committer.log.close().map_err(crate::history::HistoryError::from)?)
     }
 
     /// Makes one commit group of what waits, writes it, and answers.
@@ -345,35 +350,18 @@ impl Engine {
         documents.dedup();
         let (inputs, waiting): (Vec<_>, Vec<_>) =
             batch.into_iter().map(|waiting| (waiting.input, (waiting.ticket, waiting.in_flight))).unzip();
-        let Step { group, rows, answers, changed, restated, snapshots_due } = self.core.step(now_ms, now, inputs);
-        let committed = match group {
-            Some(group) => self.log.commit(group),
-            None if rows.rows.is_empty() => Ok(self.reader.tail()),
-            None => self.log.commit_rows(rows).map(|()| self.reader.tail()),
-        };
         let mut report = Report { documents, ..Report::default() };
-        match committed {
-            Ok(end) => {
-                self.working_set.note_statements(&restated);
-                report.appended = end.lsn != self.reader.tail().lsn;
-                if report.appended {
-                    self.reader.advance(end);
-                    self.working_set.note_changes(&changed);
-                }
-                report.snapshots_due = snapshots_due;
-                for ((ticket, in_flight), admitted) in waiting.into_iter().zip(answers) {
-                    let clean = admitted.as_ref().is_ok_and(|admitted| admitted.refused.is_empty());
-                    if let (Some(in_flight), false) = (&in_flight, clean) {
-                        in_flight.refused();
-                    }
-                    drop(in_flight);
-                    let outcome = admitted.map(|admitted| (admitted, end.lsn)).map_err(Error::from);
+        match self.committer.commit(now_ms, now, inputs) {
+            Ok(Committed { appended, outcomes, snapshots_due, .. }) => {
+                (report.appended, report.snapshots_due) = (appended, snapshots_due);
+                for ((ticket, in_flight), outcome) in waiting.into_iter().zip(outcomes) {
+                    land(in_flight, &outcome);
                     report.answers.push(Answer { ticket, outcome });
                 }
             }
             Err(error) => {
                 self.failure = Some(error.to_string());
-                self.working_set.discard_views();
+                self.committer.working_set.discard_views();
                 for (ticket, in_flight) in waiting {
                     drop(in_flight);
                     report.answers.push(Answer { ticket, outcome: Err(Error::from(error.clone())) });
