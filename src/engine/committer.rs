@@ -58,7 +58,8 @@ impl Committer {
             self.reader.advance(end);
             self.working_set.note_changes(&changed);
         }
-        let mut documents: Vec<DocumentId> = changed.into_iter().map(|(document, _)| document).chain(restated).collect();
+        let mut documents: Vec<DocumentId> =
+            changed.into_iter().map(|(document, _)| document).chain(restated).collect();
         documents.sort_unstable();
         documents.dedup();
         let told = |admitted| (admitted, end.lsn);

@@ -102,8 +102,7 @@ impl<S> Metered<S> {
         if unfinished < FREE + granted * GRANT {
             return Poll::Ready(Ok(()));
         }
-        let acquiring =
-            self.acquiring.get_or_insert_with(|| Box::pin(self.budget.0.clone().acquire_owned()));
+        let acquiring = self.acquiring.get_or_insert_with(|| Box::pin(self.budget.0.clone().acquire_owned()));
         let permit = ready!(acquiring.as_mut().poll(context)).map_err(io::Error::other)?;
         self.acquiring = None;
         match &mut self.granted {
@@ -115,11 +114,7 @@ impl<S> Metered<S> {
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         ready!(this.poll_room(context))?;
         let before = buffer.filled().len();

@@ -84,7 +84,8 @@ mod tests {
         for origin in ["http://localhost:5173", "http://127.0.0.1:4780", "http://[::1]:80", "https://app.example.org"] {
             assert!(listed.allow(origin, Some("127.0.0.1:4780"), here), "{origin}");
         }
-        for origin in ["https://evil.example", "null", "", "https://app.example.org.evil.example", "http://localhost.evil"]
+        for origin in
+            ["https://evil.example", "null", "", "https://app.example.org.evil.example", "http://localhost.evil"]
         {
             assert!(!listed.allow(origin, Some("127.0.0.1:4780"), here), "{origin}");
         }

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{Request, StatusCode};
 use axum::http::header::CONTENT_TYPE;
+use axum::http::{Request, StatusCode};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{any, get};
 use hyper::body::Incoming;
@@ -21,11 +21,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use super::meter::ReceiveBudget;
-use super::{demo, metrics};
 use super::origin::AllowedOrigins;
 use super::socket::Shared;
 use super::switchboard::Switchboard;
 use super::upgrade::{self, Room};
+use super::{demo, metrics};
 use crate::engine::Database;
 
 /// How long the head of a request may take, and a connection be idle before its next one.
@@ -164,7 +164,9 @@ fn routes(app: App) -> Router {
         .route("/metrics", get(metrics))
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
-        .fallback(|| async { (StatusCode::NOT_FOUND, "Nothing is here. The WebSocket is at /sync, a demonstration at /demo.\n") })
+        .fallback(|| async {
+            (StatusCode::NOT_FOUND, "Nothing is here. The WebSocket is at /sync, a demonstration at /demo.\n")
+        })
         .with_state(app)
 }
 

@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
@@ -247,6 +248,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             Happened::Read(Some(Err(SocketError::Capacity(_)))) => self.session.handle_too_long(),
             Happened::Read(Some(Err(SocketError::Io(error)))) if error.kind() == std::io::ErrorKind::InvalidData => {
                 self.session.handle_too_long();
+            }
+            // Whoever ends its process says no farewell.
+            Happened::Read(Some(Err(SocketError::Protocol(ProtocolError::ResetWithoutClosingHandshake)))) => {
+                return Err(Ended::Gone);
             }
             Happened::Read(Some(Err(SocketError::Protocol(_) | SocketError::Utf8(_)))) => self.session.handle_text(),
             Happened::Read(None | Some(Err(_))) | Happened::Flushed(Err(_)) => return Err(Ended::Gone),

@@ -231,9 +231,10 @@ impl From<NetError> for CommandError {
 impl From<WebError> for CommandError {
     fn from(error: WebError) -> Self {
         let (exit, remedy) = match &error {
-            WebError::AddressInUse { .. } => {
-                (Exit::Conflict, "choose another port, as --http 127.0.0.1:4782; port 0 takes a free one, --no-http none")
-            }
+            WebError::AddressInUse { .. } => (
+                Exit::Conflict,
+                "choose another port, as --http 127.0.0.1:4782; port 0 takes a free one, --no-http none",
+            ),
             WebError::Bind { .. } => (Exit::Failed, "choose an address of this machine with --http"),
         };
         Self::new("E0108", exit, error.to_string()).fix(remedy)
