@@ -7,4 +7,5 @@ mod kill;
 mod links;
 mod load;
 mod nodes;
+mod repo_clients;
 mod twins;
