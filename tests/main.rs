@@ -7,5 +7,4 @@ mod kill;
 mod links;
 mod load;
 mod nodes;
-mod repo_clients;
 mod twins;
