@@ -537,6 +537,7 @@ fn status(session: &mut Session, screen: &Screen) -> Result<(), CommandError> {
         line("listening", format!("{address} for {} s", row["uptime_s"]))?;
     }
     line("log", format!("{}, {} records", text_of(&row, "log"), row["tail"]))?;
+    line("storage id", cell(&row["storage"]))?;
     line("collections", cell(&row["collections"]))?;
     line("durability", cell(&row["durability"]))?;
     line("in memory", format!("{} documents, {}", row["materialized"], size(&row["materialized_bytes"])))?;
