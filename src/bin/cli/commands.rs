@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tidelog::node::command::{Collected, CommandError, Exit, Request, Target};
 use tidelog::node::{Interrupt, Session, SessionOptions};
 
-use super::arguments::{Command, From, Global, Peer};
+use super::arguments::{Command, From, Global, Import, Peer, SpecialImport};
 use super::screen::{Place, Screen};
 use super::table::{Column, cell, printable, short, size, table, time};
 use super::{edit, export, import, salvage};
@@ -54,6 +54,11 @@ fn prepared(command: Command) -> Result<Command, CommandError> {
         Command::Import(mut import) if import.file.as_deref() == Some(Path::new("-")) => {
             import.file = Some(PathBuf::from("/dev/stdin"));
             Command::Import(import)
+        }
+        Command::Import(Import { special: Some(SpecialImport::AutomergeRepo { folder, collection }), file, to }) => {
+            std::fs::read_dir(&folder).map_err(|error| CommandError::file("read the folder", &folder, &error))?;
+            tidelog::CollectionName::new(collection.as_str())?;
+            Command::Import(Import { special: Some(SpecialImport::AutomergeRepo { folder, collection }), file, to })
         }
         other => other,
     })
