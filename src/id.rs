@@ -146,6 +146,12 @@ impl CollectionName {
         if fits { Ok(Self(name.into())) } else { Err(IdError::Collection(shortened(&name))) }
     }
 
+    /// `default`, the collection of documents that nobody put anywhere else.
+    #[must_use]
+    pub fn unnamed() -> Self {
+        Self("default".into())
+    }
+
     /// The name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {

@@ -28,6 +28,7 @@
 //! | [`sync`] | conversations with one peer, without IO |
 //! | [`engine`] | the one place that orders writes: [`Database`], [`Collection`], [`DocHandle`] |
 //! | `net` | keys, tickets, links over QUIC (feature `quic`) |
+//! | `web` | the HTTP port, for clients of automerge-repo (feature `web`) |
 //! | `node` | a serving node and its commands (feature `node`) |
 
 #[macro_use]
@@ -45,6 +46,8 @@ pub mod net;
 #[cfg(feature = "node")]
 pub mod node;
 pub mod sync;
+#[cfg(feature = "web")]
+pub mod web;
 
 pub use automerge;
 pub use document::{Change, Edit, Path};

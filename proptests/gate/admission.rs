@@ -88,6 +88,42 @@ fn a_change_that_makes_automerge_panic_leaves_no_trace() {
 }
 
 #[test]
+fn no_change_passes_untried_beside_one_that_is_tried() {
+    let database = open(&MemoryStorage::new());
+    let (handle, commit) = database.collection("notes").unwrap().create(json!({ "text": "tide" })).unwrap();
+    commit.wait().unwrap();
+    let id = handle.id();
+    let bad = hostile(&database, id, 0x66);
+    // Twice in one batch.
+    let examined = offer(&database, vec![row(id, bad.clone()), row(id, bad.clone())]);
+    assert!(examined.fault.is_some());
+    assert!(!logged_changes(database.reader(), id).contains_key(&bad.hash()), "the second one was never tried");
+
+    // An honest change, and a hostile one under its author's number: the first one is logged.
+    let heads = handle.heads().unwrap();
+    let change = |columns: bool| {
+        let mut parts = ChangeParts::one();
+        parts.actor = vec![0x67; 16];
+        parts.deps = heads.as_slice().iter().map(|hash| hash.0).collect();
+        parts.start = 9;
+        if columns {
+            parts.columns.set(OBJECT_ACTOR, run(1, 0)).set(OBJECT_COUNTER, run(1, 1));
+        }
+        Change::parse(parts.chunk()).unwrap()
+    };
+    let (honest, twin) = (change(false), change(true));
+    assert_ne!(honest.hash(), twin.hash());
+    let mut examined = database.examine(node(9), vec![row(id, honest.clone()), row(id, twin.clone())]).unwrap();
+    let rows = std::mem::take(&mut examined.rows);
+    let admitted = wait(database.admit_examined(Clash::KeepFirst, rows, Some(node(9)), None)).unwrap();
+    let logged = logged_changes(database.reader(), id);
+    assert!(logged.contains_key(&honest.hash()) && !logged.contains_key(&twin.hash()), "{admitted:?}");
+    assert_eq!(admitted.outranked, [(id, twin.hash())]);
+    assert!(handle.to_json().is_ok());
+    assert_whole(&database);
+}
+
+#[test]
 fn the_quarantine_is_a_ring() {
     let storage = MemoryStorage::new();
     let mut limits = narrow();

@@ -25,6 +25,8 @@ pub(super) struct Committed {
     pub(super) end: LogCursor,
     /// Records were appended.
     pub(super) appended: bool,
+    /// Documents that they are about.
+    pub(super) documents: Vec<DocumentId>,
     /// One outcome for each input, in order.
     pub(super) outcomes: Vec<Outcome>,
     /// Documents whose snapshot is due.
@@ -61,9 +63,13 @@ impl Committer {
             self.reader.advance(end);
             self.working_set.note_changes(&changed);
         }
+        let mut documents: Vec<DocumentId> =
+            changed.into_iter().map(|(document, _)| document).chain(restated).collect();
+        documents.sort_unstable();
+        documents.dedup();
         let told = |admitted| (admitted, end.lsn);
         let outcomes = answers.into_iter().map(|answer| answer.map(told).map_err(Error::from)).collect();
-        Ok(Committed { end, appended, outcomes, snapshots_due })
+        Ok(Committed { end, appended, documents, outcomes, snapshots_due })
     }
 }
 

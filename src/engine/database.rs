@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 
 use super::admission::Trials;
 use super::collection::Collection;
@@ -18,7 +18,7 @@ use crate::document::Change;
 use crate::error::Error;
 use crate::history::{Reader, Verification, open, verify};
 use crate::id::{ActorId, CollectionName, DocumentId, LogCursor, Lsn, NodeId, StorageId, first, random_bytes};
-use crate::limits::Limits;
+use crate::limits::{Limits, queues};
 use crate::log::{Durability, Log, RecoverOptions, Storage};
 
 /// How a database is opened. Every setting has a default.
@@ -148,7 +148,14 @@ impl DatabaseBuilder {
             reader: reader.clone(),
             working_set: working_set.clone(),
         };
-        let writer = Writer { committer, snapshots: snapshots.clone(), tail: tail_sender, limits: self.limits.clone() };
+        let (changed, _) = broadcast::channel(queues::CHANGED_GROUPS);
+        let writer = Writer {
+            committer,
+            snapshots: snapshots.clone(),
+            tail: tail_sender,
+            changed: changed.clone(),
+            limits: self.limits.clone(),
+        };
         let thread_failed = |error: std::io::Error| crate::log::StorageError::io("start a thread", &error);
         let (queue, writer) = writer.start().map_err(thread_failed)?;
         let saver = idle.start(reader.clone(), working_set.clone(), queue.clone()).map_err(thread_failed)?;
@@ -160,6 +167,7 @@ impl DatabaseBuilder {
                 trials,
                 snapshots,
                 tail: tail_receiver,
+                changed,
                 limits: self.limits,
                 durability: self.durability,
                 nonce: random_bytes(),
@@ -190,6 +198,7 @@ struct Inner {
     trials: Trials,
     snapshots: Snapshots,
     tail: watch::Receiver<LogCursor>,
+    changed: broadcast::Sender<Arc<[DocumentId]>>,
     limits: Limits,
     durability: Durability,
     /// Makes this process's actors its own.
@@ -236,6 +245,8 @@ pub struct Status {
     pub materializations: u64,
     /// Documents on which the changes of untrusted peers are tried now.
     pub trials: usize,
+    /// Trial views built since the database was opened.
+    pub trial_materializations: u64,
     /// About how many bytes they take.
     pub trials_bytes: usize,
     /// Changes of untrusted peers that were refused since the database was opened, because they cannot be applied.
@@ -306,6 +317,13 @@ impl Database {
         self.inner.tail.clone()
     }
 
+    /// The documents that each commit group from now on is about, once it is durable. A receiver that falls far behind
+    /// is told that it missed some, and may look at all it cares for.
+    #[must_use]
+    pub fn changed_documents(&self) -> broadcast::Receiver<Arc<[DocumentId]>> {
+        self.inner.changed.subscribe()
+    }
+
     /// Every bound in force.
     #[must_use]
     pub fn limits(&self) -> &Limits {
@@ -361,6 +379,7 @@ impl Database {
             materialized_bytes,
             materializations: self.inner.working_set.materialized(),
             trials,
+            trial_materializations: self.inner.trials.materialized(),
             trials_bytes,
             quarantined: self.inner.trials.refused(),
             failure: queue.as_ref().and_then(|queue| queue.state().failure().map(str::to_owned)),

@@ -8,7 +8,7 @@
 //!
 //! Documents are materialised when they are read or edited, within a budget of bytes (`working_set.rs`), and saved in
 //! the background (`snapshots.rs`). What untrusted peers send is tried on the document before it is logged
-//! (`admission.rs`).
+//! (`admission.rs`); `offer.rs` takes what their sessions give out.
 
 mod admission;
 mod collection;
@@ -18,6 +18,8 @@ mod core;
 mod database;
 mod driver;
 mod handle;
+#[cfg(any(feature = "quic", feature = "web"))]
+mod offer;
 mod pending;
 #[cfg(feature = "sim")]
 pub mod sim;
@@ -30,3 +32,5 @@ pub use commit::{Commit, Committed};
 pub use core::{Admitted, Clash, Incoming, IncomingBody};
 pub use database::{Database, DatabaseBuilder, Status};
 pub use handle::{DocHandle, HistoryEntry};
+#[cfg(any(feature = "quic", feature = "web"))]
+pub(crate) use offer::Source;

@@ -185,6 +185,18 @@ pub(super) struct Serve {
     /// The UDP address to listen on; port 0 takes a free one
     #[arg(long, default_value = "127.0.0.1:4780", env = "TIDELOG_LISTEN", value_name = "ADDRESS:PORT")]
     pub(super) listen: SocketAddr,
+    /// The TCP address for HTTP and WebSockets (automerge-repo's clients); by default 127.0.0.1 with the port of --listen
+    #[arg(long, env = "TIDELOG_HTTP", value_name = "ADDRESS:PORT", conflicts_with = "no_http")]
+    pub(super) http: Option<SocketAddr>,
+    /// Have no HTTP port
+    #[arg(long)]
+    pub(super) no_http: bool,
+    /// Let pages of this origin connect, beside those of this machine; * for all (may be given several times)
+    #[arg(long, value_name = "ORIGIN")]
+    pub(super) origin: Vec<String>,
+    /// Let --http be open to other machines, though it takes whoever comes
+    #[arg(long)]
+    pub(super) insecure_open: bool,
     /// A node to replicate with: its ticket (may be given several times)
     #[arg(long, value_name = "TICKET")]
     pub(super) peer: Vec<String>,
