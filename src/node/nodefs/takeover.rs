@@ -288,6 +288,9 @@ impl<'a> Takeover<'a> {
     }
 
     fn offer(&mut self, id: DocumentId, change: Change) -> Result<(), CommandError> {
+        if self.open.get(&id).is_none_or(|open| open.bad >= BAD_CHANGES_MAX) {
+            return Ok(());
+        }
         self.create(id);
         self.bytes += change.bytes().len();
         let origin = Origin {
@@ -316,16 +319,13 @@ impl<'a> Takeover<'a> {
                 self.refused(id, Some(hash), "another change has its author and number".to_owned())?;
             }
             let before = rows.len();
-            let bad = match examined.fault {
+            match examined.fault {
                 None if examined.missing.is_empty() => break,
-                None => None,
-                Some(Error::Unappliable { document, hash, why }) => {
-                    self.refused(document, Some(hash), why)?;
-                    Some((document, hash))
-                }
+                None => {}
+                Some(Error::Unappliable { document, hash, why }) => self.refused(document, Some(hash), why)?,
                 Some(error) => return Err(error.into()),
-            };
-            rows = self.still_untaken(rows, bad)?;
+            }
+            rows = self.still_untaken(rows)?;
             if rows.len() == before {
                 // They are on top of what was refused.
                 break;
@@ -340,21 +340,18 @@ impl<'a> Takeover<'a> {
         Ok(())
     }
 
-    /// The rows that are not in the log, without the change that could not be applied. Of a document with too many such,
-    /// none.
-    fn still_untaken(
-        &self,
-        rows: Vec<Incoming>,
-        bad: Option<(DocumentId, ChangeHash)>,
-    ) -> Result<Vec<Incoming>, CommandError> {
+    /// The rows that are not in the log and were not refused. Of a document with too many that were, none.
+    fn still_untaken(&self, rows: Vec<Incoming>) -> Result<Vec<Incoming>, CommandError> {
         let mut left = Vec::with_capacity(rows.len());
         for row in rows {
-            let given_up = self.open.get(&row.document).is_some_and(|open| open.bad >= BAD_CHANGES_MAX);
-            let keep = match &row.body {
-                IncomingBody::Lifecycle(_) => self.database.reader().row(row.document)?.is_none(),
-                IncomingBody::Change(_) if given_up => false,
-                IncomingBody::Change(change) if bad == Some((row.document, change.hash())) => false,
-                IncomingBody::Change(change) => !self.is_logged(row.document, &change.hash())?,
+            let keep = match (&row.body, self.open.get(&row.document)) {
+                (IncomingBody::Lifecycle(_), _) => self.database.reader().row(row.document)?.is_none(),
+                (IncomingBody::Change(_), Some(open)) if open.bad >= BAD_CHANGES_MAX => false,
+                (IncomingBody::Change(change), Some(open)) => {
+                    let refused = open.found.get(&change.hash()).is_some_and(|(_, fate)| *fate == Fate::Refused);
+                    !refused && !self.is_logged(row.document, &change.hash())?
+                }
+                (IncomingBody::Change(_), None) => false,
             };
             if keep {
                 left.push(row);
@@ -376,11 +373,14 @@ impl<'a> Takeover<'a> {
     fn refused(&mut self, id: DocumentId, hash: Option<ChangeHash>, why: String) -> Result<(), CommandError> {
         let mut file = None;
         if let Some(open) = self.open.get_mut(&id) {
-            open.bad += 1;
             if let Some((number, fate)) = hash.and_then(|hash| open.found.get_mut(&hash)) {
+                if *fate == Fate::Refused {
+                    return Ok(());
+                }
                 *fate = Fate::Refused;
                 file = open.files.get(*number as usize).cloned();
             }
+            open.bad += 1;
             if open.bad > BAD_CHANGES_MAX {
                 return Ok(());
             }
