@@ -4,7 +4,7 @@
 //! that many small documents cost one sync together. Nothing is remembered beside the log: run again after an
 //! interruption, it finds what is there and goes on.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -80,6 +80,14 @@ struct OpenDocument {
     bad: usize,
     /// All its files were read.
     read: bool,
+}
+
+/// A row's document and change; no change for its creation.
+fn name_of(row: &Incoming) -> (DocumentId, Option<ChangeHash>) {
+    match &row.body {
+        IncomingBody::Change(change) => (row.document, Some(change.hash())),
+        IncomingBody::Lifecycle(_) => (row.document, None),
+    }
 }
 
 /// What is to become of a change that was found.
@@ -310,8 +318,9 @@ impl<'a> Takeover<'a> {
         let mut rows = std::mem::take(&mut self.rows);
         while !rows.is_empty() {
             let examined = self.database.examine(self.database.node(), rows.clone())?;
-            let offered = self.database.admit_examined(Clash::KeepFirst, examined.rows, None, None);
-            let admitted = tokio::runtime::Handle::current().block_on(offered)?;
+            let offered: HashSet<_> = examined.rows.iter().map(name_of).collect();
+            let admitting = self.database.admit_examined(Clash::KeepFirst, examined.rows, None, None);
+            let admitted = tokio::runtime::Handle::current().block_on(admitting)?;
             for (id, why) in admitted.refused {
                 self.refused(id, None, why)?;
             }
@@ -325,7 +334,11 @@ impl<'a> Takeover<'a> {
                 Some(Error::Unappliable { document, hash, why }) => self.refused(document, Some(hash), why)?,
                 Some(error) => return Err(error.into()),
             }
-            rows = self.still_untaken(rows)?;
+            // What was offered is settled, whatever became of it. Of a document with too many bad changes all is.
+            let settled: HashSet<_> =
+                self.open.iter().filter(|(_, open)| open.bad >= BAD_CHANGES_MAX).map(|(id, _)| *id).collect();
+            let refused = |row: &Incoming| self.fate_of(row) == Some(Fate::Refused) || settled.contains(&row.document);
+            rows.retain(|row| !offered.contains(&name_of(row)) && !refused(row));
             if rows.len() == before {
                 // They are on top of what was refused.
                 break;
@@ -340,33 +353,9 @@ impl<'a> Takeover<'a> {
         Ok(())
     }
 
-    /// The rows that are not in the log and were not refused. Of a document with too many that were, none.
-    fn still_untaken(&self, rows: Vec<Incoming>) -> Result<Vec<Incoming>, CommandError> {
-        let mut left = Vec::with_capacity(rows.len());
-        for row in rows {
-            let keep = match (&row.body, self.open.get(&row.document)) {
-                (IncomingBody::Lifecycle(_), _) => self.database.reader().row(row.document)?.is_none(),
-                (IncomingBody::Change(_), Some(open)) if open.bad >= BAD_CHANGES_MAX => false,
-                (IncomingBody::Change(change), Some(open)) => {
-                    let refused = open.found.get(&change.hash()).is_some_and(|(_, fate)| *fate == Fate::Refused);
-                    !refused && !self.is_logged(row.document, &change.hash())?
-                }
-                (IncomingBody::Change(_), None) => false,
-            };
-            if keep {
-                left.push(row);
-            }
-        }
-        Ok(left)
-    }
-
-    fn is_logged(&self, id: DocumentId, hash: &ChangeHash) -> Result<bool, CommandError> {
-        if self.database.reader().row(id)?.is_none() {
-            return Ok(false);
-        }
-        let graph = self.database.reader().graph(id)?;
-        let graph = graph.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        Ok(graph.contains(hash))
+    fn fate_of(&self, row: &Incoming) -> Option<Fate> {
+        let (_, hash) = name_of(row);
+        self.open.get(&row.document)?.found.get(&hash?).map(|(_, fate)| *fate)
     }
 
     /// Notes that a change is not taken.
