@@ -9,7 +9,8 @@
 //! * Receiving has two steps, because changes count only once they are logged: [`Exchange::receive`] hands out the
 //!   chunks, [`Exchange::settle`] says that they were logged or wait. Between the two nothing is sent.
 //! * A message has a budget. What does not fit follows in the next ones, each answering the peer's reply.
-//! * Changes are always sent as changes, never as one document chunk.
+//! * Who has nothing is sent the newest snapshot, if there is one and he reads it, and the changes behind it. Everything
+//!   else is sent as changes.
 //!
 //! ```text
 //! loop { receive(message) -> chunks -> (log them) -> settle; generate() -> message }
@@ -56,6 +57,36 @@ pub struct Received {
     pub chunks: Vec<Chunk>,
 }
 
+/// Where an exchange takes the bytes from that it sends. A closure over the position is one that has no snapshots.
+pub trait Chunks {
+    /// Why nothing can be read.
+    type Error;
+
+    /// The chunk of the change at `lsn`.
+    ///
+    /// # Errors
+    /// Whatever the store says.
+    fn change(&mut self, lsn: Lsn) -> Result<Vec<u8>, Self::Error>;
+
+    /// The document's newest snapshot: its heads, and one document chunk.
+    ///
+    /// # Errors
+    /// Whatever the store says.
+    fn snapshot(&mut self) -> Result<Option<(Heads, Vec<u8>)>, Self::Error>;
+}
+
+impl<E, F: FnMut(Lsn) -> Result<Vec<u8>, E>> Chunks for F {
+    type Error = E;
+
+    fn change(&mut self, lsn: Lsn) -> Result<Vec<u8>, E> {
+        self(lsn)
+    }
+
+    fn snapshot(&mut self) -> Result<Option<(Heads, Vec<u8>)>, E> {
+        Ok(None)
+    }
+}
+
 /// A change that came by an exchange: its hash and what it depends on.
 pub type Arrival = (ChangeHash, Vec<ChangeHash>);
 
@@ -80,6 +111,8 @@ pub struct Exchange {
     unsettled: Option<Their>,
     /// Changes sent that the peer's heads do not cover yet.
     sent: BTreeSet<ChangeHash>,
+    /// The heads of a snapshot that was sent. What they cover counts as sent until the peer says what it has.
+    sent_whole: Heads,
     /// Changes the peer is known to lack and that did not fit the messages so far.
     backlog: VecDeque<Index>,
     /// Changes that came and wait for a dependency, with what they depend on.
@@ -105,6 +138,8 @@ struct Their {
 
 /// Steps spent to keep `shared` short; when they run out it is longer than it must be, which is harmless.
 const SHARED_STEPS_MAX: usize = 4096;
+/// The longest snapshot that is sent in a message. Clients read 100 MiB, and less where they are told to.
+const WHOLE_BYTES_MAX: usize = 48 << 20;
 
 impl Exchange {
     /// Begins an exchange with a peer of which nothing is known.
@@ -137,8 +172,7 @@ impl Exchange {
             self.peer_has_reset = flags.contains(MessageFlags::SUPPORTS_SYNC_RESET);
             self.peer_read_only = flags.contains(MessageFlags::READ_ONLY);
             if flags.contains(MessageFlags::SYNC_RESET) {
-                self.sent.clear();
-                self.backlog.clear();
+                self.forget_sent();
             }
         }
         let chunks = if self.read_only { Vec::new() } else { chunks };
@@ -170,13 +204,16 @@ impl Exchange {
         }
         self.forget_hopeless(graph);
         self.trim_sent(graph, &their.heads);
+        if !their.heads.is_empty() {
+            // It has something: what it lacks of the snapshot its filter will say.
+            self.sent_whole = Heads::default();
+        }
         if graph.contains_all(their.heads.as_slice()) {
             self.shared = their.heads.clone();
             if their.heads.is_empty() {
                 // The peer lost everything, or never had any.
                 self.last_sent = Heads::default();
-                self.sent.clear();
-                self.backlog.clear();
+                self.forget_sent();
             }
         } else {
             shared.extend_from_slice(their.heads.as_slice());
@@ -187,20 +224,19 @@ impl Exchange {
 
     /// Makes the next message, if there is one to send now.
     ///
-    /// It holds changes of about `budget_bytes`, at least one if the peer lacks any. `change_bytes` reads the chunk of
-    /// the change at a position.
+    /// It holds changes of about `budget_bytes`, at least one if the peer lacks any. A snapshot comes on top.
     ///
     /// # Errors
     /// [`GenerateError`]; the exchange is over.
     ///
     /// # Cost
     /// A walk over what the two do not share, and a Bloom test for each of those changes.
-    pub fn generate<E>(
+    pub fn generate<C: Chunks>(
         &mut self,
         graph: &ChangeGraph,
         budget_bytes: usize,
-        change_bytes: &mut dyn FnMut(Lsn) -> Result<Vec<u8>, E>,
-    ) -> Result<Option<Vec<u8>>, GenerateError<E>> {
+        source: &mut C,
+    ) -> Result<Option<Vec<u8>>, GenerateError<C::Error>> {
         if self.unsettled.is_some() {
             return Ok(None);
         }
@@ -214,7 +250,9 @@ impl Exchange {
             return if self.reset_sent { Ok(None) } else { Ok(Some(self.reset_message(&our_heads)?)) };
         }
         let need = if self.read_only { Vec::new() } else { self.need(graph) };
-        let (hashes, chunks) = self.take_changes(graph, budget_bytes, change_bytes)?;
+        let whole = self.take_whole(graph, source)?;
+        let (hashes, mut chunks) = self.take_changes(graph, budget_bytes, source)?;
+        chunks.splice(0..0, whole);
         let heads_equal = self.their.as_ref().is_some_and(|their| their.heads == our_heads);
         let nothing_left = (heads_equal || self.read_only) && chunks.is_empty() && !self.needs_reset;
         if heads_unchanged && self.have_responded && nothing_left {
@@ -283,8 +321,7 @@ impl Exchange {
         self.generation = graph.generation();
         self.shared = Heads::default();
         self.last_sent = Heads::default();
-        self.sent.clear();
-        self.backlog.clear();
+        self.forget_sent();
         self.waiting.clear();
         self.in_flight = false;
         self.needs_reset |= begun;
@@ -317,6 +354,10 @@ impl Exchange {
         if !need.iter().all(announced) {
             return Ok(Vec::new());
         }
+        if self.their.as_ref().is_some_and(|their| their.heads.is_empty()) {
+            // Who has nothing has nothing to compare with a filter.
+            return Ok(vec![Have::default()]);
+        }
         let beyond = graph.following(self.shared.as_slice());
         let last_sync = to_automerge(self.shared.as_slice());
         if beyond.len() as u64 > BLOOM_ENTRIES_MAX {
@@ -328,13 +369,39 @@ impl Exchange {
         Ok(vec![Have { last_sync, bloom }])
     }
 
+    /// The document's snapshot, for a peer that has nothing and would be sent much.
+    fn take_whole<C: Chunks>(
+        &mut self,
+        graph: &ChangeGraph,
+        source: &mut C,
+    ) -> Result<Option<Vec<u8>>, GenerateError<C::Error>> {
+        let has_nothing = self.their.as_ref().is_some_and(|their| their.heads.is_empty() && !their.have.is_empty());
+        let is_new = self.sent.is_empty() && self.sent_whole.is_empty() && self.backlog.is_empty();
+        if !has_nothing || !is_new || !self.peer_has_v2 || self.peer_read_only || graph.is_empty() {
+            return Ok(None);
+        }
+        let Some((heads, bytes)) = source.snapshot().map_err(GenerateError::Read)? else { return Ok(None) };
+        // One of changes that were withdrawn since, or that the graph at hand has not heard of, is of no use.
+        if heads.is_empty() || bytes.len() > WHOLE_BYTES_MAX || !graph.contains_all(heads.as_slice()) {
+            return Ok(None);
+        }
+        self.sent_whole = heads;
+        Ok(Some(bytes))
+    }
+
+    fn forget_sent(&mut self) {
+        self.sent.clear();
+        self.sent_whole = Heads::default();
+        self.backlog.clear();
+    }
+
     /// The next changes the peer lacks, up to the budget.
-    fn take_changes<E>(
+    fn take_changes<C: Chunks>(
         &mut self,
         graph: &ChangeGraph,
         budget_bytes: usize,
-        change_bytes: &mut dyn FnMut(Lsn) -> Result<Vec<u8>, E>,
-    ) -> Result<(BTreeSet<ChangeHash>, Vec<Vec<u8>>), GenerateError<E>> {
+        source: &mut C,
+    ) -> Result<(BTreeSet<ChangeHash>, Vec<Vec<u8>>), GenerateError<C::Error>> {
         let (mut hashes, mut chunks, mut bytes) = (BTreeSet::new(), Vec::new(), 0);
         let wants_some = |their: &&Their| !self.peer_read_only && their.heads != graph.heads();
         let Some(their) = self.their.as_ref().filter(wants_some) else {
@@ -342,7 +409,7 @@ impl Exchange {
             return Ok((hashes, chunks));
         };
         if self.backlog.is_empty() {
-            self.backlog = lacking(graph, &their.have)?.into();
+            self.backlog = lacking(graph, &their.have, &self.sent_whole)?.into();
         }
         let asked: BTreeSet<Index> = their.need.iter().filter_map(|hash| graph.index_of(hash)).collect();
         let mut asked: VecDeque<Index> = asked.into_iter().collect();
@@ -353,7 +420,7 @@ impl Exchange {
             if self.sent.contains(&hash) || hashes.contains(&hash) {
                 continue;
             }
-            let chunk = change_bytes(graph.lsn_at(index)).map_err(GenerateError::Read)?;
+            let chunk = source.change(graph.lsn_at(index)).map_err(GenerateError::Read)?;
             if !chunks.is_empty() && bytes + chunk.len() > budget_bytes {
                 self.backlog.push_front(index);
                 break;
@@ -425,14 +492,14 @@ fn takes_unknown_for_shared(graph: &ChangeGraph, their: &Their) -> bool {
     last_sync.iter().any(|hash| !graph.contains(&ChangeHash(hash.0)))
 }
 
-/// What the peer lacks by its filters: what they do not hold, and all that follows it.
-fn lacking(graph: &ChangeGraph, have: &[Have]) -> Result<Vec<Index>, GateError> {
+/// What the peer lacks by its filters beside what was sent: what they do not hold, and all that follows it.
+fn lacking(graph: &ChangeGraph, have: &[Have], sent: &Heads) -> Result<Vec<Index>, GateError> {
     if have.is_empty() {
         return Ok(Vec::new());
     }
-    let last_sync: Vec<ChangeHash> =
-        have.iter().flat_map(|have| &have.last_sync).map(|hash| ChangeHash(hash.0)).collect();
-    let beyond = graph.following(&last_sync);
+    let last_sync = have.iter().flat_map(|have| &have.last_sync).map(|hash| ChangeHash(hash.0));
+    let known: Vec<ChangeHash> = last_sync.chain(sent.as_slice().iter().copied()).collect();
+    let beyond = graph.following(&known);
     guarded(|| {
         let mut lacking = BTreeSet::new();
         for index in beyond {

@@ -15,7 +15,7 @@ mod session;
 mod source;
 pub mod wire;
 
-pub use exchange::{Arrival, Exchange, ExchangeError, GenerateError, Received};
+pub use exchange::{Arrival, Chunks, Exchange, ExchangeError, GenerateError, Received};
 pub use gate::GateError;
 pub use session::{
     Admitted, Channel, IncomingBody, IncomingRow, Opened, Output, Session, SessionConfig, SessionError, SessionEvent,

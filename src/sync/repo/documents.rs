@@ -7,10 +7,10 @@ use super::session::RepoFault;
 use super::{RepoConfig, StoreHeadsKnown};
 use crate::document::ChangeGraph;
 use crate::history::{HistoryError, Origin, Reader};
-use crate::id::{DocumentId, Heads};
+use crate::id::{DocumentId, Heads, Lsn};
 use crate::log::record::{Admission, CreationRank, Lifecycle, LifecycleKind};
 use crate::sync::ExchangeError;
-use crate::sync::exchange::{Arrival, Exchange, GenerateError};
+use crate::sync::exchange::{Arrival, Chunks, Exchange, GenerateError};
 use crate::sync::gate::ChunkKind;
 use crate::sync::intake::{Intake, Mark};
 use crate::sync::session::{IncomingBody, IncomingRow, SessionError, parse_change};
@@ -311,8 +311,8 @@ impl Open {
         if self.idle > IDLE_MESSAGES_MAX {
             return Ok(None);
         }
-        let mut read = |lsn| reader.change_bytes(lsn);
-        let message = match self.exchange.generate(&graph, config.limits.batch_bytes, &mut read) {
+        let mut source = Stored { document, reader };
+        let message = match self.exchange.generate(&graph, config.limits.batch_bytes, &mut source) {
             Ok(message) => message,
             Err(GenerateError::Read(error)) => return Err(RepoFault::History(error)),
             Err(GenerateError::Gate(error)) => {
@@ -321,6 +321,24 @@ impl Open {
         };
         self.owed = false;
         Ok(message.map(|message| Due::Sync(document, message)))
+    }
+}
+
+/// What is sent of a document, from the log.
+struct Stored<'a> {
+    document: DocumentId,
+    reader: &'a Reader,
+}
+
+impl Chunks for Stored<'_> {
+    type Error = HistoryError;
+
+    fn change(&mut self, lsn: Lsn) -> Result<Vec<u8>, HistoryError> {
+        self.reader.change_bytes(lsn)
+    }
+
+    fn snapshot(&mut self) -> Result<Option<(Heads, Vec<u8>)>, HistoryError> {
+        Ok(self.reader.snapshot(self.document)?.map(|snapshot| (snapshot.heads, snapshot.bytes)))
     }
 }
 
