@@ -9,11 +9,11 @@ use tidelog::id::{ActorId, Chain, ChangeHash};
 use tidelog::log::Keyspace;
 use tidelog::log::record::{
     Admission, ChangeHeader, CreationRank, FooterHeader, GapHeader, Lifecycle, LifecycleHeader, LifecycleKind,
-    NameHeader, NameKind, Record, WithdrawnHeader, payload_digest,
+    NameHeader, NameKind, Record, VoidHeader, WithdrawnHeader, payload_digest,
 };
 use tidelog::log::rows::{
     DocumentRow, HeadRow, IndexRow, NameRow, PeerRow, ProjectionRow, SnapshotRef, SnapshotRow, StatementRow,
-    decode_row, encode_row,
+    VoidsRow,     decode_row, encode_row,
 };
 use tidelog::{CollectionName, DocumentId, Heads, Lsn, NodeId};
 
@@ -82,6 +82,16 @@ fn records() -> Vec<(&'static str, Record)> {
         ("record_gap", Record::Gap(GapHeader { last: 251 })),
         ("record_checkpoint", Record::Checkpoint),
         (
+            "record_void",
+            Record::Void(VoidHeader {
+                document: [1; 16],
+                change: 300,
+                automerge: "0.12.0".into(),
+                why: "panic: é".into(),
+                received_ms: 1_700_000_000_000,
+            }),
+        ),
+        (
             "record_withdrawn",
             Record::Withdrawn(WithdrawnHeader {
                 document: [1; 16],
@@ -114,6 +124,7 @@ fn document_row() -> DocumentRow {
         snapshot: Some(SnapshotRef { lsn: 1, bytes: 2, changes: 3 }),
         generation: 10,
         withdrawals: 11,
+        voids: Some(VoidsRow { automerge: "0.12.0".into(), changes: 12, first: 300 }),
     }
 }
 
@@ -128,6 +139,7 @@ macro_rules! each_row {
             IndexRow::Change { hash: [1; 32], actor: 2, seq: 3, start_op: 4, op_count: 500, deps: vec![1, 300] }
         );
         $check!("row_index_withdrawn", Keyspace::DocIx, IndexRow::Withdrawn { winner: [1; 32], changes: 300 });
+        $check!("row_index_void", Keyspace::DocIx, IndexRow::Void { change: 300, automerge: "0.12.0".into() });
         $check!("row_peer", Keyspace::State, PeerRow { log_id: [1; 16], lsn: 300, chain: [2; 16] });
         $check!("row_name", Keyspace::State, NameRow { kind: NameKind::Actor, bytes: vec![1; 16] });
         $check!("row_projection", Keyspace::State, ProjectionRow { layout: 1, rebuilding: Some(300) });

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::fold::{digest_of, heads_of, index_key, is_visible, lsn_in};
+use super::voids::{Degraded, Readable, is_degraded, is_past_void};
 use super::withdrawal::withdrawn_records;
 use super::{Graphs, HistoryError, Names};
 use crate::document::ChangeGraph;
@@ -101,6 +102,17 @@ pub enum EntryKind {
         /// Where the withdrawn changes are in the log.
         records: Vec<Lsn>,
     },
+    /// A change of a document cannot be applied by this node's automerge: views are made without it.
+    Void {
+        /// Which document.
+        document: DocumentId,
+        /// Where the change is in the log.
+        record: Lsn,
+        /// The version of automerge.
+        automerge: String,
+        /// What it said.
+        why: String,
+    },
     /// The end of a commit group: a cursor may stand here.
     Footer {
         /// The chain digest.
@@ -131,6 +143,9 @@ pub struct DocumentState {
     pub last_lsn: Lsn,
     /// The last record in its newest snapshot.
     pub snapshot: Option<Lsn>,
+    /// It can be read in part only: this node's automerge cannot apply some of its changes. `None` when all of it can,
+    /// as far as anybody tried.
+    pub degraded: Option<Degraded>,
 }
 
 /// A document's saved bytes.
@@ -273,6 +288,12 @@ impl Reader {
                 via: self.names().node(header.via)?,
                 records: withdrawn_records(lsn, &header).into_iter().collect(),
             },
+            Record::Void(header) => EntryKind::Void {
+                document: DocumentId(header.document),
+                record: Lsn(lsn.0.saturating_sub(header.change)),
+                automerge: header.automerge,
+                why: header.why,
+            },
             Record::Footer(footer) => EntryKind::Footer { chain: Chain(footer.chain) },
             Record::Name(_) | Record::Gap(_) | Record::Checkpoint => EntryKind::Other,
         })
@@ -345,7 +366,8 @@ impl Reader {
                     EntryKind::Footer { chain } => {
                         end = Some(LogCursor { log_id: self.log_id(), lsn: entry.lsn, chain });
                     }
-                    EntryKind::Other => {}
+                    // What two replicas compare is as before.
+                    EntryKind::Void { .. } | EntryKind::Other => {}
                 }
             }
         }
@@ -377,8 +399,25 @@ impl Reader {
             visible: is_visible(&row),
             last_lsn: Lsn(row.last_lsn),
             snapshot: row.snapshot.map(|snapshot| Lsn(snapshot.lsn)),
+            degraded: self.readable(id, &row, Lsn(row.last_lsn))?.degraded(),
             name: row.name,
         })
+    }
+
+    /// Which of a document's changes, of those up to `upto`, a view is made of.
+    ///
+    /// # Errors
+    /// [`HistoryError`] when the disk or a row fails.
+    ///
+    /// # Cost
+    /// Nothing, unless the row says that something cannot be applied: then its index is read.
+    pub fn readable(&self, id: DocumentId, row: &DocumentRow, upto: Lsn) -> Result<Readable, HistoryError> {
+        if !is_degraded(row) {
+            return Ok(Readable::default());
+        }
+        let mut rows = self.index(id, Lsn::ZERO)?;
+        rows.retain(|(lsn, _)| *lsn <= upto);
+        Ok(Readable::of(&rows))
     }
 
     /// A document's row, held against the index: a stale row is never believed.
@@ -489,14 +528,15 @@ impl Reader {
             .collect()
     }
 
-    /// The newest snapshot of a document. A damaged one is reported and passed over: it is a cache.
+    /// The newest snapshot of a document. A damaged one is reported and passed over: it is a cache. One that holds what
+    /// this node's automerge cannot apply is passed over too.
     ///
     /// # Errors
     /// [`HistoryError`] when the disk fails.
     pub fn snapshot(&self, id: DocumentId) -> Result<Option<Snapshot>, HistoryError> {
-        let Some(lsn) = self.row(id)?.and_then(|row| row.snapshot).map(|snapshot| Lsn(snapshot.lsn)) else {
-            return Ok(None);
-        };
+        let row = self.row(id)?;
+        let saved = row.as_ref().and_then(|row| row.snapshot.map(|snapshot| (row, Lsn(snapshot.lsn))));
+        let Some((_, lsn)) = saved.filter(|(row, lsn)| !is_past_void(row, *lsn)) else { return Ok(None) };
         let read = read_snapshot(&*self.shared.storage, id, lsn)?;
         if read.is_none() {
             tracing::warn!(document = %id, %lsn, "a snapshot is damaged; the log is read instead");
