@@ -143,3 +143,77 @@ pub(crate) fn read_changes(
     }
     Ok(Some(changes))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::engine::{Database, DocHandle};
+    use crate::limits::Limits;
+    use crate::log::MemoryStorage;
+
+    /// Has the document's newest change voided, as if that version of automerge had failed over it.
+    fn void_newest(database: &Database, handle: &DocHandle, automerge: &str) -> Lsn {
+        let index = database.reader().index(handle.id(), Lsn::ZERO).unwrap();
+        let newest = index.into_iter().rev().find_map(|(lsn, row)| match row {
+            IndexRow::Change { hash, .. } => {
+                Some(Misfit { lsn, hash: crate::id::ChangeHash(hash), why: "é".repeat(300) })
+            }
+            _ => None,
+        });
+        let misfit = newest.unwrap();
+        let lsn = misfit.lsn;
+        let input = Input::Void { document: handle.id(), misfits: vec![misfit], automerge: automerge.to_owned() };
+        database.tell_void(input).unwrap();
+        lsn
+    }
+
+    fn put(handle: &DocHandle, key: &str) {
+        handle.change(|edit| Ok(edit.put(key, 1)?)).unwrap().wait().unwrap();
+    }
+
+    fn shown(handle: &DocHandle) -> Vec<String> {
+        match handle.to_json().unwrap() {
+            Value::Object(map) => map.into_iter().map(|(key, _)| key).collect(),
+            other => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn another_version_tries_again_and_edits_go_on_under_a_number_that_is_free() {
+        let limits = Limits { snapshot_tail_min: 2, ..Limits::default() };
+        let database = Database::on(MemoryStorage::new()).limits(limits).open().unwrap();
+        let (handle, commit) = database.collection("notes").unwrap().create(json!({ "a": 1 })).unwrap();
+        commit.wait().unwrap();
+        put(&handle, "b");
+        void_newest(&database, &handle, automerge_version());
+        assert_eq!(shown(&handle), ["a"], "a warm view is made again");
+        let degraded = handle.state().unwrap().degraded.unwrap();
+        assert_eq!((degraded.voids, degraded.hidden, database.status().degraded), (1, 1, 1));
+        // This process's own change is hidden, and its number taken.
+        put(&handle, "c");
+        put(&handle, "d");
+        assert_eq!(shown(&handle), ["a", "c", "d"]);
+        for _ in 0..20 {
+            put(&handle, "e");
+        }
+        let hidden = database.reader().row(handle.id()).unwrap().unwrap();
+        assert!(hidden.snapshot.is_none_or(|saved| saved.changes == 1), "{:?}", hidden.snapshot);
+
+        // Another version fails over something else: what this one did not apply is tried again, and applies.
+        let newest = void_newest(&database, &handle, "0.0.1");
+        assert_eq!(shown(&handle), ["a", "b", "c", "d", "e"]);
+        assert_eq!(handle.state().unwrap().degraded, None);
+        let saved = crate::engine::snapshots::save(database.reader(), database.working_set(), handle.id()).unwrap();
+        let Some(snapshot @ Input::Snapshot { .. }) = saved else { panic!("{saved:?}") };
+        database.tell_void(snapshot).unwrap();
+        assert!(database.reader().snapshot(handle.id()).unwrap().is_some_and(|saved| saved.lsn >= newest));
+        // And back: the snapshot that holds it goes.
+        void_newest(&database, &handle, automerge_version());
+        assert!(database.reader().snapshot(handle.id()).unwrap().is_none_or(|saved| saved.lsn < newest));
+        assert_eq!(shown(&handle), ["a", "b", "c", "d", "e"]);
+        let found = database.verify(true, &mut |_, _| {}).unwrap();
+        assert!(found.faults.is_empty() && found.voids.len() == 1, "{found:?}");
+    }
+}

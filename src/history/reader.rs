@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::fold::{digest_of, heads_of, index_key, is_visible, lsn_in};
-use super::voids::{Degraded, Readable, is_degraded, is_past_void};
+use super::voids::{Degraded, is_past_void};
 use super::withdrawal::withdrawn_records;
 use super::{Graphs, HistoryError, Names};
 use crate::document::ChangeGraph;
@@ -402,22 +402,6 @@ impl Reader {
             degraded: self.readable(id, &row, Lsn(row.last_lsn))?.degraded(),
             name: row.name,
         })
-    }
-
-    /// Which of a document's changes, of those up to `upto`, a view is made of.
-    ///
-    /// # Errors
-    /// [`HistoryError`] when the disk or a row fails.
-    ///
-    /// # Cost
-    /// Nothing, unless the row says that something cannot be applied: then its index is read.
-    pub fn readable(&self, id: DocumentId, row: &DocumentRow, upto: Lsn) -> Result<Readable, HistoryError> {
-        if !is_degraded(row) {
-            return Ok(Readable::default());
-        }
-        let mut rows = self.index(id, Lsn::ZERO)?;
-        rows.retain(|(lsn, _)| *lsn <= upto);
-        Ok(Readable::of(&rows))
     }
 
     /// A document's row, held against the index: a stale row is never believed.

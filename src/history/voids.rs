@@ -156,6 +156,24 @@ impl Readable {
     }
 }
 
+impl Reader {
+    /// Which of a document's changes, of those up to `upto`, a view is made of.
+    ///
+    /// # Errors
+    /// [`HistoryError`] when the disk or a row fails.
+    ///
+    /// # Cost
+    /// Nothing, unless the row says that something cannot be applied: then its index is read.
+    pub fn readable(&self, id: DocumentId, row: &DocumentRow, upto: Lsn) -> Result<Readable, HistoryError> {
+        if !is_degraded(row) {
+            return Ok(Readable::default());
+        }
+        let mut rows = self.index(id, Lsn::ZERO)?;
+        rows.retain(|(lsn, _)| *lsn <= upto);
+        Ok(Readable::of(&rows))
+    }
+}
+
 /// Whether the row says that the running automerge cannot apply some of the document's changes.
 #[must_use]
 pub fn is_degraded(row: &DocumentRow) -> bool {
@@ -272,4 +290,58 @@ fn base(reader: &Reader, id: DocumentId, upto: Lsn) -> Result<(View, Lsn), Histo
         Ok(view) if view.heads() == snapshot.heads => (view, snapshot.lsn),
         _ => (View::new(), Lsn::ZERO),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(hash: u8, actor: NameRef, seq: u64, deps: &[u64]) -> IndexRow {
+        IndexRow::Change { hash: [hash; 32], actor, seq, start_op: 1, op_count: 1, deps: deps.to_vec() }
+    }
+
+    fn void(change: u64, automerge: &str) -> IndexRow {
+        IndexRow::Void { change, automerge: automerge.into() }
+    }
+
+    #[test]
+    fn a_void_of_another_version_says_nothing() {
+        let ours = automerge_version();
+        let changes = [
+            (Lsn(1), change(1, 1, 1, &[])),
+            (Lsn(2), change(2, 2, 1, &[1])),
+            (Lsn(3), change(3, 3, 1, &[2])),
+            (Lsn(4), change(4, 2, 2, &[1])),
+            (Lsn(5), change(5, 4, 1, &[1, 3])),
+        ];
+        let readable = |voids: &[(u64, &str)]| {
+            let voids = voids.iter().zip(6..).map(|((back, version), lsn)| (Lsn(lsn), void(lsn - back, version)));
+            let rows: Vec<(Lsn, IndexRow)> = changes.iter().cloned().chain(voids).collect();
+            let mut row = super::super::fold::new_row(Lsn(1));
+            for (lsn, index) in &rows {
+                if let IndexRow::Void { change, automerge } = index {
+                    let (change, automerge) = (*change, automerge.clone());
+                    let header =
+                        VoidHeader { document: [0; 16], change, automerge, why: String::new(), received_ms: 0 };
+                    fold_void(&mut row, *lsn, &header);
+                }
+            }
+            let readable = Readable::of(&rows);
+            assert_eq!(is_degraded(&row), readable.newest() != Lsn::ZERO, "the row and the index agree");
+            assert_eq!(is_past_void(&row, Lsn(2)), readable.is_void(Lsn(2)));
+            let hidden: Vec<u64> = (1..=5).filter(|lsn| readable.hides(Lsn(*lsn))).collect();
+            let voids: Vec<u64> = (1..=5).filter(|lsn| readable.is_void(Lsn(*lsn))).collect();
+            (voids, hidden, readable.heads().as_slice().len())
+        };
+        assert_eq!(readable(&[]), (vec![], vec![], 1));
+        // What stands on it goes, and what its author made later, and what stands on that.
+        assert_eq!(readable(&[(2, ours)]), (vec![2], vec![2, 4, 5], 1));
+        assert_eq!(readable(&[(3, ours)]), (vec![3], vec![3, 4, 5], 1));
+        assert_eq!(readable(&[(5, ours), (2, ours)]), (vec![2, 5], vec![2, 4, 5], 1));
+        assert_eq!(readable(&[(2, "0.0.1")]), (vec![], vec![], 1));
+        // Another version tried it all again, and failed over less, or nothing was tried since.
+        assert_eq!(readable(&[(2, "0.0.1"), (5, ours)]), (vec![5], vec![5], 2));
+        assert_eq!(readable(&[(2, ours), (5, "0.0.1")]), (vec![], vec![], 1));
+        assert_eq!(readable(&[(2, ours), (5, "0.0.1"), (5, ours)]), (vec![5], vec![5], 2));
+    }
 }
