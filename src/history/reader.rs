@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::fold::{digest_of, heads_of, index_key, is_visible, lsn_in};
-use super::voids::{Degraded, is_past_void};
+use super::voids::{is_degraded, is_past_void};
 use super::withdrawal::withdrawn_records;
 use super::{Graphs, HistoryError, Names};
 use crate::document::ChangeGraph;
@@ -143,9 +143,9 @@ pub struct DocumentState {
     pub last_lsn: Lsn,
     /// The last record in its newest snapshot.
     pub snapshot: Option<Lsn>,
-    /// It can be read in part only: this node's automerge cannot apply some of its changes. `None` when all of it can,
-    /// as far as anybody tried.
-    pub degraded: Option<Degraded>,
+    /// It can be read in part only: this node's automerge cannot apply some of its changes, as somebody who read it found
+    /// out. [`Reader::degraded`] says more.
+    pub degraded: bool,
 }
 
 /// A document's saved bytes.
@@ -399,7 +399,7 @@ impl Reader {
             visible: is_visible(&row),
             last_lsn: Lsn(row.last_lsn),
             snapshot: row.snapshot.map(|snapshot| Lsn(snapshot.lsn)),
-            degraded: self.readable(id, &row, Lsn(row.last_lsn))?.degraded(),
+            degraded: is_degraded(&row),
             name: row.name,
         })
     }

@@ -157,6 +157,18 @@ impl Readable {
 }
 
 impl Reader {
+    /// What of a document is not shown; `None` when all of it is.
+    ///
+    /// # Errors
+    /// [`HistoryError`] when the disk or a row fails.
+    ///
+    /// # Cost
+    /// As [`Self::readable`].
+    pub fn degraded(&self, id: DocumentId) -> Result<Option<Degraded>, HistoryError> {
+        let Some(row) = self.row(id)? else { return Ok(None) };
+        Ok(self.readable(id, &row, Lsn(row.last_lsn))?.degraded())
+    }
+
     /// Which of a document's changes, of those up to `upto`, a view is made of.
     ///
     /// # Errors

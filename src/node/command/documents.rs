@@ -44,7 +44,7 @@ pub(super) fn list(
             "bytes": state.change_bytes,
             "heads": heads_json(&state.heads),
             "lsn": state.last_lsn.0,
-            "degraded": degraded_json(&state),
+            "degraded": if state.degraded { degraded_json(db, id)? } else { Value::Null },
         }))
     })?;
     Ok(Value::Null)
@@ -103,18 +103,18 @@ pub(super) fn read(
         }
     };
     output.row(value)?;
-    Ok(match degraded_json(&handle.state()?) {
+    Ok(match degraded_json(db, handle.id())? {
         Value::Null => Value::Null,
         degraded => json!({ "degraded": degraded }),
     })
 }
 
 /// What of a document is not shown; null when all of it is.
-fn degraded_json(state: &DocumentState) -> Value {
-    state.degraded.as_ref().map_or(
+fn degraded_json(db: &Database, id: DocumentId) -> Result<Value, CommandError> {
+    Ok(db.reader().degraded(id)?.map_or(
         Value::Null,
         |degraded| json!({ "voids": degraded.voids, "hidden": degraded.hidden, "heads": heads_json(&degraded.heads) }),
-    )
+    ))
 }
 
 /// How a document is to be created.
