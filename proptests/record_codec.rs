@@ -1,8 +1,5 @@
 //! The codec of the log: its bytes are a promise, and no byte of a stranger's makes it panic.
 
-use std::fmt::Write as _;
-use std::path::PathBuf;
-
 use proptest::collection::vec;
 use proptest::prelude::*;
 use tidelog::id::{ActorId, Chain, ChangeHash};
@@ -12,12 +9,12 @@ use tidelog::log::record::{
     NameHeader, NameKind, Record, VoidHeader, WithdrawnHeader, payload_digest,
 };
 use tidelog::log::rows::{
-    DocumentRow, HeadRow, IndexRow, NameRow, PeerRow, ProjectionRow, SnapshotRef, SnapshotRow, StatementRow,
-    VoidsRow,     decode_row, encode_row,
+    DocumentRow, HeadRow, IndexRow, NameRow, PeerRow, ProjectionRow, SnapshotRef, SnapshotRow, StatementRow, VoidsRow,
+    decode_row, encode_row,
 };
 use tidelog::{CollectionName, DocumentId, Heads, Lsn, NodeId};
 
-use crate::support::cases;
+use crate::support::{Golden, cases};
 
 const AT: Lsn = Lsn(0x0102_0304);
 
@@ -153,44 +150,26 @@ macro_rules! each_row {
 
 const KEY: &[u8] = b"key";
 
-fn golden(name: &str, bytes: &[u8]) {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("proptests/golden/log/{name}.hex"));
-    let mut hex = String::new();
-    for line in bytes.chunks(32) {
-        line.iter().for_each(|byte| write!(hex, "{byte:02x}").unwrap());
-        hex.push('\n');
-    }
-    if std::env::var_os("UPDATE").is_some() {
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(&path, &hex).unwrap();
-    }
-    let expected = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    assert_eq!(hex, expected, "{name}: the format is a promise");
-}
-
 #[test]
 fn records_rows_and_statements_have_the_bytes_that_were_promised() {
-    let mut count = 1;
+    let mut promised = Golden::new("log");
     for (name, record) in records() {
         let (bytes, chain) = record.encode(AT, Chain([6; 16]));
-        golden(name, &[&bytes[..], &chain.0].concat());
+        promised.check(name, &[&bytes[..], &chain.0].concat());
         assert_eq!(Record::decode(AT, &bytes, Chain([6; 16])), Ok((record, chain)));
-        count += 1;
     }
-    golden("lifecycle", &lifecycle().encode());
+    promised.check("lifecycle", &lifecycle().encode());
     assert_eq!(Lifecycle::decode(&lifecycle().encode()), Ok(lifecycle()));
     macro_rules! check {
         ($name:literal, $keyspace:expr, $row:expr) => {
             let row = $row;
             let bytes = encode_row($keyspace, KEY, &row);
-            golden($name, &bytes);
+            promised.check($name, &bytes);
             assert_eq!(decode_row($keyspace, KEY, &bytes), Ok(row));
-            count += 1;
         };
     }
     each_row!(check);
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("proptests/golden/log");
-    assert_eq!(std::fs::read_dir(folder).unwrap().count(), count, "a file belongs to nothing");
+    promised.end();
 }
 
 /// The headers in another codec.

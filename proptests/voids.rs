@@ -13,7 +13,7 @@ use tidelog::history::EntryKind;
 use tidelog::log::MemoryStorage;
 use tidelog::{Change, ChangeHash, Database, DocHandle, DocumentId, Error, Heads, Lsn};
 
-use crate::gate::{plain_change, unappliable};
+use crate::gate::{plain_change, unappliable, ungivable};
 use crate::support::{
     SmallEdit, actor, assert_whole, cases, first_value, logged_changes, narrow, node, origin, plain, plain_heads,
     plain_json, rows_after, small_edit, without_counters,
@@ -207,7 +207,7 @@ fn a_client_is_told_that_it_stands_on_what_cannot_be_applied_and_is_not_blamed_f
     let (database, base) = begun(&MemoryStorage::new());
     let next = base.last().unwrap().start_op() + base.last().unwrap().op_count();
     let bad = unappliable(&[base.last().unwrap().hash()], next, (0x66, 1));
-    offer(&database, &[bad.clone()]);
+    offer(&database, std::slice::from_ref(&bad));
     // It has the change from us, and sends it back: it is known. Nothing of it was read here before.
     let examined = database.examine(node(9), vec![row(&bad)]).unwrap();
     assert!(examined.fault.is_none() && examined.missing.is_empty() && examined.rows.len() == 1, "{examined:?}");
@@ -240,7 +240,7 @@ fn a_void_change_that_is_withdrawn_is_simply_gone() {
         .map(|author| (unappliable(&[on], next, (author, 1)), plain_change(&[on], next, (author, 1))))
         .find(|(bad, twin)| twin.hash() < bad.hash())
         .unwrap();
-    offer(&database, &[bad.clone()]);
+    offer(&database, std::slice::from_ref(&bad));
     check(&database, &HashSet::from([bad.hash()]));
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let admitted = runtime.block_on(database.admit_with(Clash::SmallerHash, vec![row(&twin)], None, None)).unwrap();
@@ -252,6 +252,75 @@ fn a_void_change_that_is_withdrawn_is_simply_gone() {
     let (_storage, database) = reopened(&storage, database);
     check(&database, &HashSet::new());
     assert_whole(&database);
+}
+
+#[test]
+fn many_who_find_it_at_a_time_write_it_down_once() {
+    let (database, base) = begun(&MemoryStorage::new());
+    let (on, next) = (base.last().unwrap().hash(), base.last().unwrap().start_op() + base.last().unwrap().op_count());
+    let bad = unappliable(&[on], next, (0x66, 1));
+    let beside = plain_change(&[on], next, (0x77, 1));
+    offer(&database, std::slice::from_ref(&bad));
+    std::thread::scope(|scope| {
+        for number in 0..4 {
+            let (database, beside) = (&database, &beside);
+            scope.spawn(move || match number % 2 {
+                0 => drop(document(database).to_json().unwrap()),
+                _ => assert_eq!(database.examine(node(9), vec![row(beside)]).unwrap().rows.len(), 1),
+            });
+        }
+    });
+    assert_eq!(voids_in_log(&database), 1);
+    check(&database, &HashSet::from([bad.hash()]));
+}
+
+/// Today's answer: what is applied is shown, though a saved document would not have it. Nothing is saved, then.
+#[test]
+fn what_is_applied_and_cannot_be_given_back_is_shown_and_never_saved() {
+    let storage = MemoryStorage::new();
+    let (database, base) = begun(&storage);
+    let next = base.last().unwrap().start_op() + base.last().unwrap().op_count();
+    let strange = ungivable(&[base.last().unwrap().hash()], next, (0x66, 1));
+    offer(&database, std::slice::from_ref(&strange));
+    for n in 0..20 {
+        put(&database, "after", n);
+    }
+    let bad = unappliable(&[base.last().unwrap().hash()], next, (0x67, 1));
+    offer(&database, std::slice::from_ref(&bad));
+    let (_storage, database) = reopened(&storage, database);
+    check(&database, &HashSet::from([bad.hash()]));
+    put(&database, "after", 21);
+    assert!(document(&database).with_view(|view| Ok(view.contains(strange.hash()))).unwrap());
+    assert!(database.reader().snapshot(DOCUMENT).unwrap().is_none());
+}
+
+/// What it costs to find three changes in a long history, beside making the document.
+#[test]
+fn what_cannot_be_applied_is_found_soon_in_a_long_history() {
+    let (database, mut changes) = begun(&MemoryStorage::new());
+    let base = changes.len();
+    let mut view = View::load(changes[0].bytes()).unwrap();
+    for n in 0..6000_usize {
+        let options = EditOptions { actor: actor(1), time: 0, message: None };
+        let made = view.edit(options, |edit| -> Result<(), ViewError> { edit.splice("text", n, 0, "x") });
+        let change = made.unwrap().1.unwrap();
+        if n % 2000 == 1000 {
+            let author = ((n / 2000) as u8 + 0x20, 1);
+            changes.push(unappliable(change.deps(), change.start_op() + change.op_count(), author));
+        }
+        changes.push(change);
+    }
+    changes[base..].chunks(1000).for_each(|some| offer(&database, some));
+    let clock = std::time::Instant::now();
+    assert_eq!(document(&database).read::<String>("text").unwrap().map(|text| text.len()), Some(6000));
+    let found = clock.elapsed();
+    assert_eq!(voids_in_log(&database), 3);
+    // Another document takes the place of this one.
+    assert_eq!(narrow().memory_budget, 1);
+    database.collection("notes").unwrap().create(json!({})).unwrap().1.wait().unwrap();
+    let clock = std::time::Instant::now();
+    document(&database).to_json().unwrap();
+    println!("{found:?}, and {:?} to make it again", clock.elapsed());
 }
 
 #[derive(Debug, Clone)]

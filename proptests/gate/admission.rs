@@ -6,7 +6,9 @@ use tidelog::engine::{Clash, Examined, Incoming, IncomingBody};
 use tidelog::log::MemoryStorage;
 use tidelog::{Change, ChangeHash, Database, DocumentId, Error, Lsn};
 
-use super::forge::{ChangeParts, OBJECT_ACTOR, OBJECT_COUNTER, run};
+use super::forge::{
+    ChangeParts, OBJECT_ACTOR, OBJECT_COUNTER, PREDECESSOR_ACTOR, PREDECESSOR_COUNTER, PREDECESSORS, run, slope,
+};
 use crate::support::{
     SmallEdit, assert_whole, cases, first_value, logged_changes, narrow, node, origin, plain, plain_json, rows_after,
     small_edit, without_counters,
@@ -45,6 +47,14 @@ fn hostile(database: &Database, document: DocumentId, actor: u8) -> Change {
 pub(crate) fn unappliable(deps: &[ChangeHash], start: u64, author: (u8, u64)) -> Change {
     forged(deps, start, author, |parts| {
         parts.columns.set(OBJECT_ACTOR, run(1, 0)).set(OBJECT_COUNTER, run(1, 1));
+    })
+}
+
+/// One that is applied, and that the document cannot give back: it replaces what was never there.
+pub(crate) fn ungivable(deps: &[ChangeHash], start: u64, author: (u8, u64)) -> Change {
+    forged(deps, start, author, |parts| {
+        parts.columns.set(PREDECESSORS, run(1, 1)).set(PREDECESSOR_ACTOR, run(1, 0));
+        parts.columns.set(PREDECESSOR_COUNTER, slope(1, 1));
     })
 }
 

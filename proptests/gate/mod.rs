@@ -9,4 +9,4 @@ mod honest;
 mod targets;
 mod vectors;
 
-pub(crate) use admission::{plain_change, unappliable};
+pub(crate) use admission::{plain_change, unappliable, ungivable};

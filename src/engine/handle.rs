@@ -157,7 +157,8 @@ impl DocHandle {
         self.database.working_set().with_view(&self.cell, self.database.reader(), tell, use_view)
     }
 
-    /// The document's heads: with this process's own edits if it is materialised, else what is on the disk.
+    /// The document's heads: with this process's own edits if some are on their way, else what is on the disk. Of a
+    /// degraded document the former are the heads of what is shown, the latter of all.
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::History`] when the store cannot be read.
