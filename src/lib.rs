@@ -28,6 +28,7 @@
 //! | [`sync`] | conversations with one peer, without IO |
 //! | [`engine`] | the one place that orders writes: [`Database`], [`Collection`], [`DocHandle`] |
 //! | `net` | keys, tickets, links over QUIC (feature `quic`) |
+//! | `web` | the HTTP port, for clients of automerge-repo (feature `web`) |
 //! | `node` | a serving node and its commands (feature `node`) |
 
 #[macro_use]
@@ -45,11 +46,13 @@ pub mod net;
 #[cfg(feature = "node")]
 pub mod node;
 pub mod sync;
+#[cfg(feature = "web")]
+pub mod web;
 
 pub use automerge;
 pub use document::{Change, Edit, Path};
 pub use engine::{Collection, Commit, Committed, Database, DocHandle};
 pub use error::Error;
-pub use id::{ChangeHash, CollectionName, DocumentId, Heads, Lsn, NodeId};
+pub use id::{ChangeHash, CollectionName, DocumentId, Heads, Lsn, NodeId, StorageId};
 pub use limits::Limits;
 pub use log::Durability;

@@ -87,6 +87,9 @@ pub struct Limits {
     pub disk_free_min: u64,
     /// Nodes and clients connected at a time. Others are refused.
     pub connections_max: usize,
+    /// Bytes of automerge-repo clients' messages that are read in part, over all sockets, beside 64 KiB for each. Further
+    /// messages wait.
+    pub repo_receive_bytes: usize,
     /// One message of an automerge-repo client that has joined. A longer one closes its socket.
     pub repo_message_bytes: usize,
     /// One message of an automerge-repo client before it has joined; as above.
@@ -159,6 +162,7 @@ impl Limits {
         checkpoint_records: 1 << 16,
         disk_free_min: 64 * MIB as u64,
         connections_max: 2048,
+        repo_receive_bytes: 256 * MIB,
         repo_message_bytes: 64 * MIB,
         repo_join_bytes: 64 * KIB,
         repo_depth: 64,
@@ -196,6 +200,10 @@ pub(crate) mod queues {
     pub(crate) const HANDSHAKES: usize = 1024;
     /// Documents that wait for their snapshot. More are found due again at their next change.
     pub(crate) const SNAPSHOTS: usize = 64;
+    /// Commit groups whose documents a listener has not heard of. It then looks at every document it cares for.
+    pub(crate) const CHANGED_GROUPS: usize = 1024;
+    /// Messages handed on, and heads of stores, that wait for one socket's session. The newest are dropped.
+    pub(crate) const SOCKET_NOTICES: usize = 256;
     /// Lines of a command's answer that wait for the admin socket. The command then waits.
     pub(crate) const ADMIN_LINES: usize = 64;
     /// Commands that run on the admin socket at a time. More wait to be accepted.
@@ -232,6 +240,7 @@ const _: () = {
     assert!(l.change_bytes_max <= l.document_bytes_max);
     assert!(l.repo_join_bytes <= l.repo_message_bytes);
     assert!(l.change_bytes_max <= l.repo_message_bytes);
+    assert!(l.repo_message_bytes <= l.repo_receive_bytes);
     assert!(l.repo_ephemeral_bytes <= l.repo_ephemeral_queue_bytes);
     assert!(l.change_ops_max <= l.document_ops_max);
 };

@@ -88,6 +88,11 @@ impl Trials {
         self.refused.load(Ordering::Relaxed)
     }
 
+    /// How many trial views were built since the database was opened.
+    pub(super) fn materialized(&self) -> u64 {
+        self.views.materialized()
+    }
+
     /// How many documents have a trial view, and about how many bytes those take.
     pub(super) fn usage(&self) -> (usize, usize) {
         self.views.usage()

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 
 use super::admission::Trials;
 use super::collection::Collection;
@@ -17,8 +17,8 @@ use super::working_set::{InFlight, WorkingSet};
 use crate::document::Change;
 use crate::error::Error;
 use crate::history::{Reader, Verification, open, verify};
-use crate::id::{ActorId, CollectionName, DocumentId, LogCursor, Lsn, NodeId, first, random_bytes};
-use crate::limits::Limits;
+use crate::id::{ActorId, CollectionName, DocumentId, LogCursor, Lsn, NodeId, StorageId, first, random_bytes};
+use crate::limits::{Limits, queues};
 use crate::log::{Durability, Log, RecoverOptions, Storage};
 
 /// How a database is opened. Every setting has a default.
@@ -137,7 +137,7 @@ impl DatabaseBuilder {
         drop(span);
         let tail = opened.recovered.tail;
         tracing::info!(log = %tail.log_id, tail = %tail.lsn, checked = opened.checked, rebuilt = opened.rebuilt, "store open");
-        let reader = Reader::new(storage.clone(), node, tail, &self.limits);
+        let reader = Reader::new(storage.clone(), node, &opened, &self.limits);
         let working_set = Arc::new(WorkingSet::new(self.limits.memory_budget));
         let trials = Trials::open(&reader, &self.limits)?;
         let (tail_sender, tail_receiver) = watch::channel(tail);
@@ -148,7 +148,14 @@ impl DatabaseBuilder {
             reader: reader.clone(),
             working_set: working_set.clone(),
         };
-        let writer = Writer { committer, snapshots: snapshots.clone(), tail: tail_sender, limits: self.limits.clone() };
+        let (changed, _) = broadcast::channel(queues::CHANGED_GROUPS);
+        let writer = Writer {
+            committer,
+            snapshots: snapshots.clone(),
+            tail: tail_sender,
+            changed: changed.clone(),
+            limits: self.limits.clone(),
+        };
         let thread_failed = |error: std::io::Error| crate::log::StorageError::io("start a thread", &error);
         let (queue, writer) = writer.start().map_err(thread_failed)?;
         let saver = idle.start(reader.clone(), working_set.clone(), queue.clone()).map_err(thread_failed)?;
@@ -160,6 +167,7 @@ impl DatabaseBuilder {
                 trials,
                 snapshots,
                 tail: tail_receiver,
+                changed,
                 limits: self.limits,
                 durability: self.durability,
                 nonce: random_bytes(),
@@ -190,6 +198,7 @@ struct Inner {
     trials: Trials,
     snapshots: Snapshots,
     tail: watch::Receiver<LogCursor>,
+    changed: broadcast::Sender<Arc<[DocumentId]>>,
     limits: Limits,
     durability: Durability,
     /// Makes this process's actors its own.
@@ -224,6 +233,8 @@ pub struct Status {
     pub node: NodeId,
     /// The last durable footer.
     pub tail: LogCursor,
+    /// Under which name automerge-repo's clients know the store.
+    pub storage_id: StorageId,
     /// What a commit waits for.
     pub durability: Durability,
     /// Documents materialised now.
@@ -234,6 +245,8 @@ pub struct Status {
     pub materializations: u64,
     /// Documents on which the changes of untrusted peers are tried now.
     pub trials: usize,
+    /// Trial views built since the database was opened.
+    pub trial_materializations: u64,
     /// About how many bytes they take.
     pub trials_bytes: usize,
     /// Changes of untrusted peers that were refused since the database was opened, because they cannot be applied.
@@ -306,6 +319,13 @@ impl Database {
         self.inner.tail.clone()
     }
 
+    /// The documents that each commit group from now on is about, once it is durable. A receiver that falls far behind
+    /// is told that it missed some, and may look at all it cares for.
+    #[must_use]
+    pub fn changed_documents(&self) -> broadcast::Receiver<Arc<[DocumentId]>> {
+        self.inner.changed.subscribe()
+    }
+
     /// Every bound in force.
     #[must_use]
     pub fn limits(&self) -> &Limits {
@@ -324,6 +344,28 @@ impl Database {
         self.inner.renewed
     }
 
+    /// The name under which automerge-repo's clients know this store. It is on the disk, and changes with the log id.
+    #[must_use]
+    pub fn storage_id(&self) -> StorageId {
+        self.reader().storage_id()
+    }
+
+    /// Takes over the name of another automerge-repo store, whose documents are to be imported: clients then go on
+    /// where they left off with it. Only a store in which nothing was ever logged can; any other keeps its own. Answers
+    /// with the name it has now, which is durable.
+    ///
+    /// # Errors
+    /// As [`Self::admit`].
+    ///
+    /// # Cancel safety
+    /// As [`Self::admit`].
+    pub async fn adopt_storage_id(&self, id: StorageId) -> Result<StorageId, Error> {
+        if self.storage_id() != id {
+            self.ask(Input::AdoptStorageId(id)).await?;
+        }
+        Ok(self.storage_id())
+    }
+
     /// How it is doing.
     #[must_use]
     pub fn status(&self) -> Status {
@@ -333,11 +375,13 @@ impl Database {
         Status {
             node: self.node(),
             tail: self.reader().tail(),
+            storage_id: self.storage_id(),
             durability: self.inner.durability,
             materialized,
             materialized_bytes,
             materializations: self.inner.working_set.materialized(),
             trials,
+            trial_materializations: self.inner.trials.materialized(),
             trials_bytes,
             degraded: self.inner.working_set.degraded(),
             quarantined: self.inner.trials.refused(),

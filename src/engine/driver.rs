@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, oneshot, watch};
 
 use super::commit::Answer;
 use super::committer::{Committed, Committer, land};
@@ -14,7 +14,7 @@ use super::core::Input;
 use super::snapshots::Snapshots;
 use super::working_set::InFlight;
 use crate::error::Error;
-use crate::id::LogCursor;
+use crate::id::{DocumentId, LogCursor};
 use crate::limits::Limits;
 use crate::log::LogError;
 
@@ -139,6 +139,8 @@ pub(crate) struct Writer {
     pub(crate) committer: Committer,
     pub(crate) snapshots: Snapshots,
     pub(crate) tail: watch::Sender<LogCursor>,
+    /// Hears of each commit group which documents it is about.
+    pub(crate) changed: broadcast::Sender<Arc<[DocumentId]>>,
     pub(crate) limits: Limits,
 }
 
@@ -233,9 +235,11 @@ impl Writer {
         let (inputs, waiting): (Vec<_>, Vec<_>) =
             batch.into_iter().map(|job| (job.input, (job.answer, job.held))).unzip();
         match self.committer.commit(now_ms, Instant::now(), inputs) {
-            Ok(Committed { end, appended, outcomes, snapshots_due }) => {
+            Ok(Committed { end, appended, documents, outcomes, snapshots_due }) => {
                 if appended {
                     self.tail.send_replace(end);
+                    // Nobody may be listening.
+                    let _ = self.changed.send(documents.into());
                 }
                 for id in snapshots_due {
                     self.snapshots.request(id);

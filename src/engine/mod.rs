@@ -6,9 +6,10 @@
 //! `core.rs`; `committer.rs` writes it and shows it to those who read; `driver.rs` waits and answers. Nobody hears of
 //! anything before it is on the disk.
 //!
-//! Documents are materialised when they are read or edited, within a budget of bytes (`working_set.rs`). They are made from the
-//! log, without what automerge cannot apply (`building.rs`), and saved in the background (`snapshots.rs`). What untrusted
-//! peers send is tried on the document before it is logged (`admission.rs`).
+//! Documents are materialised when they are read or edited, within a budget of bytes (`working_set.rs`). They are made
+//! from the log, without what automerge cannot apply (`building.rs`), and saved in the background (`snapshots.rs`). What
+//! untrusted peers send is tried on the document before it is logged (`admission.rs`); `offer.rs` takes what their
+//! sessions give out.
 
 mod admission;
 mod building;
@@ -19,6 +20,8 @@ mod core;
 mod database;
 mod driver;
 mod handle;
+#[cfg(any(feature = "quic", feature = "web"))]
+mod offer;
 mod pending;
 #[cfg(feature = "sim")]
 pub mod sim;
@@ -31,3 +34,5 @@ pub use commit::{Commit, Committed};
 pub use core::{Admitted, Clash, Incoming, IncomingBody};
 pub use database::{Database, DatabaseBuilder, Status};
 pub use handle::{DocHandle, HistoryEntry};
+#[cfg(any(feature = "quic", feature = "web"))]
+pub(crate) use offer::Source;

@@ -1,17 +1,19 @@
-//! Reading what is committed: positions, records, documents, snapshots.
+//! Reading what is committed: positions, records, documents.
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::fold::{digest_of, heads_of, index_key, is_visible, lsn_in};
-use super::voids::{is_degraded, is_past_void};
+use super::voids::is_degraded;
 use super::withdrawal::withdrawn_records;
-use super::{Graphs, HistoryError, Names};
+use super::{Graphs, HistoryError, Names, Opened};
 use crate::document::ChangeGraph;
-use crate::id::{Chain, ChangeHash, CollectionKey, CollectionName, DocumentId, Heads, LogCursor, LogId, Lsn, NodeId};
+use crate::id::{
+    Chain, ChangeHash, CollectionKey, CollectionName, DocumentId, Heads, LogCursor, LogId, Lsn, NodeId, StorageId,
+};
 use crate::limits::Limits;
 use crate::log::record::{Admission, ChangeHeader, LifecycleHeader, NameRef, Record, StateDigest};
-use crate::log::rows::{DocumentRow, IndexRow, PeerRow, SnapshotRow, StatementRow, decode_row};
+use crate::log::rows::{DocumentRow, IndexRow, PeerRow, StatementRow, decode_row};
 use crate::log::{Keyspace, LogError, Storage, log_key, lsn_of_key};
 
 /// The committed state of a store. Cheap to clone; clones share their caches and move with the log's tail.
@@ -27,6 +29,8 @@ struct Shared {
     graphs: Graphs,
     // Protects the tail alone: the writer moves it after a commit, everybody reads it.
     tail: RwLock<LogCursor>,
+    // Protects the name alone: the writer changes it once it is durable.
+    storage_id: RwLock<StorageId>,
 }
 
 /// Where a cursor stands in this log.
@@ -148,27 +152,17 @@ pub struct DocumentState {
     pub degraded: bool,
 }
 
-/// A document's saved bytes.
-#[derive(Debug, Clone)]
-pub struct Snapshot {
-    /// The last record they hold.
-    pub lsn: Lsn,
-    /// The heads they were saved at.
-    pub heads: Heads,
-    /// An Automerge document chunk.
-    pub bytes: Vec<u8>,
-}
-
 /// How often a row is read again when the writer moved between two reads.
 const REREADS_MAX: usize = 8;
 
 impl Reader {
-    /// Reads `storage`, whose log ends at `tail`, for the node `node`.
+    /// Reads `storage`, which was `opened`, for the node `node`.
     #[must_use]
-    pub fn new(storage: Arc<dyn Storage>, node: NodeId, tail: LogCursor, limits: &Limits) -> Self {
+    pub fn new(storage: Arc<dyn Storage>, node: NodeId, opened: &Opened, limits: &Limits) -> Self {
         let names = Names::new(storage.clone());
         let graphs = Graphs::new(limits.graph_budget);
-        Self { shared: Arc::new(Shared { storage, node, names, graphs, tail: RwLock::new(tail) }) }
+        let (tail, storage_id) = (RwLock::new(opened.recovered.tail), RwLock::new(opened.storage_id));
+        Self { shared: Arc::new(Shared { storage, node, names, graphs, tail, storage_id }) }
     }
 
     /// The store itself.
@@ -193,6 +187,17 @@ impl Reader {
     #[must_use]
     pub fn log_id(&self) -> LogId {
         self.tail().log_id
+    }
+
+    /// The name under which automerge-repo's clients know the store.
+    #[must_use]
+    pub fn storage_id(&self) -> StorageId {
+        *self.shared.storage_id.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells of an adopted name. Only the writer does, once it is durable.
+    pub(crate) fn note_storage_id(&self, id: StorageId) {
+        *self.shared.storage_id.write().unwrap_or_else(PoisonError::into_inner) = id;
     }
 
     /// The last footer that is durable.
@@ -512,22 +517,6 @@ impl Reader {
             .collect()
     }
 
-    /// The newest snapshot of a document. A damaged one is reported and passed over: it is a cache. One that holds what
-    /// this node's automerge cannot apply is passed over too.
-    ///
-    /// # Errors
-    /// [`HistoryError`] when the disk fails.
-    pub fn snapshot(&self, id: DocumentId) -> Result<Option<Snapshot>, HistoryError> {
-        let row = self.row(id)?;
-        let saved = row.as_ref().and_then(|row| row.snapshot.map(|snapshot| (row, Lsn(snapshot.lsn))));
-        let Some((_, lsn)) = saved.filter(|(row, lsn)| !is_past_void(row, *lsn)) else { return Ok(None) };
-        let read = read_snapshot(&*self.shared.storage, id, lsn)?;
-        if read.is_none() {
-            tracing::warn!(document = %id, %lsn, "a snapshot is damaged; the log is read instead");
-        }
-        Ok(read)
-    }
-
     /// How far we have followed a peer's log.
     ///
     /// # Errors
@@ -566,32 +555,4 @@ pub(super) fn document_row(key: &[u8], bytes: &[u8]) -> Result<(DocumentId, Docu
     let row = decode_row(Keyspace::Docs, key, bytes)
         .map_err(|error| HistoryError::Row { place: format!("row of {id}"), error })?;
     Ok((id, row))
-}
-
-/// The key of a snapshot's part; part 0 describes it.
-#[must_use]
-pub(crate) fn snapshot_key(id: DocumentId, lsn: Lsn, part: u32) -> [u8; 28] {
-    let mut key = [0; 28];
-    key[..24].copy_from_slice(&index_key(id, lsn));
-    key[24..].copy_from_slice(&part.to_be_bytes());
-    key
-}
-
-/// Reads the snapshot of `id` at `lsn`; `None` when any byte of it is missing or wrong.
-pub(super) fn read_snapshot(storage: &dyn Storage, id: DocumentId, lsn: Lsn) -> Result<Option<Snapshot>, HistoryError> {
-    let key = snapshot_key(id, lsn, 0);
-    let Some(bytes) = storage.get(Keyspace::Snap, &key)? else { return Ok(None) };
-    let Ok(row) = decode_row::<SnapshotRow>(Keyspace::Snap, &key, &bytes) else { return Ok(None) };
-    let mut bytes = Vec::with_capacity(usize::try_from(row.bytes).unwrap_or(0).min(Limits::DEFAULT.document_bytes_max));
-    for part in 1..=row.parts {
-        match storage.get(Keyspace::Snap, &snapshot_key(id, lsn, part))? {
-            Some(part) => bytes.extend(part),
-            None => return Ok(None),
-        }
-    }
-    if *blake3::hash(&bytes).as_bytes() != row.digest {
-        return Ok(None);
-    }
-    let heads = Heads::new(row.heads.into_iter().map(ChangeHash).collect());
-    Ok(Some(Snapshot { lsn, heads, bytes }))
 }

@@ -4,7 +4,8 @@ use std::ops::ControlFlow;
 
 use super::fold::{fold_record, index_key, index_row, lsn_in, new_row, project_row};
 use super::open::{LAYOUT, PROJECTIONS_KEY, Walk, walk_log};
-use super::reader::{document_row, read_snapshot, snapshot_key};
+use super::reader::document_row;
+use super::snapshot::{read_snapshot, snapshot_key};
 use super::voids::{is_past_void, void_index_row};
 use super::withdrawal::{project_withdrawal, row_without, withdrawn_records};
 use super::{HistoryError, Names};

@@ -6,7 +6,8 @@ use std::ops::ControlFlow;
 
 use super::fold::{by_seq_key, fold_record, heads_of, index_key, index_row, lsn_in, new_row};
 use super::open::Walk;
-use super::reader::{document_row, read_snapshot};
+use super::reader::document_row;
+use super::snapshot::read_snapshot;
 use super::voids::{Misfit, is_degraded, sift, void_index_row};
 use super::withdrawal::withdrawn_records;
 use super::{HistoryError, Names, Reader};

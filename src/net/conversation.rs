@@ -16,14 +16,13 @@ use super::close::CloseCode;
 use super::error::NetError;
 use super::frames::{FrameReader, FrameWriter};
 use super::link::Link;
-use crate::document::split;
-use crate::engine::{Clash, Database, Incoming, IncomingBody};
+use crate::engine::{Clash, Database, Source};
 use crate::error::Error;
-use crate::id::LogCursor;
-use crate::limits::{Limits, queues};
+use crate::id::{LogCursor, NodeId};
+use crate::limits::queues;
 use crate::sync::wire::Role;
 use crate::sync::{
-    self, Admitted, Channel, IncomingRow, Opened, Output, Session, SessionConfig, SessionError, SessionEvent, Side,
+    Admitted, Channel, IncomingRow, Opened, Output, Session, SessionConfig, SessionError, SessionEvent, Side,
 };
 
 /// What the session is asked to do at a stretch before other events get their turn.
@@ -99,8 +98,8 @@ impl Conversation {
         let (events, incoming) = mpsc::channel(queues::LINK_EVENTS);
         let (admissions, queue) = mpsc::channel(queues::LINK_ADMISSIONS);
         let mut tasks = JoinSet::new();
-        let from = Source { peer: config.peer, trusted: config.role == Role::Node };
-        tasks.spawn(admit_in_order(database.clone(), from, queue, events.clone()));
+        let is_trusted = config.role == Role::Node;
+        tasks.spawn(admit_in_order(database.clone(), config.peer, is_trusted, queue, events.clone()));
         let (writers, parked) = (HashMap::new(), Vec::new());
         // Nothing is admitted before the peer has said what we are there.
         let roles = (config.role, Role::Node);
@@ -431,118 +430,15 @@ async fn open(link: &Link, channel: Channel, events: &mpsc::Sender<Event>) -> Re
 /// Hands the session's rows to the writer, one admission after the other, and tells what became of them.
 async fn admit_in_order(
     database: Database,
-    from: Source,
+    peer: NodeId,
+    is_trusted: bool,
     mut queue: mpsc::Receiver<Admission>,
     events: mpsc::Sender<Event>,
 ) {
     while let Some((ticket, rows, cursor, clash)) = queue.recv().await {
-        let admitted = admit(&database, from, rows, cursor, clash).await;
+        let admitted = database.offer(Source { node: peer, is_trusted, clash }, rows, cursor).await;
         if events.send(Event::Admitted(ticket, admitted)).await.is_err() {
             return;
-        }
-    }
-}
-
-async fn admit(
-    database: &Database,
-    from: Source,
-    rows: Vec<IncomingRow>,
-    cursor: Option<LogCursor>,
-    clash: Clash,
-) -> Result<Admitted, Error> {
-    if rows.is_empty() {
-        if let Some(cursor) = cursor {
-            database.store_cursor(from.peer, cursor).await?;
-        }
-        return Ok(Admitted { missing: Vec::new(), cursor_stored: cursor.is_some() });
-    }
-    let limits = database.limits().clone();
-    let (mut group, mut bytes) = (Vec::new(), 0);
-    let mut all = Admitted::default();
-    for row in rows {
-        for row in unpack(row, &limits).await? {
-            if group.len() >= limits.group_records_max || bytes >= limits.group_bytes_max {
-                gather(&mut all, offer(database, from, clash, std::mem::take(&mut group), None).await?);
-                bytes = 0;
-            }
-            bytes += match &row.body {
-                IncomingBody::Change(change) => change.bytes().len(),
-                IncomingBody::Lifecycle(bytes) => bytes.len(),
-            };
-            group.push(row);
-        }
-    }
-    // What an earlier group had to leave waiting keeps the cursor where it is.
-    let cursor = cursor.filter(|_| all.missing.is_empty());
-    let last = offer(database, from, clash, group, cursor).await?;
-    all.cursor_stored = last.cursor_stored;
-    gather(&mut all, last);
-    Ok(all)
-}
-
-/// Offers rows to the log; those of an untrusted peer only when they were tried.
-async fn offer(
-    database: &Database,
-    from: Source,
-    clash: Clash,
-    rows: Vec<Incoming>,
-    cursor: Option<LogCursor>,
-) -> Result<crate::engine::Admitted, Error> {
-    if from.trusted {
-        return database.admit_with(clash, rows, Some(from.peer), cursor).await;
-    }
-    let trier = database.clone();
-    let examined = aside(move || trier.examine(from.peer, rows)).await??;
-    let cursor = cursor.filter(|_| examined.missing.is_empty() && examined.fault.is_none());
-    let mut admitted = database.admit_examined(clash, examined.rows, Some(from.peer), cursor).await?;
-    admitted.missing.extend(examined.missing);
-    if let Some(fault) = examined.fault {
-        return Err(fault);
-    }
-    match admitted.refused.pop() {
-        // It costs the trial view: nobody may do that again and again.
-        Some((document, why)) => Err(Error::Refused { document, why }),
-        None => Ok(admitted),
-    }
-}
-
-/// Runs what takes long where it holds up no other link. In a simulation it runs at once: when another thread is done
-/// does not follow from a seed.
-async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
-    if cfg!(feature = "sim") {
-        return Ok(work());
-    }
-    tokio::task::spawn_blocking(work).await.map_err(|_| Error::Closed)
-}
-
-/// Whose rows they are.
-#[derive(Debug, Clone, Copy)]
-struct Source {
-    peer: crate::id::NodeId,
-    /// What it sends need not be tried.
-    trusted: bool,
-}
-
-fn gather(all: &mut Admitted, part: crate::engine::Admitted) {
-    for (document, why) in &part.refused {
-        tracing::warn!(%document, %why, "a row from a peer was refused");
-    }
-    all.missing.extend(part.missing);
-}
-
-/// The rows in one incoming row: a document chunk holds many.
-async fn unpack(row: IncomingRow, limits: &Limits) -> Result<Vec<Incoming>, Error> {
-    let IncomingRow { document, body, origin } = row;
-    let one = |body| vec![Incoming { document, body, origin: origin.clone() }];
-    match body {
-        sync::IncomingBody::Change(change) => Ok(one(IncomingBody::Change(change))),
-        sync::IncomingBody::Lifecycle(bytes) => Ok(one(IncomingBody::Lifecycle(bytes))),
-        sync::IncomingBody::Document(chunk) => {
-            let limits = limits.clone();
-            let changes = aside(move || split(&chunk, &limits)).await??;
-            let row =
-                |change| Incoming { document, body: IncomingBody::Change(Box::new(change)), origin: origin.clone() };
-            Ok(changes.into_iter().map(row).collect())
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A running node.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,12 +9,13 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use super::admin::AdminServer;
-use super::command::{CommandError, Context, LinkControl};
+use super::command::{CommandError, Context, Exit, LinkControl};
 use super::peers::{PeerBook, replace};
 use super::place::{OpenPlace, Place};
 use crate::engine::Database;
 use crate::id::{LogCursor, NodeId};
 use crate::net::{CloseCode, Endpoint, LinkOptions, Links, NetError, Role, Ticket, UnknownKeys};
+use crate::web::{AllowedOrigins, WebOptions, WebServer};
 
 /// How a node is started.
 #[derive(Debug, Clone)]
@@ -23,6 +24,12 @@ pub struct NodeConfig {
     pub data: PathBuf,
     /// The UDP address to listen on; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// The TCP address of the HTTP port; `None` for none. It takes whoever comes, so it is for this machine alone.
+    pub http: Option<SocketAddr>,
+    /// Whose pages may connect there, beside those of this machine.
+    pub origins: AllowedOrigins,
+    /// Allows the HTTP port to be open to other machines.
+    pub insecure_open: bool,
     /// Nodes to allow and to dial.
     pub peers: Vec<Ticket>,
     /// Takes unknown keys that come from this machine for nodes.
@@ -34,12 +41,16 @@ pub struct NodeConfig {
 }
 
 impl NodeConfig {
-    /// A node on `data` that listens on `listen`, everything else at its default. The directory is made when absent.
+    /// A node on `data` that listens on `listen`, everything else at its default: the directory is made when absent, and
+    /// the HTTP port has the number of `listen`, for this machine alone.
     #[must_use]
     pub fn new(data: impl Into<PathBuf>, listen: SocketAddr) -> Self {
         Self {
             data: data.into(),
             listen,
+            http: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, listen.port()))),
+            origins: AllowedOrigins::default(),
+            insecure_open: false,
             peers: Vec::new(),
             trust_loopback_nodes: false,
             strict: false,
@@ -59,6 +70,7 @@ pub struct Node {
     context: Context,
     endpoint: Endpoint,
     admin: AdminServer,
+    web: Option<WebServer>,
     links: Links,
     saving: JoinHandle<()>,
     ticket: Ticket,
@@ -71,9 +83,21 @@ impl Node {
     /// # Errors
     /// [`CommandError`] when the data directory, the key, the port or the list of peers cannot be used.
     pub async fn start(config: NodeConfig) -> Result<Self, CommandError> {
+        let open_to_all = config.http.filter(|http| !http.ip().is_loopback() && !config.insecure_open);
+        if let Some(http) = open_to_all {
+            return Err(CommandError::new(
+                "E0117",
+                Exit::Denied,
+                format!("the HTTP port at {http} would let everybody on the network read and write documents"),
+            )
+            .fix("listen on 127.0.0.1 behind a proxy that knows its users, or say --insecure-open"));
+        }
         if !config.data.exists() {
             // A port that is in use would be found after a store was made for nothing.
             try_port(config.listen)?;
+            if let Some(http) = config.http {
+                WebServer::try_port(http).await?;
+            }
         }
         let (data, open) = (config.data.clone(), config.open.clone());
         let place = tokio::task::spawn_blocking(move || Place::open(&data, &open))
@@ -90,6 +114,11 @@ impl Node {
             }
             peers.add(ticket.node(), Role::Node, Some(ticket))?;
         }
+        let mut web = None;
+        if let Some(listen) = config.http {
+            let options = WebOptions { listen, origins: config.origins };
+            web = Some(WebServer::start(database.clone(), options).await?);
+        }
         let context = Context { listening: Some(address), ..Context::direct(database, peers) };
         let ticket = super::command::ticket_of(endpoint.node(), address)?;
         let options = LinkOptions { strict: config.strict };
@@ -102,8 +131,9 @@ impl Node {
         let _ = context.links.set(Arc::new(links.clone()));
         let saving = tokio::spawn(save_used_invites(links.clone(), context.peers.clone()));
         let admin = AdminServer::start(&path, context.clone())?;
-        tracing::info!(node = %endpoint.node().short(), %address, strict = config.strict, "listening");
-        Ok(Self { path, context, endpoint, admin, links, saving, ticket })
+        let http = web.as_ref().map(WebServer::address);
+        tracing::info!(node = %endpoint.node().short(), %address, ?http, strict = config.strict, "listening");
+        Ok(Self { path, context, endpoint, admin, web, links, saving, ticket })
     }
 
     /// Its database, for who runs the node in a process of his own.
@@ -130,6 +160,12 @@ impl Node {
         self.endpoint.local_addr()
     }
 
+    /// The address of its HTTP port, if it has one.
+    #[must_use]
+    pub fn http(&self) -> Option<SocketAddr> {
+        self.web.as_ref().map(WebServer::address)
+    }
+
     /// Its data directory, absolute.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -148,7 +184,7 @@ impl Node {
         self.context.database.log_renewed()
     }
 
-    /// What a script wants to know: `{node, ticket, address, data, log, tail, pid}`.
+    /// What a script wants to know: `{node, ticket, address, http, data, log, tail, pid}`.
     #[must_use]
     pub fn facts(&self) -> Value {
         let tail = self.tail();
@@ -156,6 +192,7 @@ impl Node {
             "node": self.node().to_string(),
             "ticket": self.ticket.to_string(),
             "address": self.address().to_string(),
+            "http": self.http().map(|address| address.to_string()),
             "data": self.path.display().to_string(),
             "log": tail.log_id.to_string(),
             "tail": tail.lsn.0,
@@ -179,10 +216,16 @@ impl Node {
         self.saving.abort();
         self.admin.close().await;
         // The links first, so that peers hear why; what they have sent is in the writer's queue and still written.
-        let links = tokio::time::timeout(LINKS_TIME, self.links.close()).await;
+        let web = async {
+            if let Some(web) = self.web {
+                web.close().await;
+            }
+        };
+        let closing = async { tokio::join!(self.links.close(), web) };
+        let in_time = tokio::time::timeout(LINKS_TIME, closing).await.is_ok();
         self.endpoint.close(CloseCode::Shutdown);
-        if links.is_err() {
-            tracing::warn!("some links did not end in time");
+        if !in_time {
+            tracing::warn!("some links or clients did not end in time");
         }
         let database = self.context.database.clone();
         let closing = tokio::task::spawn_blocking(move || database.close());

@@ -7,6 +7,7 @@ use tidelog::net::{NetError, Ticket};
 use tidelog::node::command::{CommandError, Exit};
 use tidelog::node::place::OpenPlace;
 use tidelog::node::{Node, NodeConfig};
+use tidelog::web::AllowedOrigins;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::arguments::{DurabilityLevel, Global, Serve};
@@ -22,9 +23,9 @@ pub(super) async fn serve(global: Global, serve: Serve, screen: Screen) -> Resul
         DurabilityLevel::Synced => Durability::Synced,
         DurabilityLevel::Buffered => Durability::Buffered,
     };
-    let config = NodeConfig {
-        data: global.data.clone(),
-        listen: serve.listen,
+    let mut config = NodeConfig {
+        origins: AllowedOrigins::parse(&serve.origin).map_err(|error| CommandError::usage(error.to_string()))?,
+        insecure_open: serve.insecure_open,
         peers: tickets?,
         trust_loopback_nodes: serve.trust_loopback_nodes,
         strict: serve.strict,
@@ -36,7 +37,11 @@ pub(super) async fn serve(global: Global, serve: Serve, screen: Screen) -> Resul
             durability,
             ..OpenPlace::default()
         },
+        ..NodeConfig::new(&global.data, serve.listen)
     };
+    if serve.http.is_some() || serve.no_http {
+        config.http = serve.http;
+    }
     let node = tokio::select! {
         started = Node::start(config) => started?,
         () = signals.next() => return Err(CommandError::interrupted()),
@@ -74,11 +79,13 @@ fn announce(node: &Node, global: &Global, serve: &Serve, screen: &Screen) -> Res
         data = format!(" --data {}", global.data.display());
     }
     let ticket = node.ticket();
+    let http = node.http().map_or_else(String::new, |http| format!("  Browsers   ws://{http}/sync (automerge-repo)\n"));
     screen.print(&format!(
         "tidelog {version}\n\n  \
          Node       {node_id}\n  \
          Ticket     {ticket}\n  \
-         Listening  {address} (QUIC over UDP)\n  \
+         Listening  {address} (QUIC over UDP)\n\
+         {http}  \
          Data       {path}\n  \
          Log        {log}{renewed}, {records} records\n\n  \
          Try   tidelog add notes '{{\"title\": \"Tides\"}}'{data}     (in another terminal)\n  \

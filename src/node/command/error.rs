@@ -7,6 +7,7 @@ use crate::error::Error;
 use crate::id::IdError;
 use crate::net::NetError;
 use crate::node::trace::TraceError;
+use crate::web::WebError;
 
 /// The exit status of the process. Scripts rely on the numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -224,6 +225,19 @@ impl From<NetError> for CommandError {
             _ => ("E0301", Exit::Failed, None),
         };
         Self { code: code.to_owned(), message: error.to_string(), remedy: remedy.map(str::to_owned), exit }
+    }
+}
+
+impl From<WebError> for CommandError {
+    fn from(error: WebError) -> Self {
+        let (exit, remedy) = match &error {
+            WebError::AddressInUse { .. } => (
+                Exit::Conflict,
+                "choose another port, as --http 127.0.0.1:4782; port 0 takes a free one, --no-http none",
+            ),
+            WebError::Bind { .. } => (Exit::Failed, "choose an address of this machine with --http"),
+        };
+        Self::new("E0108", exit, error.to_string()).fix(remedy)
     }
 }
 

@@ -10,8 +10,11 @@ pub struct RepoScope {
 }
 
 impl RepoScope {
-    /// The collection of documents that a client creates at `/sync`.
-    pub const DEFAULT_COLLECTION: &str = "default";
+    /// Serves every collection, and creates in the unnamed one.
+    #[must_use]
+    pub fn everything() -> Self {
+        Self { collection: CollectionName::unnamed(), confined: false }
+    }
 
     /// Reads a path: `/sync` serves every collection and creates in `default`, `/sync/{collection}` serves that one
     /// alone. `None` for a path that is nothing of the kind.
@@ -21,7 +24,7 @@ impl RepoScope {
     pub fn of_path(path: &str) -> Result<Option<Self>, IdError> {
         let Some(rest) = path.strip_prefix("/sync") else { return Ok(None) };
         match rest {
-            "" | "/" => Ok(Some(Self { collection: CollectionName::new(Self::DEFAULT_COLLECTION)?, confined: false })),
+            "" | "/" => Ok(Some(Self::everything())),
             rest => match rest.strip_prefix('/') {
                 Some(name) => Ok(Some(Self { collection: CollectionName::new(name)?, confined: true })),
                 None => Ok(None),

@@ -40,6 +40,9 @@ pub enum RepoFault {
     /// The client has connected again.
     #[error("the same client has opened a newer connection")]
     Replaced,
+    /// The client may not be here.
+    #[error("{0}")]
+    Denied(String),
     /// Somebody else has the client's name.
     #[error("the peer id belongs to somebody else")]
     NameTaken,
@@ -93,7 +96,7 @@ impl RepoFault {
             Self::Version | Self::Wire(WireError::Cbor(_)) | Self::Unexpected(_) => 1002,
             Self::Wire(WireError::TooLong { .. }) => 1009,
             Self::Wire(_) | Self::Exchange { .. } | Self::Malformed { .. } => 1007,
-            Self::Replaced | Self::NameTaken | Self::TooMany { .. } => 1008,
+            Self::Denied(_) | Self::Replaced | Self::NameTaken | Self::TooMany { .. } => 1008,
             Self::Refused(_) | Self::History(_) => 1011,
         }
     }
@@ -245,9 +248,20 @@ impl RepoSession {
         self.fail_if(taken);
     }
 
-    /// Takes note of a text message, which the protocol does not have.
+    /// Takes note of a text message, which the protocol does not have, or of what is no message at all.
     pub fn handle_text(&mut self) {
-        self.fail(RepoFault::Unexpected("a text message"));
+        self.fail(RepoFault::Unexpected("what is no binary message"));
+    }
+
+    /// Takes note of a message that is longer than [`Self::message_bytes_max`] and was not read to its end.
+    pub fn handle_too_long(&mut self) {
+        let max = self.message_bytes_max();
+        self.fail(WireError::TooLong { bytes: max + 1, max }.into());
+    }
+
+    /// Turns the client away: it is told why, and nothing that it says is heard.
+    pub fn deny(&mut self, why: String) {
+        self.fail(RepoFault::Denied(why));
     }
 
     /// Takes note that the message under way was given to the socket.

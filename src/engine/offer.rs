@@ -1,0 +1,126 @@
+//! Rows as a session hands them over, on their way to the log: unpacked, tried when their sender is not trusted, and
+//! offered in groups that the writer can take.
+
+use super::core::{Admitted, Clash, Incoming, IncomingBody};
+use super::database::Database;
+use crate::document::split;
+use crate::error::Error;
+use crate::id::{LogCursor, NodeId};
+use crate::limits::Limits;
+use crate::sync::{self, IncomingRow};
+
+/// Whose rows they are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Source {
+    /// Through which node they enter; our own for clients that are no nodes.
+    pub(crate) node: NodeId,
+    /// What it sends need not be tried.
+    pub(crate) is_trusted: bool,
+    /// Whose change stays when two have one author and number.
+    pub(crate) clash: Clash,
+}
+
+impl Database {
+    /// Offers what a session gave out to the log, and stores `cursor` with it if nothing of it had to wait. Resolves
+    /// once what was taken is durable.
+    ///
+    /// # Errors
+    /// As [`Database::admit`]; [`Error::Change`], [`Error::Unappliable`] and [`Error::Refused`] when an untrusted peer
+    /// sent what cannot be taken. What stood before it may be in the log.
+    ///
+    /// # Cancel safety
+    /// Dropped, some of the rows may be taken unheard.
+    pub(crate) async fn offer(
+        &self,
+        from: Source,
+        rows: Vec<IncomingRow>,
+        cursor: Option<LogCursor>,
+    ) -> Result<sync::Admitted, Error> {
+        if rows.is_empty() {
+            if let Some(cursor) = cursor {
+                self.store_cursor(from.node, cursor).await?;
+            }
+            return Ok(sync::Admitted { missing: Vec::new(), cursor_stored: cursor.is_some() });
+        }
+        let limits = self.limits().clone();
+        let (mut group, mut bytes) = (Vec::new(), 0);
+        let mut all = sync::Admitted::default();
+        for row in rows {
+            for row in unpack(row, &limits).await? {
+                if group.len() >= limits.group_records_max || bytes >= limits.group_bytes_max {
+                    gather(&mut all, self.offer_group(from, std::mem::take(&mut group), None).await?);
+                    bytes = 0;
+                }
+                bytes += match &row.body {
+                    IncomingBody::Change(change) => change.bytes().len(),
+                    IncomingBody::Lifecycle(bytes) => bytes.len(),
+                };
+                group.push(row);
+            }
+        }
+        // What an earlier group had to leave waiting keeps the cursor where it is.
+        let cursor = cursor.filter(|_| all.missing.is_empty());
+        let last = self.offer_group(from, group, cursor).await?;
+        all.cursor_stored = last.cursor_stored;
+        gather(&mut all, last);
+        Ok(all)
+    }
+
+    async fn offer_group(
+        &self,
+        from: Source,
+        rows: Vec<Incoming>,
+        cursor: Option<LogCursor>,
+    ) -> Result<Admitted, Error> {
+        let via = (from.node != self.node()).then_some(from.node);
+        if from.is_trusted {
+            return self.admit_with(from.clash, rows, via, cursor).await;
+        }
+        let trier = self.clone();
+        let examined = aside(move || trier.examine(from.node, rows)).await??;
+        let cursor = cursor.filter(|_| examined.missing.is_empty() && examined.fault.is_none());
+        let mut admitted = self.admit_examined(from.clash, examined.rows, via, cursor).await?;
+        admitted.missing.extend(examined.missing);
+        if let Some(fault) = examined.fault {
+            return Err(fault);
+        }
+        match admitted.refused.pop() {
+            // It costs the trial view: nobody may do that again and again.
+            Some((document, why)) => Err(Error::Refused { document, why }),
+            None => Ok(admitted),
+        }
+    }
+}
+
+/// Runs what takes long where it holds up nobody else. In a simulation it runs at once: when another thread is done
+/// does not follow from a seed.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+    if cfg!(feature = "sim") {
+        return Ok(work());
+    }
+    tokio::task::spawn_blocking(work).await.map_err(|_| Error::Closed)
+}
+
+fn gather(all: &mut sync::Admitted, part: Admitted) {
+    for (document, why) in &part.refused {
+        tracing::warn!(%document, %why, "a row from a peer was refused");
+    }
+    all.missing.extend(part.missing);
+}
+
+/// The rows in one incoming row: a document chunk holds many.
+async fn unpack(row: IncomingRow, limits: &Limits) -> Result<Vec<Incoming>, Error> {
+    let IncomingRow { document, body, origin } = row;
+    let one = |body| vec![Incoming { document, body, origin: origin.clone() }];
+    match body {
+        sync::IncomingBody::Change(change) => Ok(one(IncomingBody::Change(change))),
+        sync::IncomingBody::Lifecycle(bytes) => Ok(one(IncomingBody::Lifecycle(bytes))),
+        sync::IncomingBody::Document(chunk) => {
+            let limits = limits.clone();
+            let changes = aside(move || split(&chunk, &limits)).await??;
+            let row =
+                |change| Incoming { document, body: IncomingBody::Change(Box::new(change)), origin: origin.clone() };
+            Ok(changes.into_iter().map(row).collect())
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! Numbers for those who watch a node, in the text format of Prometheus.
+
+use std::fmt::Write as _;
+
+use super::socket::Shared;
+
+/// All numbers, each with its type and one line on what it is.
+pub(super) fn render(shared: &Shared) -> String {
+    let status = shared.database.status();
+    let mut text = String::with_capacity(2048);
+    let mut family = |name: &str, kind: &str, help: &str, values: &[(&str, u64)]| {
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "# HELP tidelog_{name} {help}\n# TYPE tidelog_{name} {kind}");
+        for (labels, value) in values {
+            let _ = writeln!(text, "tidelog_{name}{labels} {value}");
+        }
+    };
+    let views = r#"{purpose="view"}"#;
+    let trials = r#"{purpose="trial"}"#;
+    family("log_lsn", "gauge", "Position of the last durable footer.", &[("", status.tail.lsn.0)]);
+    family(
+        "documents_materialized_total",
+        "counter",
+        "Documents built from the log: to be read or edited here, or to try what untrusted clients send.",
+        &[(views, status.materializations), (trials, status.trial_materializations)],
+    );
+    family(
+        "documents_materialized",
+        "gauge",
+        "Documents in memory now.",
+        &[(views, status.materialized as u64), (trials, status.trials as u64)],
+    );
+    family(
+        "documents_materialized_bytes",
+        "gauge",
+        "About how many bytes they take.",
+        &[(views, status.materialized_bytes as u64), (trials, status.trials_bytes as u64)],
+    );
+    let quarantined = "Changes of untrusted peers that were refused because they cannot be applied.";
+    family("changes_quarantined_total", "counter", quarantined, &[("", status.quarantined)]);
+    family("repo_sockets", "gauge", "WebSockets open.", &[("", shared.switchboard.sockets() as u64)]);
+    family("writer_failed", "gauge", "1 when nothing more is written.", &[("", u64::from(status.failure.is_some()))]);
+    family("disk_full", "gauge", "1 when writes are refused for want of room.", &[("", u64::from(status.disk_full))]);
+    text
+}

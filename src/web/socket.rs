@@ -1,0 +1,338 @@
+//! One WebSocket: bytes between a client and its session.
+//!
+//! Everything that waits is here, in one task. The session is asked for what it wants done until it wants nothing;
+//! then the task waits for whatever happens first. One message at a time is on its way out, and none is read while the
+//! session has enough to do, so a client that sends too much, or reads too little, is held up by TCP itself.
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures_util::{Sink, Stream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::error::ProtocolError;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
+
+use super::meter::{Meter, Metered, ReceiveBudget};
+use super::server::stopped;
+use super::switchboard::{Mailbox, Switchboard};
+use crate::engine::{Clash, Database, Source};
+use crate::error::Error;
+use crate::sync::Admitted;
+use crate::sync::repo::{Moment, RepoConfig, RepoFault, RepoOutput, RepoSession, SocketId};
+
+/// How often a client is asked whether it is there. Its browser answers without the application's doing; and it is the
+/// only way by which either side learns that the other is gone without a word.
+const PING_EVERY: Duration = Duration::from_secs(10);
+/// How long nothing at all may come.
+const SILENCE_MAX: Duration = Duration::from_secs(25);
+/// How long a message may take, either way, beside its bytes at [`SLOWEST`].
+const MESSAGE_TIME: Duration = Duration::from_secs(60);
+/// Bytes a second below which a client is not waited for.
+const SLOWEST: u64 = 16 << 10;
+/// What the session is asked to do at a stretch before other tasks get their turn.
+const OUTPUTS_PER_TURN: usize = 32;
+/// How long a client is listened to after its socket was closed.
+const CLOSING_TIME: Duration = Duration::from_secs(1);
+/// Bytes that are read, or written, at a time. Allocated for each socket, so a small number.
+const BUFFER_BYTES: usize = 4 << 10;
+/// The longest reason that a close frame can carry.
+const REASON_BYTES: usize = 120;
+
+/// What all sockets of a server share.
+#[derive(Clone)]
+pub(super) struct Shared {
+    pub(super) database: Database,
+    pub(super) switchboard: Arc<Switchboard>,
+    pub(super) budget: ReceiveBudget,
+    pub(super) stop: watch::Receiver<bool>,
+}
+
+type Admitting = Pin<Box<dyn Future<Output = (u64, Result<Admitted, Error>)> + Send>>;
+
+/// A socket and everything its session needs.
+pub(super) struct Socket<S> {
+    stream: WebSocketStream<Metered<S>>,
+    meter: Arc<Meter>,
+    shared: Shared,
+    name: SocketId,
+    mailbox: Arc<Mailbox>,
+    session: RepoSession,
+    admitting: Option<Admitting>,
+    /// A message of the session is on its way: until when it must be gone.
+    sending: Option<Instant>,
+    /// Something is in the socket's buffer.
+    is_unflushed: bool,
+    /// When the message that is coming began to.
+    receiving: Option<Instant>,
+    /// How many bytes have come, and when that was last more.
+    heard: (u64, Instant),
+}
+
+/// Why a socket ends.
+enum Ended {
+    /// The session says so.
+    Fault(RepoFault),
+    /// The server ends.
+    Stopped,
+    /// The client closed it, or is gone.
+    Gone,
+    /// The client does not keep pace.
+    TooSlow(&'static str),
+}
+
+enum Happened {
+    Read(Option<Result<Message, SocketError>>),
+    Flushed(Result<(), SocketError>),
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
+    /// Takes a connection over once its handshake is done; `read` is what was read beyond that.
+    pub(super) async fn new(stream: S, read: Vec<u8>, shared: Shared, config: RepoConfig) -> Self {
+        let max = config.limits.repo_message_bytes;
+        let meter = Arc::new(Meter::default());
+        let metered = Metered::new(stream, meter.clone(), shared.budget.clone());
+        let settings = WebSocketConfig::default()
+            .read_buffer_size(BUFFER_BYTES)
+            .write_buffer_size(BUFFER_BYTES)
+            .max_message_size(Some(max))
+            .max_frame_size(Some(max));
+        let stream = WebSocketStream::from_partially_read(metered, read, Role::Server, Some(settings)).await;
+        let (name, mailbox) = shared.switchboard.open();
+        Self {
+            stream,
+            meter,
+            shared,
+            name,
+            mailbox,
+            session: RepoSession::new(config),
+            admitting: None,
+            sending: None,
+            is_unflushed: false,
+            receiving: None,
+            heard: (0, Instant::now()),
+        }
+    }
+
+    /// Turns the client away: it is told why, and the socket closed.
+    pub(super) fn deny(&mut self, why: String) {
+        self.session.deny(why);
+    }
+
+    /// Runs until the client goes, breaks the protocol or is given up, or until the server ends.
+    pub(super) async fn run(mut self) {
+        let ended = self.converse().await;
+        self.shared.switchboard.closed(self.name);
+        let client = self.session.client().unwrap_or("");
+        match ended {
+            Ended::Gone => tracing::debug!(client, "a client is gone"),
+            Ended::Stopped => self.close(1001, "the server ends").await,
+            Ended::TooSlow(why) => {
+                tracing::info!(client, why, "a client is given up");
+                self.close(1008, why).await;
+            }
+            Ended::Fault(fault) => {
+                tracing::info!(client, %fault, "a client's socket is closed");
+                self.close(fault.code(), &fault.to_string()).await;
+            }
+        }
+    }
+
+    async fn converse(&mut self) -> Ended {
+        let mut ticks = tokio::time::interval_at(Instant::now() + PING_EVERY, PING_EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut stop = self.shared.stop.clone();
+        loop {
+            let more = match self.turn() {
+                Ok(more) => more,
+                Err(fault) => return Ended::Fault(fault),
+            };
+            if more {
+                tokio::task::yield_now().await;
+            }
+            self.meter.set_message_max(self.session.message_bytes_max());
+            let Self { stream, mailbox, session, admitting, is_unflushed, .. } = self;
+            let ended = tokio::select! {
+                biased;
+                () = stopped(&mut stop) => Err(Ended::Stopped),
+                (ticket, outcome) = poll_fn(|context| match admitting {
+                    Some(admitting) => admitting.as_mut().poll(context),
+                    None => Poll::Pending,
+                }) => {
+                    self.admitting = None;
+                    match outcome {
+                        Ok(admitted) => self.session.handle_admitted(ticket, admitted),
+                        Err(error) => self.session.handle_refused(&error.to_string()),
+                    }
+                    Ok(())
+                }
+                happened = next(stream, *is_unflushed, session.accepts()) => self.take(happened),
+                () = mailbox.arrived() => {
+                    self.take_mail();
+                    Ok(())
+                }
+                _ = ticks.tick() => self.tick(),
+                () = std::future::ready(()), if more => Ok(()),
+            };
+            if let Err(ended) = ended {
+                return ended;
+            }
+        }
+    }
+
+    /// Does what the session asks for; `true` when it has more to ask.
+    fn turn(&mut self) -> Result<bool, RepoFault> {
+        for _ in 0..OUTPUTS_PER_TURN {
+            match self.session.poll(moment(), self.shared.database.reader()) {
+                None => return Ok(false),
+                Some(RepoOutput::Send(bytes)) => {
+                    let time = MESSAGE_TIME + Duration::from_secs(bytes.len() as u64 / SLOWEST);
+                    self.sending = Some(Instant::now() + time);
+                    self.put(Message::Binary(bytes.into()));
+                }
+                Some(RepoOutput::Admit { ticket, rows }) => {
+                    let database = self.shared.database.clone();
+                    self.admitting = Some(Box::pin(async move {
+                        let from = Source { node: database.node(), is_trusted: false, clash: Clash::KeepFirst };
+                        (ticket, database.offer(from, rows, None).await)
+                    }));
+                }
+                Some(RepoOutput::Event(event)) => {
+                    self.shared.switchboard.handle(self.name, event);
+                    // The hub may have answered at once.
+                    self.take_mail();
+                }
+                Some(RepoOutput::Close(fault)) => return Err(fault),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Puts a message into the socket's buffer. What is wrong with the socket shows when that is flushed.
+    fn put(&mut self, message: Message) {
+        let _ = Pin::new(&mut self.stream).start_send(message);
+        self.is_unflushed = true;
+    }
+
+    fn take(&mut self, happened: Happened) -> Result<(), Ended> {
+        match happened {
+            Happened::Flushed(Ok(())) => {
+                self.is_unflushed = false;
+                if self.sending.take().is_some() {
+                    self.session.handle_sent();
+                }
+            }
+            Happened::Read(Some(Ok(message))) => {
+                self.receiving = None;
+                match message {
+                    Message::Binary(bytes) => {
+                        self.session.handle_message(moment(), &bytes, self.shared.database.reader());
+                    }
+                    Message::Text(_) => self.session.handle_text(),
+                    Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {
+                        // A pong may be owed.
+                        self.is_unflushed = true;
+                        return Ok(());
+                    }
+                    Message::Close(_) => return Err(Ended::Gone),
+                }
+                self.meter.message_taken();
+            }
+            Happened::Read(Some(Err(SocketError::Capacity(_)))) => self.session.handle_too_long(),
+            Happened::Read(Some(Err(SocketError::Io(error)))) if error.kind() == std::io::ErrorKind::InvalidData => {
+                self.session.handle_too_long();
+            }
+            // Whoever ends its process says no farewell.
+            Happened::Read(Some(Err(SocketError::Protocol(ProtocolError::ResetWithoutClosingHandshake)))) => {
+                return Err(Ended::Gone);
+            }
+            Happened::Read(Some(Err(SocketError::Protocol(_) | SocketError::Utf8(_)))) => self.session.handle_text(),
+            Happened::Read(None | Some(Err(_))) | Happened::Flushed(Err(_)) => return Err(Ended::Gone),
+        }
+        Ok(())
+    }
+
+    fn take_mail(&mut self) {
+        let mail = self.mailbox.take();
+        if mail.lagged {
+            self.session.handle_lagged();
+        }
+        mail.changed.into_iter().for_each(|document| self.session.handle_changed(document));
+        mail.notices.into_iter().for_each(|notice| self.session.handle_notice(notice));
+    }
+
+    /// Every now and then: asks whether the client is there, and looks at what takes too long.
+    fn tick(&mut self) -> Result<(), Ended> {
+        let (now, read) = (Instant::now(), self.meter.read());
+        // While we do not read, we cannot hear.
+        if read != self.heard.0 || !self.session.accepts() {
+            self.heard = (read, now);
+        }
+        if self.session.client().is_none() {
+            return Err(Ended::TooSlow("it did not say who it is"));
+        }
+        match self.sending {
+            Some(until) if now > until => return Err(Ended::TooSlow("it does not read what it is sent")),
+            // Its answer to a ping may stand behind much that is under way.
+            Some(_) => {}
+            None if now.duration_since(self.heard.1) > SILENCE_MAX => return Err(Ended::Gone),
+            None => self.put(Message::Ping(Vec::new().into())),
+        }
+        let unfinished = self.meter.unfinished();
+        if unfinished <= BUFFER_BYTES {
+            self.receiving = None;
+            return Ok(());
+        }
+        let began = *self.receiving.get_or_insert(now);
+        if now.duration_since(began) > MESSAGE_TIME + Duration::from_secs(unfinished as u64 / SLOWEST) {
+            return Err(Ended::TooSlow("a message of it does not come to its end"));
+        }
+        Ok(())
+    }
+
+    /// Says why, and lets the client close the connection: one that is reset kills stock clients outside browsers.
+    async fn close(mut self, code: u16, reason: &str) {
+        let end = reason.floor_char_boundary(REASON_BYTES);
+        let frame = CloseFrame { code: CloseCode::from(code), reason: reason[..end].into() };
+        let closing = async {
+            self.put(Message::Close(Some(frame)));
+            poll_fn(|context| Pin::new(&mut self.stream).poll_flush(context)).await.ok();
+            // What is in the receive buffer when a connection is dropped resets it.
+            let bare = self.stream.get_mut().unmetered();
+            let mut buffer = vec![0; BUFFER_BYTES];
+            while bare.read(&mut buffer).await.is_ok_and(|read| read > 0) {}
+        };
+        // The client need not answer.
+        let _ = timeout(CLOSING_TIME, closing).await;
+    }
+}
+
+/// Whatever the socket does first.
+async fn next<S>(stream: &mut WebSocketStream<S>, is_unflushed: bool, may_read: bool) -> Happened
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    poll_fn(|context| {
+        let mut stream = Pin::new(&mut *stream);
+        if is_unflushed && let Poll::Ready(flushed) = stream.as_mut().poll_flush(context) {
+            return Poll::Ready(Happened::Flushed(flushed));
+        }
+        if may_read && let Poll::Ready(read) = stream.as_mut().poll_next(context) {
+            return Poll::Ready(Happened::Read(read));
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+fn moment() -> Moment {
+    let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+    Moment { at: Instant::now().into_std(), unix_ms }
+}
