@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use automerge::marks::ExpandMark;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -292,6 +293,18 @@ fn what_is_applied_and_cannot_be_given_back_is_shown_and_never_saved() {
     put(&database, "after", 21);
     assert!(document(&database).with_view(|view| Ok(view.contains(strange.hash()))).unwrap());
     assert!(database.reader().snapshot(DOCUMENT).unwrap().is_none());
+
+    // A client's marks, which the saved document would have to prove, are not blamed for it.
+    let chunks: Vec<u8> = base.iter().flat_map(|change| change.bytes().iter().copied()).collect();
+    let mut view = View::load(&chunks).unwrap();
+    let mut edit = |edits: &dyn Fn(&mut tidelog::Edit<'_>) -> Result<(), ViewError>| {
+        let options = EditOptions { actor: actor(1), time: 0, message: None };
+        view.edit(options, edits).unwrap().1.unwrap()
+    };
+    let text = edit(&|edit| edit.splice("text", 0, 0, "tide"));
+    let marks = edit(&|edit| edit.mark("text", 0..2, "bold", true, ExpandMark::Both));
+    let examined = database.examine(node(9), vec![row(&text), row(&marks)]).unwrap();
+    assert!(examined.fault.is_none() && examined.rows.len() == 2, "{examined:?}");
 }
 
 /// What it costs to find three changes in a long history, beside making the document.
