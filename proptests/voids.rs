@@ -307,6 +307,50 @@ fn what_is_applied_and_cannot_be_given_back_is_shown_and_never_saved() {
     assert!(examined.fault.is_none() && examined.rows.len() == 2, "{examined:?}");
 }
 
+#[cfg(feature = "node")]
+#[test]
+fn commands_say_what_is_not_shown() {
+    use tidelog::node::command::{Base64, Collected, ExportFormat, Request};
+    use tidelog::node::{Interrupt, Session, SessionOptions};
+
+    let folder = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let _inside = runtime.enter();
+    let options = SessionOptions { data: folder.path().join("data"), timeout: None, create: true };
+    let mut session = Session::open(&options, Interrupt::default()).unwrap();
+    let mut call = |request| {
+        let mut collected = Collected::default();
+        let answer = session.call(request, &mut collected).unwrap();
+        (collected.rows, answer)
+    };
+    let list = || Request::List { collection: Some("notes".into()) };
+    let value = Some(json!({ "text": "tide" }));
+    let (added, _) = call(Request::Add { collection: "notes".into(), name: None, id: None, value, must_be_new: true });
+    let id = added[0]["id"].as_str().unwrap().to_owned();
+    let heads: Vec<ChangeHash> = vec![call(list()).0[0]["heads"][0].as_str().unwrap().parse().unwrap()];
+    let bad = unappliable(&heads, 100, (0x66, 1));
+    let on_top = plain_change(&[bad.hash()], 101, (0x77, 1));
+    let changes = [&bad, &on_top].map(|change| Base64(change.bytes().to_vec())).to_vec();
+    let (_, admitted) = call(Request::Admit { id: id.clone(), changes, tried: false });
+    assert_eq!(admitted["accepted"], 2, "{admitted}");
+
+    let (read, answer) = call(Request::Read { id, at: None });
+    assert_eq!(read, [json!({ "text": "tide" })]);
+    let degraded =
+        json!({ "voids": 1, "hidden": 2, "heads": heads.iter().map(ToString::to_string).collect::<Vec<_>>() });
+    assert_eq!(answer["degraded"], degraded);
+    assert_eq!(call(list()).0[0]["degraded"], degraded);
+    assert_eq!(call(Request::Status).0[0]["degraded"], 1);
+    let (rows, answer) = call(Request::Verify { deep: true });
+    assert_eq!((&answer["faults"], &answer["voids"]), (&json!(0), &json!(1)), "{rows:?}");
+    assert!(rows[0]["void"].as_str().is_some_and(|why| why.contains("automerge")), "{rows:?}");
+    let (_, answer) = call(Request::Export { target: None, format: ExportFormat::Json });
+    assert_eq!(answer["degraded"], 1);
+    let (rows, _) = call(Request::Log { id: None, from: Some(0), limit: 100 });
+    assert!(rows.iter().any(|row| row["kind"] == "void"), "{rows:?}");
+    session.close();
+}
+
 /// What it costs to find three changes in a long history, beside making the document.
 #[test]
 fn what_cannot_be_applied_is_found_soon_in_a_long_history() {
