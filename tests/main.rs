@@ -8,4 +8,6 @@ mod links;
 mod load;
 mod nodefs;
 mod nodes;
+mod repo_clients;
+mod samod;
 mod twins;

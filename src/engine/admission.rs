@@ -127,6 +127,9 @@ const QUARANTINE_PREFIX: &[u8] = b"q";
 struct Outcome {
     /// Those that applied, or need not be tried.
     passed: Vec<Change>,
+    /// Those whose author's number another takes that is tried with them, or that are there twice. They may pass behind
+    /// that one only: before it, they would be logged in its place, untried.
+    behind: Vec<Change>,
     missing: Option<Vec<ChangeHash>>,
     fault: Option<(ChangeHash, String)>,
     /// It stands on what this node cannot apply, so that nobody can say whether it fits.
@@ -238,10 +241,15 @@ impl Database {
         });
         if let (Ok((outcome, fresh)), Ok(_)) = (&mut outcome, &together) {
             outcome.passed.append(fresh);
+            outcome.passed.append(&mut outcome.behind);
         }
         let (mut outcome, fresh) = outcome?;
         if together.is_ok() {
             return Ok(outcome);
+        }
+        if !std::mem::take(&mut outcome.behind).is_empty() {
+            // What they were to come behind may not pass at all: they are asked for again.
+            outcome.missing.get_or_insert_default();
         }
         // One of them did it. The view is built again, and they are tried one by one.
         for (number, change) in fresh.iter().enumerate() {
@@ -310,9 +318,13 @@ fn sort_out(
     let mut seen = HashSet::new();
     let mut numbers: HashMap<ActorId, u64> = HashMap::new();
     for change in changes {
-        if view.contains(change.hash()) || seen.contains(&change.hash()) || readable.hides_change(&change.hash()) {
+        if view.contains(change.hash()) || readable.hides_change(&change.hash()) {
             // The log has it, or it is on its way there: the writer says which.
             outcome.passed.push(change);
+            continue;
+        }
+        if seen.contains(&change.hash()) {
+            outcome.behind.push(change);
             continue;
         }
         if !readable.is_whole()
@@ -328,12 +340,12 @@ fn sort_out(
             continue;
         }
         // Another change has its number already. The writer knows what is to become of it; it is not applied.
-        let last = match numbers.get(change.actor()) {
-            Some(last) => *last,
-            None => view.last_seq(change.actor())?,
-        };
-        if change.seq() <= last {
+        if change.seq() <= view.last_seq(change.actor())? {
             outcome.passed.push(change);
+            continue;
+        }
+        if numbers.get(change.actor()).is_some_and(|last| change.seq() <= *last) {
+            outcome.behind.push(change);
             continue;
         }
         numbers.insert(change.actor().clone(), change.seq());

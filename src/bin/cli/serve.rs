@@ -10,7 +10,7 @@ use tidelog::node::{Node, NodeConfig};
 use tidelog::web::AllowedOrigins;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::arguments::{DurabilityLevel, Global, Serve};
+use super::arguments::{AdmissionLevel, DurabilityLevel, Global, Serve};
 use super::screen::Screen;
 
 pub(super) async fn serve(global: Global, serve: Serve, screen: Screen) -> Result<(), CommandError> {
@@ -26,6 +26,7 @@ pub(super) async fn serve(global: Global, serve: Serve, screen: Screen) -> Resul
     let mut config = NodeConfig {
         origins: AllowedOrigins::parse(&serve.origin).map_err(|error| CommandError::usage(error.to_string()))?,
         insecure_open: serve.insecure_open,
+        structural: serve.admission == AdmissionLevel::Structural,
         peers: tickets?,
         trust_loopback_nodes: serve.trust_loopback_nodes,
         strict: serve.strict,
@@ -79,7 +80,9 @@ fn announce(node: &Node, global: &Global, serve: &Serve, screen: &Screen) -> Res
         data = format!(" --data {}", global.data.display());
     }
     let ticket = node.ticket();
-    let http = node.http().map_or_else(String::new, |http| format!("  Browsers   ws://{http}/sync (automerge-repo)\n"));
+    let http = node.http().map_or_else(String::new, |http| {
+        format!("  Browsers   ws://{http}/sync (automerge-repo)\n  Demo       http://{http}/demo\n")
+    });
     screen.print(&format!(
         "tidelog {version}\n\n  \
          Node       {node_id}\n  \
