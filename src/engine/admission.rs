@@ -19,12 +19,13 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use super::building::Tell;
 use super::commit::block_on;
 use super::core::{Admitted, Clash, Incoming, IncomingBody, Input};
 use super::database::Database;
-use super::working_set::WorkingSet;
+use super::working_set::{Cell, WorkingSet};
 use crate::document::{Change, View, ViewError};
 use crate::error::Error;
 use crate::history::{HistoryError, Names, Readable, Reader};
@@ -251,20 +252,23 @@ impl Database {
             outcome.missing.get_or_insert_default();
         }
         // One of them did it. The view is built again, and they are tried one by one.
-        for change in fresh {
+        for (number, change) in fresh.iter().enumerate() {
             let mut tried = Ok(());
             trials.views.with_view(&cell, self.reader(), &tell, |view, _| {
                 if !view.contains(change.hash()) {
-                    tried = view.apply_proven(std::slice::from_ref(&change), false);
+                    tried = view.apply_proven(std::slice::from_ref(change), false);
                 }
                 Ok(())
             })?;
             match tried {
-                Ok(()) => outcome.passed.push(change),
+                Ok(()) => outcome.passed.push(change.clone()),
                 // It was on top of what was on its way to the log, which the new view lacks.
                 Err(ViewError::Incomplete(_)) => {
                     outcome.missing.get_or_insert_default();
                     break;
+                }
+                Err(_) if change.has_marks() && self.is_beyond_proof(&cell, &fresh[..=number], &tell)? => {
+                    outcome.passed.push(change.clone());
                 }
                 Err(error) => {
                     outcome.fault = Some((change.hash(), error.to_string()));
@@ -273,6 +277,14 @@ impl Database {
             }
         }
         Ok(outcome)
+    }
+
+    /// Whether marks could not be proved since the document cannot be, because of what a trusted node brought. Then they
+    /// are applied as that was, after what was tried before them and is not in the log yet.
+    fn is_beyond_proof(&self, cell: &Arc<Cell>, changes: &[Change], tell: Tell<'_>) -> Result<bool, Error> {
+        self.trials().views.with_view(cell, self.reader(), tell, |view, _| {
+            Ok(!view.gives_itself_back() && view.apply(changes).is_ok())
+        })
     }
 
     /// Puts a change in quarantine, and makes the error that its sender is told.
