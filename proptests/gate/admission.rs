@@ -5,9 +5,11 @@ use serde_json::json;
 use tidelog::engine::{Clash, Examined, Incoming, IncomingBody};
 use tidelog::log::MemoryStorage;
 use tidelog::node::command::{Cancel, Collected, Context, Request, execute};
-use tidelog::{Change, Database, DocumentId, Error, Lsn};
+use tidelog::{Change, ChangeHash, Database, DocumentId, Error, Lsn};
 
-use super::forge::{ChangeParts, OBJECT_ACTOR, OBJECT_COUNTER, run};
+use super::forge::{
+    ChangeParts, OBJECT_ACTOR, OBJECT_COUNTER, PREDECESSOR_ACTOR, PREDECESSOR_COUNTER, PREDECESSORS, run, slope,
+};
 use crate::support::{
     SmallEdit, assert_whole, cases, first_value, logged_changes, narrow, node, origin, plain, plain_json, rows_after,
     small_edit, without_counters,
@@ -39,11 +41,35 @@ fn hostile(database: &Database, document: DocumentId, actor: u8) -> Change {
     let heads = database.find(document).unwrap().heads().unwrap();
     let max_op =
         logged_changes(database.reader(), document).values().map(|change| change.start_op() + change.op_count()).max();
+    unappliable(heads.as_slice(), max_op.unwrap(), (actor, 1))
+}
+
+/// A change by that author under that number that passes the gate and writes into an object that is not there.
+pub(crate) fn unappliable(deps: &[ChangeHash], start: u64, author: (u8, u64)) -> Change {
+    forged(deps, start, author, |parts| {
+        parts.columns.set(OBJECT_ACTOR, run(1, 0)).set(OBJECT_COUNTER, run(1, 1));
+    })
+}
+
+/// One that is applied, and that the document cannot give back: it replaces what was never there.
+pub(crate) fn ungivable(deps: &[ChangeHash], start: u64, author: (u8, u64)) -> Change {
+    forged(deps, start, author, |parts| {
+        parts.columns.set(PREDECESSORS, run(1, 1)).set(PREDECESSOR_ACTOR, run(1, 0));
+        parts.columns.set(PREDECESSOR_COUNTER, slope(1, 1));
+    })
+}
+
+/// A change by that author under that number that sets a key at the root; on top of what may not be there.
+pub(crate) fn plain_change(deps: &[ChangeHash], start: u64, author: (u8, u64)) -> Change {
+    forged(deps, start, author, |_| {})
+}
+
+fn forged(deps: &[ChangeHash], start: u64, author: (u8, u64), edit: impl FnOnce(&mut ChangeParts)) -> Change {
     let mut parts = ChangeParts::one();
-    parts.actor = vec![actor; 16];
-    parts.deps = heads.as_slice().iter().map(|hash| hash.0).collect();
-    parts.start = max_op.unwrap();
-    parts.columns.set(OBJECT_ACTOR, run(1, 0)).set(OBJECT_COUNTER, run(1, 1));
+    (parts.actor, parts.seq, parts.start) = (vec![author.0; 16], author.1, start);
+    parts.deps = deps.iter().map(|hash| hash.0).collect();
+    parts.deps.sort_unstable();
+    edit(&mut parts);
     Change::parse(parts.chunk()).unwrap()
 }
 

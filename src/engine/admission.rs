@@ -27,10 +27,10 @@ use super::database::Database;
 use super::working_set::WorkingSet;
 use crate::document::{Change, View, ViewError};
 use crate::error::Error;
-use crate::history::Reader;
+use crate::history::{HistoryError, Names, Readable, Reader};
 use crate::id::{ActorId, ChangeHash, DocumentId, LogCursor, Lsn, NodeId, shortened};
 use crate::limits::Limits;
-use crate::log::record::Admission;
+use crate::log::record::{Admission, NameKind};
 use crate::log::rows::{QuarantineRow, decode_row, encode_row};
 use crate::log::{Keyspace, StorageError};
 
@@ -131,6 +131,8 @@ struct Outcome {
     behind: Vec<Change>,
     missing: Option<Vec<ChangeHash>>,
     fault: Option<(ChangeHash, String)>,
+    /// It stands on what this node cannot apply, so that nobody can say whether it fits.
+    undecided: Option<String>,
 }
 
 impl Database {
@@ -180,6 +182,10 @@ impl Database {
                 examined.fault = Some(self.refuse(peer, document, hash, why)?);
                 break;
             }
+            if let Some(why) = outcome.undecided {
+                examined.fault = Some(Error::Refused { document, why });
+                break;
+            }
         }
         Ok(examined)
     }
@@ -226,8 +232,9 @@ impl Database {
         }
         let cell = trials.views.cell(document);
         let mut together = Err(ViewError::Broken);
-        let mut outcome = trials.views.with_view(&cell, self.reader(), |view| {
-            let (outcome, fresh) = sort_out(view, changes)?;
+        let tell = |void| self.tell_void(void);
+        let mut outcome = trials.views.with_view(&cell, self.reader(), &tell, |view, readable| {
+            let (outcome, fresh) = sort_out(self.reader().names(), view, readable, changes)?;
             together = view.apply_proven(&fresh, true);
             Ok((outcome, fresh))
         });
@@ -246,7 +253,7 @@ impl Database {
         // One of them did it. The view is built again, and they are tried one by one.
         for change in fresh {
             let mut tried = Ok(());
-            trials.views.with_view(&cell, self.reader(), |view| {
+            trials.views.with_view(&cell, self.reader(), &tell, |view, _| {
                 if !view.contains(change.hash()) {
                     tried = view.apply_proven(std::slice::from_ref(&change), false);
                 }
@@ -288,13 +295,18 @@ impl Database {
 }
 
 /// Sets aside what need not be tried and what cannot be yet; the rest is to be applied.
-fn sort_out(view: &mut View, changes: Vec<Change>) -> Result<(Outcome, Vec<Change>), ViewError> {
+fn sort_out(
+    names: &Names,
+    view: &mut View,
+    readable: &Readable,
+    changes: Vec<Change>,
+) -> Result<(Outcome, Vec<Change>), Error> {
     let mut outcome = Outcome::default();
     let mut fresh: Vec<Change> = Vec::with_capacity(changes.len());
     let mut seen = HashSet::new();
     let mut numbers: HashMap<ActorId, u64> = HashMap::new();
     for change in changes {
-        if view.contains(change.hash()) {
+        if view.contains(change.hash()) || readable.hides_change(&change.hash()) {
             // The log has it, or it is on its way there: the writer says which.
             outcome.passed.push(change);
             continue;
@@ -302,6 +314,12 @@ fn sort_out(view: &mut View, changes: Vec<Change>) -> Result<(Outcome, Vec<Chang
         if seen.contains(&change.hash()) {
             outcome.behind.push(change);
             continue;
+        }
+        if !readable.is_whole()
+            && let Some(why) = stands_on_hidden(names, readable, &change)?
+        {
+            outcome.undecided = Some(why);
+            break;
         }
         let missing: Vec<ChangeHash> =
             change.deps().iter().copied().filter(|dep| !view.contains(*dep) && !seen.contains(dep)).collect();
@@ -323,4 +341,15 @@ fn sort_out(view: &mut View, changes: Vec<Change>) -> Result<(Outcome, Vec<Chang
         fresh.push(change);
     }
     Ok((outcome, fresh))
+}
+
+/// Why a change cannot be tried, if it stands on what is hidden here.
+fn stands_on_hidden(names: &Names, readable: &Readable, change: &Change) -> Result<Option<String>, HistoryError> {
+    let hash = change.hash();
+    if let Some(dep) = change.deps().iter().find(|dep| readable.hides_change(dep)) {
+        return Ok(Some(format!("change {hash} stands on change {dep}, which cannot be applied here")));
+    }
+    let actor = names.find(NameKind::Actor, change.actor().as_bytes())?;
+    let is_hidden = actor.is_some_and(|actor| readable.hides_author(actor));
+    Ok(is_hidden.then(|| format!("change {hash} comes after one of its author's that cannot be applied here")))
 }

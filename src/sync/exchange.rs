@@ -17,9 +17,11 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use automerge::sync::{BloomFilter, Have, Message, MessageFlags, MessageVersion};
 
+use super::composed::{Chunks, Composed, State};
 use super::gate::{BLOOM_ENTRIES_MAX, Chunk, GateError, SyncMessage, guarded, read_message};
 use crate::document::{ChangeGraph, Index};
 use crate::id::{ChangeHash, Heads, Lsn};
@@ -55,36 +57,6 @@ pub enum GenerateError<E> {
 pub struct Received {
     /// The chunks, not verified; none when this side is read-only. [`Exchange::settle`] must follow when there is one.
     pub chunks: Vec<Chunk>,
-}
-
-/// Where an exchange takes the bytes from that it sends. A closure over the position is one that has no snapshots.
-pub trait Chunks {
-    /// Why nothing can be read.
-    type Error;
-
-    /// The chunk of the change at `lsn`.
-    ///
-    /// # Errors
-    /// Whatever the store says.
-    fn change(&mut self, lsn: Lsn) -> Result<Vec<u8>, Self::Error>;
-
-    /// The document's newest snapshot: its heads, and one document chunk.
-    ///
-    /// # Errors
-    /// Whatever the store says.
-    fn snapshot(&mut self) -> Result<Option<(Heads, Vec<u8>)>, Self::Error>;
-}
-
-impl<E, F: FnMut(Lsn) -> Result<Vec<u8>, E>> Chunks for F {
-    type Error = E;
-
-    fn change(&mut self, lsn: Lsn) -> Result<Vec<u8>, E> {
-        self(lsn)
-    }
-
-    fn snapshot(&mut self) -> Result<Option<(Heads, Vec<u8>)>, E> {
-        Ok(None)
-    }
 }
 
 /// A change that came by an exchange: its hash and what it depends on.
@@ -249,21 +221,23 @@ impl Exchange {
         if self.their.as_ref().is_some_and(|their| takes_unknown_for_shared(graph, their)) {
             return if self.reset_sent { Ok(None) } else { Ok(Some(self.reset_message(&our_heads)?)) };
         }
+        let may_be_quiet = heads_unchanged && self.have_responded;
+        let state = self.state(&our_heads, may_be_quiet, budget_bytes);
+        if let Some(composed) = state.as_ref().and_then(|state| source.composed(state)) {
+            self.note_sent(our_heads, &composed);
+            return Ok(Some(composed.message.clone()));
+        }
         let need = if self.read_only { Vec::new() } else { self.need(graph) };
         let whole = self.take_whole(graph, source)?;
         let (hashes, mut chunks) = self.take_changes(graph, budget_bytes, source)?;
         chunks.splice(0..0, whole);
         let heads_equal = self.their.as_ref().is_some_and(|their| their.heads == our_heads);
         let nothing_left = (heads_equal || self.read_only) && chunks.is_empty() && !self.needs_reset;
-        if heads_unchanged && self.have_responded && nothing_left {
+        if may_be_quiet && nothing_left {
             return Ok(None);
         }
         let have = self.have(graph, &need)?;
         let (heads, flags) = self.heads_and_flags(&our_heads);
-        self.have_responded = true;
-        self.in_flight = true;
-        self.last_sent = our_heads;
-        self.sent.extend(hashes);
         let version = if self.peer_has_v2 { MessageVersion::V2 } else { MessageVersion::V1 };
         let changes = match version {
             MessageVersion::V2 if !chunks.is_empty() => chunks.concat().into(),
@@ -271,7 +245,57 @@ impl Exchange {
         };
         let (heads, need) = (to_automerge(heads.as_slice()), to_automerge(&need));
         let message = Message { heads, need, have, changes, flags: Some(flags), version };
-        Ok(Some(guarded(|| message.encode())?))
+        let message = guarded(|| message.encode())?;
+        let composed = Arc::new(Composed { message, hashes, whole: self.sent_whole.clone() });
+        self.note_sent(our_heads, &composed);
+        if let Some(state) = state.filter(|_| self.backlog.is_empty()) {
+            source.keep(state, composed.clone());
+        }
+        Ok(Some(composed.message.clone()))
+    }
+
+    /// Takes note that a message goes out.
+    fn note_sent(&mut self, our_heads: Heads, composed: &Composed) {
+        self.have_responded = true;
+        self.in_flight = true;
+        self.last_sent = our_heads;
+        self.sent.extend(&composed.hashes);
+        self.sent_whole = composed.whole.clone();
+    }
+
+    /// What the next message follows from; `None` when it is this exchange's alone.
+    fn state(&self, our_heads: &Heads, may_be_quiet: bool, budget_bytes: usize) -> Option<State> {
+        let their = self.their.as_ref()?;
+        if self.read_only || self.needs_reset || !self.waiting.is_empty() || !self.backlog.is_empty() {
+            return None;
+        }
+        let mut hasher = blake3::Hasher::new();
+        let flags = [self.peer_has_v2, self.peer_has_reset, self.peer_read_only, may_be_quiet].map(u8::from);
+        hasher.update(&flags);
+        hasher.update(&self.generation.0.to_le_bytes());
+        hasher.update(&(budget_bytes as u64).to_le_bytes());
+        let mut list = |hashes: &mut dyn ExactSizeIterator<Item = &[u8; 32]>| {
+            hasher.update(&(hashes.len() as u64).to_le_bytes());
+            hashes.for_each(|hash| {
+                hasher.update(hash);
+            });
+        };
+        for heads in [our_heads, &their.heads, &self.shared, &self.sent_whole] {
+            list(&mut heads.as_slice().iter().map(|hash| &hash.0));
+        }
+        list(&mut their.need.iter().map(|hash| &hash.0));
+        list(&mut self.sent.iter().map(|hash| &hash.0));
+        for have in &their.have {
+            list(&mut have.last_sync.iter().map(|hash| &hash.0));
+        }
+        // Beside the heads we have, what is in the graph follows from its generation; of a filter, all is in its bytes.
+        hasher.update(&(their.have.len() as u64).to_le_bytes());
+        for have in &their.have {
+            let bloom = have.bloom.to_bytes();
+            hasher.update(&(bloom.len() as u64).to_le_bytes());
+            hasher.update(&bloom);
+        }
+        Some(State(*hasher.finalize().as_bytes()))
     }
 
     /// Whether both have said the same heads, and they are ours now: nothing is left to say.
