@@ -136,7 +136,9 @@ struct Summary {
     sync_states: u64,
     /// Documents that were built again and have every change that their files had.
     verified: u64,
-    /// Documents that have not.
+    /// Documents that were here and are shown in part, since a trusted node brought what cannot be applied.
+    degraded: u64,
+    /// Documents that have not every change although nothing is known to be wrong with them.
     failed: u64,
     /// The storage id here.
     storage_id: String,
@@ -454,7 +456,13 @@ impl<'a> Takeover<'a> {
             let missing = here.iter().find(|hash| !view.contains(**hash));
             Ok(missing.map(|hash| format!("it was built from the log without change {hash}")))
         });
+        // Building it may have found that out.
+        let degraded = self.database.reader().document(id)?.is_some_and(|state| state.degraded);
         let why = match built {
+            Ok(Some(_)) if degraded => {
+                self.summary.degraded += 1;
+                return Ok(());
+            }
             Ok(None) => {
                 self.summary.verified += 1;
                 return Ok(());
