@@ -334,6 +334,7 @@ impl<'a> Takeover<'a> {
                 None if examined.missing.is_empty() => break,
                 None => {}
                 Some(Error::Unappliable { document, hash, why }) => self.refused(document, Some(hash), why)?,
+                Some(Error::Refused { document, why }) => self.give_up(document, why)?,
                 Some(error) => return Err(error.into()),
             }
             // What was offered is settled, whatever became of it. Of a document with too many bad changes all is.
@@ -381,6 +382,14 @@ impl<'a> Takeover<'a> {
             None => why,
         };
         self.leave_out(Some(id), &file.unwrap_or_default(), why)
+    }
+
+    /// Leaves the rest of a document alone.
+    fn give_up(&mut self, id: DocumentId, why: String) -> Result<(), CommandError> {
+        if let Some(open) = self.open.get_mut(&id) {
+            open.bad = BAD_CHANGES_MAX;
+        }
+        self.leave_out(Some(id), Path::new(""), why)
     }
 
     fn report_orphans(&mut self, id: DocumentId, waiting: Vec<(ChangeHash, ChangeHash)>) -> Result<(), CommandError> {
