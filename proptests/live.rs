@@ -122,3 +122,31 @@ fn threads_that_create_one_named_document_at_once_lose_nothing() {
         assert_eq!(shared.to_json().unwrap()["hits"].as_object().unwrap().len(), 40, "round {round}");
     }
 }
+
+#[test]
+fn whoever_listens_hears_which_document_each_commit_is_about() {
+    let (database, other) = (open(1), open(2));
+    let mut changed = database.changed_documents();
+    let mut heard = || -> Vec<DocumentId> {
+        let groups = std::iter::from_fn(|| changed.try_recv().ok());
+        groups.flat_map(|documents| documents.to_vec()).collect()
+    };
+    let notes = database.collection("notes").unwrap();
+    let (note, created) = notes.create(json!({})).unwrap();
+    let (second, also_created) = notes.create(json!({})).unwrap();
+    created.wait().unwrap();
+    also_created.wait().unwrap();
+    let both = heard();
+    assert!(both.contains(&note.id()) && both.contains(&second.id()));
+    note.change(|edit| Ok(edit.put("mine", 1)?)).unwrap().wait().unwrap();
+    assert_eq!(heard(), [note.id()], "an edit made here");
+    note.delete().unwrap().wait().unwrap();
+    assert_eq!(heard(), [note.id()], "a statement made here");
+
+    let (theirs, created) = other.collection("notes").unwrap().create(json!({ "theirs": 1 })).unwrap();
+    created.wait().unwrap();
+    database.admit_blocking(rows_after(other.reader(), Lsn::ZERO)).unwrap();
+    assert_eq!(heard(), [theirs.id()], "what came from elsewhere");
+    database.admit_blocking(rows_after(other.reader(), Lsn::ZERO)).unwrap();
+    assert_eq!(heard(), [], "nothing new");
+}

@@ -114,6 +114,8 @@ pub(crate) struct Step {
     pub(crate) answers: Vec<Result<Admitted, HistoryError>>,
     /// Documents that got changes from elsewhere, and the last record about each.
     pub(crate) changed: Vec<(DocumentId, Lsn)>,
+    /// Documents that any record of the group is about, in the order of the records, some more than once.
+    pub(crate) documents: Vec<DocumentId>,
     /// Documents about which a lifecycle statement was accepted.
     pub(crate) restated: Vec<DocumentId>,
     /// Documents whose snapshot is due.
@@ -722,6 +724,7 @@ impl Core {
     }
 
     fn index(&self, work: &mut Work, document: DocumentId, lsn: Lsn, row: &IndexRow) {
+        work.step.documents.push(document);
         let key = index_key(document, lsn);
         work.group.batch.put(Keyspace::DocIx, key, encode_row(Keyspace::DocIx, &key, row));
     }
