@@ -31,6 +31,12 @@ pub async fn run(kind: Kind, setting: &Setting, sheet: &mut Sheet<'_>) -> Result
     let connected = rest(&server).await?;
     sheet.size("started, one client", "MiB", mib(empty));
     sheet.size("an idle connection", "KiB", kib(connected - empty, CONNECTIONS));
+    drop(clients);
+    server.stop().await?;
+    // Documents on a server of their own: samod attaches every document to every connection.
+    let server = Server::start(kind, &setting.places).await?;
+    let clients = Client::connect(&server.url, "first", &board, Idle).await?;
+    let connected = rest(&server).await?;
     let (author, pushed) = small::push(&server.url, &documents).await?;
     if pushed < DOCUMENTS {
         sheet.failed(&format!("{pushed} of {DOCUMENTS} documents pushed"));
