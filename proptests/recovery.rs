@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use tidelog::history::Location;
+use tidelog::history::{EntryKind, Location};
 use tidelog::log::{Keyspace, MemoryStorage, Storage as _, log_key};
 use tidelog::{Database, DocumentId, Durability, Error};
 
@@ -356,4 +356,85 @@ fn a_flipped_journal_byte_is_never_silently_less() {
         is_whole_or_refused(&filled, &damaged, &format!("flipped at {at} of {length}"));
         fs::remove_dir_all(&damaged).unwrap();
     }
+}
+
+/// Runs what only waits for the writer.
+fn waited<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+}
+
+#[test]
+fn the_storage_id_is_born_with_the_log_id_and_renewed_with_it() {
+    let storage = MemoryStorage::new();
+    let database = open(&storage, Durability::Synced).unwrap();
+    let born = database.storage_id();
+    fill(&database, &[]);
+    let log = database.reader().log_id();
+    assert_eq!(database.status().storage_id, born);
+    database.close();
+    for disk in [storage.clone(), storage.killed(), storage.crashed(storage.unsynced_batches())] {
+        let again = open(&disk, Durability::Synced).unwrap();
+        assert_eq!(
+            (again.reader().log_id(), again.storage_id()),
+            (log, born),
+            "survives a close, a kill and a power cut"
+        );
+    }
+
+    let restored = Database::on(storage.killed()).node(node(1)).restored(true).open().unwrap();
+    assert_ne!((restored.reader().log_id(), restored.storage_id()), (log, born));
+    assert_ne!(restored.reader().log_id(), log);
+    assert_ne!(restored.storage_id(), born, "a restored copy");
+
+    // Without its last group.
+    let cut = storage.killed();
+    let entries = database.reader().read_log(tidelog::Lsn::ZERO, usize::MAX, usize::MAX).unwrap();
+    let footers = entries.iter().filter(|entry| matches!(entry.kind, EntryKind::Footer { .. }));
+    let kept = footers.map(|entry| entry.lsn).rev().nth(1).unwrap_or_default();
+    for entry in entries.iter().filter(|entry| entry.lsn > kept) {
+        cut.tamper(Keyspace::Log, &log_key(entry.lsn), None);
+    }
+    assert!(open(&cut, Durability::Synced).is_err());
+    let accepted = Database::on(cut).node(node(1)).limits(narrow()).accept_tail_loss(true).open().unwrap();
+    assert_ne!(accepted.storage_id(), born, "a lost tail");
+}
+
+#[test]
+fn a_store_from_before_storage_ids_gets_one_at_its_next_open() {
+    let storage = MemoryStorage::new();
+    let database = open(&storage, Durability::Synced).unwrap();
+    fill(&database, &[]);
+    let born = database.storage_id();
+    database.close();
+    storage.tamper(Keyspace::State, b"s:storage", None);
+    let drawn = open(&storage, Durability::Synced).unwrap().storage_id();
+    assert_ne!(drawn, born);
+    assert_eq!(open(&storage.crashed(0), Durability::Synced).unwrap().storage_id(), drawn);
+}
+
+#[test]
+fn a_storage_id_is_adopted_only_while_nothing_was_ever_logged() {
+    let folder = tidelog::StorageId::random();
+    for durability in [Durability::Synced, Durability::Buffered] {
+        let storage = MemoryStorage::new();
+        let database = open(&storage, durability).unwrap();
+        assert_eq!(waited(database.adopt_storage_id(folder)).unwrap(), folder);
+        assert_eq!(database.storage_id(), folder);
+        let cut = open(&storage.crashed(0), durability).unwrap();
+        assert_eq!(cut.storage_id(), folder, "it was on the disk before anybody was told");
+
+        fill(&database, &[]);
+        assert_eq!(waited(database.adopt_storage_id(folder)).unwrap(), folder, "it is ours already");
+        let other = tidelog::StorageId::random();
+        assert_eq!(waited(database.adopt_storage_id(other)).unwrap(), folder);
+        database.close();
+        assert_eq!(open(&storage, durability).unwrap().storage_id(), folder);
+    }
+
+    let storage = MemoryStorage::new();
+    let database = open(&storage, Durability::Synced).unwrap();
+    let own = database.storage_id();
+    storage.fail_after(0);
+    assert!(waited(database.adopt_storage_id(folder)).is_err());
+    assert_eq!(database.storage_id(), own, "what did not reach the disk is not told");
 }

@@ -53,6 +53,6 @@ pub use automerge;
 pub use document::{Change, Edit, Path};
 pub use engine::{Collection, Commit, Committed, Database, DocHandle};
 pub use error::Error;
-pub use id::{ChangeHash, CollectionName, DocumentId, Heads, Lsn, NodeId};
+pub use id::{ChangeHash, CollectionName, DocumentId, Heads, Lsn, NodeId, StorageId};
 pub use limits::Limits;
 pub use log::Durability;

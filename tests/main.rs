@@ -6,5 +6,6 @@ mod cli;
 mod kill;
 mod links;
 mod load;
+mod nodefs;
 mod nodes;
 mod twins;

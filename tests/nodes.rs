@@ -61,7 +61,7 @@ impl Server {
     fn admit(&mut self, id: DocumentId, changes: &[Change]) {
         for group in changes.chunks(1000) {
             let changes = group.iter().map(|change| Base64(change.bytes().to_vec())).collect();
-            let (answer, _) = self.ask(&Request::Admit { id: id.to_string(), changes });
+            let (answer, _) = self.ask(&Request::Admit { id: id.to_string(), changes, tried: false });
             assert_eq!(answer["waiting"], 0, "{answer}");
         }
         self.known.extend(changes.iter().map(Change::hash));

@@ -30,5 +30,5 @@ pub use graph::{ChangeGraph, GraphError, Index, Node, NodeInfo};
 pub use json::JsonError;
 pub use path::Path;
 pub use reading::Reading;
-pub use split::split;
+pub use split::{Pieces, split, split_each};
 pub use view::{Applied, EditOptions, View};

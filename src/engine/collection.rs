@@ -4,14 +4,15 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::commit::Commit;
+use super::core::{Incoming, IncomingBody};
 use super::database::Database;
 use super::handle::{DocHandle, now_ms, now_seconds};
 use super::working_set::WorkingSet;
 use crate::document::{Change, EditOptions, Path, View, ViewError, genesis};
 use crate::error::Error;
-use crate::history::DocumentState;
+use crate::history::{DocumentState, Origin};
 use crate::id::{CollectionName, DocumentId, Heads, Lsn};
-use crate::log::record::{CreationRank, Lifecycle, LifecycleKind};
+use crate::log::record::{Admission, CreationRank, Lifecycle, LifecycleKind};
 
 /// A set of documents. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -105,6 +106,23 @@ impl Collection {
             Database::send(room, id, vec![statement], Vec::new(), None)?.wait()?;
         }
         self.find(id)
+    }
+
+    /// The statement that creates the document `id` in this collection, to be offered to the log together with changes
+    /// that were made elsewhere. Of the lowest rank: whoever asked for the document elsewhere decides about it.
+    #[must_use]
+    pub fn imported(&self, id: DocumentId) -> Incoming {
+        let origin = Origin {
+            node: self.database.node(),
+            principal: String::new(),
+            admission: Admission::Full,
+            rules_version: 0,
+        };
+        Incoming {
+            document: id,
+            body: IncomingBody::Lifecycle(self.creation(id, None, CreationRank::Imported)),
+            origin,
+        }
     }
 
     fn send(

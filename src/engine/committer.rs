@@ -44,13 +44,18 @@ impl Committer {
     /// that nothing more is taken, and then discards them.
     pub(super) fn commit(&mut self, now_ms: u64, now: Instant, inputs: Vec<Input>) -> Result<Committed, LogError> {
         let count = inputs.len();
-        let Step { group, rows, answers, changed, restated, snapshots_due } = self.core.step(now_ms, now, inputs);
+        let Step { group, rows, answers, changed, restated, snapshots_due, storage_id } =
+            self.core.step(now_ms, now, inputs);
         let span = tracing::debug_span!("commit", lsn = tracing::field::Empty, inputs = count).entered();
         let end = match group {
             Some(group) => self.log.commit(group)?,
             None if rows.rows.is_empty() => self.reader.tail(),
             None => self.log.commit_rows(rows).map(|()| self.reader.tail())?,
         };
+        if let Some(id) = storage_id {
+            self.log.sync()?;
+            self.reader.note_storage_id(id);
+        }
         span.record("lsn", end.lsn.0);
         self.working_set.note_statements(&restated);
         let appended = end.lsn != self.reader.tail().lsn;

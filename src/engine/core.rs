@@ -17,7 +17,7 @@ use super::pending::{Arrival, Pending};
 use crate::document::{Change, ChangeGraph, Node};
 use crate::history::fold::{fold_change, fold_lifecycle, index_key, index_row, new_row, project_row};
 use crate::history::{Graphs, HistoryError, Names, Origin, Reader};
-use crate::id::{ActorId, ChangeHash, DocumentId, Heads, LogCursor, Lsn, NodeId};
+use crate::id::{ActorId, ChangeHash, DocumentId, Heads, LogCursor, Lsn, NodeId, StorageId};
 use crate::limits::Limits;
 use crate::log::record::{
     ChangeHeader, Lifecycle, LifecycleHeader, LifecycleKind, NameHeader, NameKind, NameRef, Record, payload_digest,
@@ -56,6 +56,8 @@ pub(crate) enum Input {
     StoreCursor { peer: NodeId, cursor: LogCursor },
     /// A row of the keyspace `held`.
     Hold { key: Vec<u8>, row: Vec<u8> },
+    /// Another name for the store, if nothing was ever logged in it.
+    AdoptStorageId(StorageId),
     /// A verified snapshot, to be kept as a cache.
     Snapshot { document: DocumentId, lsn: Lsn, heads: Heads, changes: u64, bytes: Vec<u8> },
 }
@@ -72,7 +74,7 @@ impl Input {
                     IncomingBody::Lifecycle(bytes) => bytes.len(),
                 })
                 .sum(),
-            Self::StoreCursor { .. } => 0,
+            Self::StoreCursor { .. } | Self::AdoptStorageId(_) => 0,
             Self::Hold { row, .. } => row.len(),
             Self::Snapshot { bytes, .. } => bytes.len(),
         }
@@ -111,6 +113,8 @@ pub(crate) struct Step {
     pub(crate) restated: Vec<DocumentId>,
     /// Documents whose snapshot is due.
     pub(crate) snapshots_due: Vec<DocumentId>,
+    /// The store's new name. It is to be on the disk before any answer is given.
+    pub(crate) storage_id: Option<StorageId>,
 }
 
 /// The one place that decides what is appended.
@@ -310,6 +314,13 @@ impl Core {
             Input::StoreCursor { peer, cursor } => {
                 put_cursor(work, peer, &cursor);
                 answer.cursor_stored = true;
+            }
+            Input::AdoptStorageId(id) => {
+                // A name speaks for what its store has: it can be taken over only where nothing is.
+                if self.appender.tail().lsn == Lsn::ZERO && self.rows.is_empty() {
+                    crate::history::put_storage_id(&mut work.group.batch, id, self.appender.tail().log_id);
+                    work.step.storage_id = Some(id);
+                }
             }
             Input::Hold { key, row } => work.group.batch.put(Keyspace::Held, key, row),
             Input::Snapshot { document, lsn, heads, changes, bytes } => {

@@ -17,7 +17,7 @@ use super::working_set::{InFlight, WorkingSet};
 use crate::document::Change;
 use crate::error::Error;
 use crate::history::{Reader, Verification, open, verify};
-use crate::id::{ActorId, CollectionName, DocumentId, LogCursor, Lsn, NodeId, first, random_bytes};
+use crate::id::{ActorId, CollectionName, DocumentId, LogCursor, Lsn, NodeId, StorageId, first, random_bytes};
 use crate::limits::{Limits, queues};
 use crate::log::{Durability, Log, RecoverOptions, Storage};
 
@@ -137,7 +137,7 @@ impl DatabaseBuilder {
         drop(span);
         let tail = opened.recovered.tail;
         tracing::info!(log = %tail.log_id, tail = %tail.lsn, checked = opened.checked, rebuilt = opened.rebuilt, "store open");
-        let reader = Reader::new(storage.clone(), node, tail, &self.limits);
+        let reader = Reader::new(storage.clone(), node, &opened, &self.limits);
         let working_set = Arc::new(WorkingSet::new(self.limits.memory_budget));
         let trials = Trials::open(&reader, &self.limits)?;
         let (tail_sender, tail_receiver) = watch::channel(tail);
@@ -233,6 +233,8 @@ pub struct Status {
     pub node: NodeId,
     /// The last durable footer.
     pub tail: LogCursor,
+    /// Under which name automerge-repo's clients know the store.
+    pub storage_id: StorageId,
     /// What a commit waits for.
     pub durability: Durability,
     /// Documents materialised now.
@@ -340,6 +342,28 @@ impl Database {
         self.inner.renewed
     }
 
+    /// The name under which automerge-repo's clients know this store. It is on the disk, and changes with the log id.
+    #[must_use]
+    pub fn storage_id(&self) -> StorageId {
+        self.reader().storage_id()
+    }
+
+    /// Takes over the name of another automerge-repo store, whose documents are to be imported: clients then go on
+    /// where they left off with it. Only a store in which nothing was ever logged can; any other keeps its own. Answers
+    /// with the name it has now, which is durable.
+    ///
+    /// # Errors
+    /// As [`Self::admit`].
+    ///
+    /// # Cancel safety
+    /// As [`Self::admit`].
+    pub async fn adopt_storage_id(&self, id: StorageId) -> Result<StorageId, Error> {
+        if self.storage_id() != id {
+            self.ask(Input::AdoptStorageId(id)).await?;
+        }
+        Ok(self.storage_id())
+    }
+
     /// How it is doing.
     #[must_use]
     pub fn status(&self) -> Status {
@@ -349,6 +373,7 @@ impl Database {
         Status {
             node: self.node(),
             tail: self.reader().tail(),
+            storage_id: self.storage_id(),
             durability: self.inner.durability,
             materialized,
             materialized_bytes,

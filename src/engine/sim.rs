@@ -90,7 +90,7 @@ impl Engine {
     /// As [`DatabaseBuilder::open`](super::DatabaseBuilder::open).
     pub fn open(storage: Arc<dyn Storage>, setup: Setup) -> Result<(Self, Opened), Error> {
         let opened = open(&*storage, setup.recover, &mut |_, _| {})?;
-        let reader = Reader::new(storage.clone(), setup.node, opened.recovered.tail, &setup.limits);
+        let reader = Reader::new(storage.clone(), setup.node, &opened, &setup.limits);
         let committer = Committer {
             core: Core::new(reader.clone(), setup.limits.clone(), &opened.recovered)?,
             log: Log::new(storage, setup.durability, &opened.recovered),
@@ -389,6 +389,6 @@ fn documents_in(input: &Input) -> Vec<DocumentId> {
     match input {
         Input::Local { document, .. } | Input::Snapshot { document, .. } => vec![*document],
         Input::Admit { rows, .. } => rows.iter().map(|row| row.document).collect(),
-        Input::StoreCursor { .. } | Input::Hold { .. } => Vec::new(),
+        Input::StoreCursor { .. } | Input::Hold { .. } | Input::AdoptStorageId(_) => Vec::new(),
     }
 }

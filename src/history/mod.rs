@@ -11,6 +11,7 @@ mod names;
 mod open;
 mod reader;
 mod rebuild;
+mod storage_id;
 mod verify;
 pub mod withdrawal;
 
@@ -21,6 +22,7 @@ pub use open::{Opened, open};
 pub use reader::{DocumentState, Entry, EntryKind, Location, Origin, Reader, Snapshot};
 pub(crate) use reader::{peer_key, snapshot_key};
 pub use rebuild::rebuild;
+pub(crate) use storage_id::put_storage_id;
 pub use verify::{Fault, Verification, verify};
 
 use crate::id::{DocumentId, Lsn};

@@ -5,8 +5,9 @@ use std::ops::ControlFlow;
 
 use super::fold::index_key;
 use super::reader::document_row;
+use super::storage_id::settle_storage_id;
 use super::{HistoryError, rebuild};
-use crate::id::{Chain, DocumentId, Lsn};
+use crate::id::{Chain, DocumentId, Lsn, StorageId};
 use crate::log::record::{Record, RecordError};
 use crate::log::rows::{ProjectionRow, decode_row, encode_row};
 use crate::log::{
@@ -28,6 +29,8 @@ pub struct Opened {
     pub checked: u64,
     /// Whether the projections had to be made again.
     pub rebuilt: bool,
+    /// Under which name automerge-repo's clients know the store.
+    pub storage_id: StorageId,
 }
 
 /// Opens the store in `storage`: recovers the log, reads its tail from the newest checkpoint on, and rebuilds the
@@ -82,7 +85,8 @@ fn recover_and_check(
         rebuild(storage, tail, progress)?;
         rebuilt = true;
     }
-    Ok(Opened { recovered, checked, rebuilt })
+    let storage_id = settle_storage_id(storage, recovered.tail.log_id)?;
+    Ok(Opened { recovered, checked, rebuilt, storage_id })
 }
 
 fn projections_are_there(storage: &dyn Storage, tail: Lsn) -> Result<bool, HistoryError> {

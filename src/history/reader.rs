@@ -5,9 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::fold::{digest_of, heads_of, index_key, is_visible, lsn_in};
 use super::withdrawal::withdrawn_records;
-use super::{Graphs, HistoryError, Names};
+use super::{Graphs, HistoryError, Names, Opened};
 use crate::document::ChangeGraph;
-use crate::id::{Chain, ChangeHash, CollectionKey, CollectionName, DocumentId, Heads, LogCursor, LogId, Lsn, NodeId};
+use crate::id::{
+    Chain, ChangeHash, CollectionKey, CollectionName, DocumentId, Heads, LogCursor, LogId, Lsn, NodeId, StorageId,
+};
 use crate::limits::Limits;
 use crate::log::record::{Admission, ChangeHeader, LifecycleHeader, NameRef, Record, StateDigest};
 use crate::log::rows::{DocumentRow, IndexRow, PeerRow, SnapshotRow, StatementRow, decode_row};
@@ -26,6 +28,8 @@ struct Shared {
     graphs: Graphs,
     // Protects the tail alone: the writer moves it after a commit, everybody reads it.
     tail: RwLock<LogCursor>,
+    // Protects the name alone: the writer changes it once it is durable.
+    storage_id: RwLock<StorageId>,
 }
 
 /// Where a cursor stands in this log.
@@ -148,12 +152,13 @@ pub struct Snapshot {
 const REREADS_MAX: usize = 8;
 
 impl Reader {
-    /// Reads `storage`, whose log ends at `tail`, for the node `node`.
+    /// Reads `storage`, which was `opened`, for the node `node`.
     #[must_use]
-    pub fn new(storage: Arc<dyn Storage>, node: NodeId, tail: LogCursor, limits: &Limits) -> Self {
+    pub fn new(storage: Arc<dyn Storage>, node: NodeId, opened: &Opened, limits: &Limits) -> Self {
         let names = Names::new(storage.clone());
         let graphs = Graphs::new(limits.graph_budget);
-        Self { shared: Arc::new(Shared { storage, node, names, graphs, tail: RwLock::new(tail) }) }
+        let (tail, storage_id) = (RwLock::new(opened.recovered.tail), RwLock::new(opened.storage_id));
+        Self { shared: Arc::new(Shared { storage, node, names, graphs, tail, storage_id }) }
     }
 
     /// The store itself.
@@ -178,6 +183,17 @@ impl Reader {
     #[must_use]
     pub fn log_id(&self) -> LogId {
         self.tail().log_id
+    }
+
+    /// The name under which automerge-repo's clients know the store.
+    #[must_use]
+    pub fn storage_id(&self) -> StorageId {
+        *self.shared.storage_id.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells of an adopted name. Only the writer does, once it is durable.
+    pub(crate) fn note_storage_id(&self, id: StorageId) {
+        *self.shared.storage_id.write().unwrap_or_else(PoisonError::into_inner) = id;
     }
 
     /// The last footer that is durable.

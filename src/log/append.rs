@@ -237,6 +237,15 @@ impl Log {
         self.storage.commit(batch, Durability::Buffered).map_err(|error| self.poison(&error))
     }
 
+    /// Waits until everything written is on the disk, whatever the database's durability.
+    ///
+    /// # Errors
+    /// As [`Self::commit`].
+    pub fn sync(&mut self) -> Result<(), LogError> {
+        self.check()?;
+        self.storage.sync().map_err(|error| self.poison(&error))
+    }
+
     /// Syncs the high-water mark if it moved since the last time. To be called about once a second.
     ///
     /// # Errors

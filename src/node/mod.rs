@@ -7,6 +7,7 @@
 
 pub mod admin;
 pub mod command;
+mod nodefs;
 pub mod peers;
 pub mod place;
 pub mod salvage;

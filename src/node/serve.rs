@@ -116,14 +116,7 @@ impl Node {
         }
         let mut web = None;
         if let Some(listen) = config.http {
-            let storage = {
-                let mut b = database.reader().log_id().0;
-                b[6] = b[6] & 0x0f | 0x40;
-                b[8] = b[8] & 0x3f | 0x80;
-                let h: String = b.iter().map(|b| format!("{b:02x}")).collect();
-                format!("{}-{}-{}-{}-{}", &h[..8], &h[8..12], &h[12..16], &h[16..20], &h[20..])
-            };
-            let options = WebOptions { listen, origins: config.origins, storage };
+            let options = WebOptions { listen, origins: config.origins };
             web = Some(WebServer::start(database.clone(), options).await?);
         }
         let context = Context { listening: Some(address), ..Context::direct(database, peers) };

@@ -42,8 +42,6 @@ pub struct WebOptions {
     pub listen: SocketAddr,
     /// Whose pages may connect.
     pub origins: AllowedOrigins,
-    /// The name of the store, for clients that remember what it has: a UUID that lives as long as the log.
-    pub storage: String,
 }
 
 /// Why a server cannot be started.
@@ -83,7 +81,6 @@ pub(super) struct App {
     pub(super) address: SocketAddr,
     /// Who we are among automerge-repo's peers.
     pub(super) peer: String,
-    pub(super) storage: String,
 }
 
 impl WebServer {
@@ -102,7 +99,6 @@ impl WebServer {
         let followed = database.clone();
         let app = App {
             peer: format!("tidelog-{}", database.node().short()),
-            storage: options.storage,
             shared: Shared {
                 database,
                 switchboard,

@@ -97,7 +97,7 @@ fn config_of(app: &App, request: &Request) -> (RepoConfig, Option<String>) {
     let config = RepoConfig {
         node: app.shared.database.node(),
         peer: app.peer.clone(),
-        storage: app.storage.clone(),
+        storage: app.shared.database.storage_id().to_string(),
         scope,
         principal: String::new(),
         limits: app.shared.database.limits().clone(),

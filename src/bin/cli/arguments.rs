@@ -144,20 +144,12 @@ pub(super) enum Command {
         #[arg(long)]
         limit: Option<u64>,
     },
-    /// Bring documents in: NDJSON or an .automerge file; `import trace FILE` replays an editing history
+    /// Bring documents in: NDJSON or an .automerge file; `import trace FILE` replays an editing history,
+    /// `import automerge-repo FOLDER` takes over a sync server's documents
     #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
     Import(Import),
-    /// Print documents
-    Export {
-        /// A document or a collection; everything when left out
-        target: Option<String>,
-        /// How
-        #[arg(long, value_enum)]
-        format: Option<Format>,
-        /// Write here instead of stdout: a file, or for several .automerge files a directory
-        #[arg(short, long, value_name = "PATH")]
-        output: Option<PathBuf>,
-    },
+    /// Print documents, or write them as .automerge files that every Automerge tool opens
+    Export(Export),
     /// Who may link to this node
     Peer {
         #[command(subcommand)]
@@ -240,6 +232,28 @@ pub(super) enum DurabilityLevel {
 }
 
 #[derive(Debug, Args)]
+pub(super) struct Export {
+    /// A document (its id, or collection/id) or a collection; everything when left out
+    #[arg(conflicts_with_all = ["all", "collection"])]
+    pub(super) target: Option<String>,
+    /// Every document, each as an .automerge file in the folder that --output names
+    #[arg(long)]
+    pub(super) all: bool,
+    /// Every document of this collection only
+    #[arg(long, value_name = "NAME")]
+    pub(super) collection: Option<String>,
+    /// How; automerge with --all, and where --output is a folder or ends in .automerge, else as text
+    #[arg(long, value_enum)]
+    pub(super) format: Option<Format>,
+    /// Write here instead of stdout (-): a file, or for .automerge files a folder
+    #[arg(short, long, value_name = "PATH")]
+    pub(super) output: Option<PathBuf>,
+    /// Replace files that are there
+    #[arg(long)]
+    pub(super) force: bool,
+}
+
+#[derive(Debug, Args)]
 pub(super) struct Import {
     #[command(subcommand)]
     pub(super) special: Option<SpecialImport>,
@@ -261,6 +275,14 @@ pub(super) enum SpecialImport {
         agents: Vec<u32>,
         #[command(flatten)]
         to: To,
+    },
+    /// Take over the documents of an automerge-repo sync server; run it again to go on, or to fetch what is new
+    AutomergeRepo {
+        /// Its data folder, as NodeFSStorageAdapter keeps it
+        folder: PathBuf,
+        /// Where documents go that are not here yet
+        #[arg(long, value_name = "NAME", default_value = "default")]
+        collection: String,
     },
 }
 
@@ -372,11 +394,22 @@ mod tests {
     }
 
     #[test]
+    fn export_takes_one_way_to_say_what() {
+        let parse = |words: &[&str]| Arguments::try_parse_from([&["tidelog", "export"][..], words].concat());
+        assert!(parse(&[]).is_ok());
+        assert!(parse(&["--all", "--output", "x", "--collection", "notes", "--force"]).is_ok());
+        assert!(parse(&["notes", "--all"]).is_err());
+        assert!(parse(&["notes", "--collection", "notes"]).is_err());
+    }
+
+    #[test]
     fn import_takes_a_file_or_a_trace() {
         let parse = |words: &[&str]| Arguments::try_parse_from([&["tidelog", "import"][..], words].concat());
         assert!(parse(&["notes.ndjson", "--collection", "notes"]).is_ok());
         assert!(parse(&["trace", "x.json.gz", "--agents", "0,1", "--json"]).is_ok());
         assert!(parse(&[]).is_err());
         assert!(parse(&["trace"]).is_err());
+        assert!(parse(&["automerge-repo", ".amrg", "--collection", "notes"]).is_ok());
+        assert!(parse(&["automerge-repo"]).is_err());
     }
 }

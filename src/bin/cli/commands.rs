@@ -4,13 +4,13 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use tidelog::node::command::{Collected, CommandError, Exit, ExportFormat, Request, Target, import};
+use tidelog::node::command::{Collected, CommandError, Exit, Request, Target};
 use tidelog::node::{Interrupt, Session, SessionOptions};
 
-use super::arguments::{Command, Format, From, Global, Import, Peer, SpecialImport, To};
+use super::arguments::{Command, From, Global, Import, Peer, SpecialImport};
 use super::screen::{Place, Screen};
 use super::table::{Column, cell, printable, short, size, table, time};
-use super::{edit, salvage};
+use super::{edit, export, import, salvage};
 
 /// The most that is read of stdin, in bytes.
 const STDIN_BYTES_MAX: u64 = 64 << 20;
@@ -54,6 +54,11 @@ fn prepared(command: Command) -> Result<Command, CommandError> {
         Command::Import(mut import) if import.file.as_deref() == Some(Path::new("-")) => {
             import.file = Some(PathBuf::from("/dev/stdin"));
             Command::Import(import)
+        }
+        Command::Import(Import { special: Some(SpecialImport::AutomergeRepo { folder, collection }), file, to }) => {
+            std::fs::read_dir(&folder).map_err(|error| CommandError::file("read the folder", &folder, &error))?;
+            tidelog::CollectionName::new(collection.as_str())?;
+            Command::Import(Import { special: Some(SpecialImport::AutomergeRepo { folder, collection }), file, to })
         }
         other => other,
     })
@@ -126,8 +131,8 @@ fn dispatch(session: &mut Session, command: Command, screen: &Screen) -> Result<
         }
         Command::Log { id, from, limit } => log(session, id, from, limit, screen),
         Command::Watch { target, from, limit } => watch(session, target, from, limit, screen),
-        Command::Import(import) => run_import(session, import, screen),
-        Command::Export { target, format, output } => export(session, target, format, output, screen),
+        Command::Import(arguments) => import::run(session, arguments, screen),
+        Command::Export(arguments) => export::run(session, arguments, screen),
         Command::Peer { command } => peer(session, command, screen),
         Command::Ticket { invite } => {
             let row = one(session, Request::Ticket { invite: invite.map(|role| role.text().to_owned()) })?;
@@ -148,7 +153,7 @@ pub(super) fn one(session: &mut Session, request: Request) -> Result<Value, Comm
     Ok(collected.rows.pop().unwrap_or_default())
 }
 
-fn text_of(row: &Value, key: &str) -> String {
+pub(super) fn text_of(row: &Value, key: &str) -> String {
     row[key].as_str().unwrap_or_default().to_owned()
 }
 
@@ -312,188 +317,6 @@ fn watch(
     ended.map(|_| ())
 }
 
-fn run_import(session: &mut Session, arguments: Import, screen: &Screen) -> Result<(), CommandError> {
-    let destination = |to: To| import::Destination { collection: to.collection, document: to.document, name: to.name };
-    let mut output = screen.output(|_| Ok(()));
-    let (answer, command) = match (arguments.special, arguments.file) {
-        (Some(SpecialImport::Trace { file, agents, to }), _) => {
-            let answer = import::import_trace(session, &file, &destination(to), &agents, &mut output)?;
-            (answer, format!("tidelog import trace {}", file.display()))
-        }
-        (None, Some(file)) if file != Path::new("/dev/stdin") && import::is_automerge(&file)? => {
-            let answer = import::import_automerge(session, &file, &destination(arguments.to), &mut output)?;
-            (answer, String::new())
-        }
-        (None, Some(file)) => {
-            if arguments.to.document.is_some() || arguments.to.name.is_some() {
-                return Err(CommandError::usage("--document and --name are for a file that holds one document"));
-            }
-            let spooled = Spooled::new(&file)?;
-            let collection = arguments.to.collection.as_deref();
-            (import::import_lines(session, spooled.path(), collection, &mut output)?, String::new())
-        }
-        (None, None) => return Err(CommandError::usage("there is no file to import")),
-    };
-    drop(output);
-    if screen.json {
-        return screen.print(&answer.to_string());
-    }
-    let number = |key: &str| answer[key].as_u64().unwrap_or(0);
-    if let Some(id) = answer["id"].as_str() {
-        screen.print(id)?;
-        screen.say(&format!("{} changes imported, {} were here", number("imported"), number("known")));
-        if number("remaining") > 0 && !screen.quiet {
-            screen.warn(&format!(
-                "{} changes are left: each needs one of another agent that is not here yet; when it is, run this again",
-                number("remaining")
-            ));
-            screen.next(&format!("{command} --agents ..."));
-        } else {
-            screen.next(&format!("tidelog log {id}"));
-        }
-    } else {
-        screen.say(&format!(
-            "{} documents created, {} changed, {} unchanged",
-            number("created"),
-            number("changed"),
-            number("unchanged")
-        ));
-        screen.next("tidelog ls");
-    }
-    Ok(())
-}
-
-/// A file that can be read twice: stdin is put into one, which goes away with this.
-struct Spooled {
-    path: PathBuf,
-    temporary: bool,
-}
-
-impl Spooled {
-    fn new(file: &Path) -> Result<Self, CommandError> {
-        if file != Path::new("/dev/stdin") {
-            return Ok(Self { path: file.to_owned(), temporary: false });
-        }
-        let path = edit::temporary_path("ndjson");
-        let spooled = Self { path: path.clone(), temporary: true };
-        let mut target = edit::create_private(&path)?;
-        let copied = std::io::copy(&mut std::io::stdin().lock(), &mut target);
-        copied.map_err(|error| CommandError::file("write", &path, &error))?;
-        Ok(spooled)
-    }
-
-    fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
-impl Drop for Spooled {
-    fn drop(&mut self) {
-        if self.temporary {
-            // What is left of it is in a temporary folder.
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
-}
-
-fn export(
-    session: &mut Session,
-    target: Option<String>,
-    format: Option<Format>,
-    to: Option<PathBuf>,
-    screen: &Screen,
-) -> Result<(), CommandError> {
-    let target = target.map(|text| text.parse::<Target>()).transpose()?;
-    let one_document = matches!(target, Some(Target::Document(_)));
-    let format = format.unwrap_or(if one_document && !screen.json { Format::Json } else { Format::Ndjson });
-    let wire = if format == Format::Automerge { ExportFormat::Automerge } else { ExportFormat::Json };
-    if format == Format::Automerge && !one_document && to.is_none() {
-        return Err(CommandError::usage("several .automerge files need a directory").fix("give one with --output DIR"));
-    }
-    let mut file = match &to {
-        Some(path) if format == Format::Automerge && !one_document => {
-            std::fs::create_dir_all(path).map_err(|error| CommandError::file("make", path, &error))?;
-            None
-        }
-        Some(path) => Some(NewFile::new(path)?),
-        None => None,
-    };
-    let mut output = screen.output(|row| {
-        let bytes = match format {
-            Format::Json => format!("{}\n", pretty(&row["value"])).into_bytes(),
-            Format::Ndjson => format!("{row}\n").into_bytes(),
-            Format::Automerge => decode(&row)?,
-        };
-        match (&mut file, &to) {
-            (Some(file), _) => file.write(&bytes),
-            (None, Some(directory)) => {
-                let id = text_of(&row, "id");
-                let name = format!("{}.automerge", id.trim_start_matches("automerge:"));
-                let mut file = NewFile::new(&directory.join(name))?;
-                file.write(&bytes)?;
-                file.finish()
-            }
-            (None, None) => screen.print_bytes(&bytes),
-        }
-    });
-    let answer = session.call(Request::Export { target, format: wire }, &mut output)?;
-    drop(output);
-    if let Some(file) = file {
-        file.finish()?;
-    }
-    if let Some(path) = to {
-        screen.say(&format!("{} documents in {}", answer["documents"], path.display()));
-        screen.next(&format!("tidelog import {}", path.display()));
-    }
-    Ok(())
-}
-
-fn decode(row: &Value) -> Result<Vec<u8>, CommandError> {
-    let text = row["automerge"].clone();
-    let bytes: Result<tidelog::node::command::Base64, _> = serde_json::from_value(text);
-    bytes.map(|bytes| bytes.0).map_err(|error| CommandError::json("the exported document", &error))
-}
-
-/// A file that appears under its name once it is whole.
-struct NewFile {
-    path: PathBuf,
-    temporary: PathBuf,
-    file: Option<std::fs::File>,
-}
-
-impl NewFile {
-    fn new(path: &Path) -> Result<Self, CommandError> {
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(".new");
-        let temporary = path.with_file_name(name);
-        let file = std::fs::File::create(&temporary).map_err(|error| CommandError::file("write", path, &error))?;
-        Ok(Self { path: path.to_owned(), temporary, file: Some(file) })
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<(), CommandError> {
-        use std::io::Write as _;
-        match &mut self.file {
-            Some(file) => file.write_all(bytes).map_err(|error| CommandError::file("write", &self.path, &error)),
-            None => Ok(()),
-        }
-    }
-
-    fn finish(mut self) -> Result<(), CommandError> {
-        let Some(file) = self.file.take() else { return Ok(()) };
-        let named = file.sync_all().and_then(|()| std::fs::rename(&self.temporary, &self.path));
-        named.map_err(|error| CommandError::file("write", &self.path, &error))
-    }
-}
-
-impl Drop for NewFile {
-    fn drop(&mut self) {
-        if self.file.is_some() {
-            // It was not finished: half a file is of no use.
-            let _ = std::fs::remove_file(&self.temporary);
-        }
-    }
-}
-
 fn peer(session: &mut Session, command: Peer, screen: &Screen) -> Result<(), CommandError> {
     match command {
         Peer::Add { peer, role } => {
@@ -537,6 +360,7 @@ fn status(session: &mut Session, screen: &Screen) -> Result<(), CommandError> {
         line("listening", format!("{address} for {} s", row["uptime_s"]))?;
     }
     line("log", format!("{}, {} records", text_of(&row, "log"), row["tail"]))?;
+    line("storage id", cell(&row["storage"]))?;
     line("collections", cell(&row["collections"]))?;
     line("durability", cell(&row["durability"]))?;
     line("in memory", format!("{} documents, {}", row["materialized"], size(&row["materialized_bytes"])))?;

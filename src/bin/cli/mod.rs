@@ -3,6 +3,8 @@
 mod arguments;
 mod commands;
 mod edit;
+mod export;
+mod import;
 mod salvage;
 mod screen;
 mod serve;

@@ -8,7 +8,7 @@ pub(super) const MAGIC: [u8; 4] = [0x85, 0x6f, 0x4a, 0x83];
 
 /// What a chunk holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(in crate::document) enum Kind {
     Document,
     Change,
     DeflatedChange,
@@ -16,16 +16,16 @@ pub(super) enum Kind {
 
 /// One chunk, cut out but not opened.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Chunk<'a> {
-    pub(super) kind: Kind,
+pub(in crate::document) struct Chunk<'a> {
+    pub(in crate::document) kind: Kind,
     pub(super) checksum: [u8; 4],
     pub(super) contents: &'a [u8],
     /// All of it, header included.
-    pub(super) whole: &'a [u8],
+    pub(in crate::document) whole: &'a [u8],
 }
 
 /// Cuts the first chunk off.
-pub(super) fn next_chunk<'a>(input: &mut Input<'a>) -> Result<Chunk<'a>, GateError> {
+pub(in crate::document) fn next_chunk<'a>(input: &mut Input<'a>) -> Result<Chunk<'a>, GateError> {
     let before = input.left;
     let (kind, checksum, contents) = read_header(input).within("chunk header")?;
     let kind = match kind {

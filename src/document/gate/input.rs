@@ -4,16 +4,16 @@ use super::error::Fault;
 
 /// What is left to read.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Input<'a> {
-    pub(super) left: &'a [u8],
+pub(in crate::document) struct Input<'a> {
+    pub(in crate::document) left: &'a [u8],
 }
 
 impl<'a> Input<'a> {
-    pub(super) fn new(bytes: &'a [u8]) -> Self {
+    pub(in crate::document) fn new(bytes: &'a [u8]) -> Self {
         Self { left: bytes }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(in crate::document) fn is_empty(&self) -> bool {
         self.left.is_empty()
     }
 

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{Base64, Cancel, CommandError, Exit, ExportFormat, ImportRow, Output, Target};
 use crate::document::{Change, Path};
-use crate::engine::{Collection, Committed, Database, DocHandle, Incoming, IncomingBody};
+use crate::engine::{Clash, Collection, Committed, Database, DocHandle, Incoming, IncomingBody};
 use crate::error::Error;
 use crate::history::{DocumentState, Origin};
 use crate::id::{ChangeHash, CollectionName, DocumentId, Heads, Lsn};
@@ -288,7 +288,7 @@ pub(super) fn hashes(db: &Database, id: &str, output: &mut dyn Output) -> Result
 }
 
 /// The answer is `{accepted, known, waiting}`.
-pub(super) fn admit(db: &Database, id: &str, changes: Vec<Base64>) -> Result<Value, CommandError> {
+pub(super) fn admit(db: &Database, id: &str, changes: Vec<Base64>, tried: bool) -> Result<Value, CommandError> {
     let id: DocumentId = id.parse()?;
     let origin =
         Origin { node: db.node(), principal: String::new(), admission: Admission::Structural, rules_version: 0 };
@@ -299,11 +299,24 @@ pub(super) fn admit(db: &Database, id: &str, changes: Vec<Base64>) -> Result<Val
             Ok(Incoming { document: id, body, origin: origin.clone() })
         })
         .collect();
-    let admitted = db.admit_blocking(rows?)?;
+    let mut waiting = 0;
+    let admitted = if tried {
+        let examined = db.examine(db.node(), rows?)?;
+        waiting = examined.missing.len();
+        let offered = db.admit_examined(Clash::KeepFirst, examined.rows, None, None);
+        let admitted = tokio::runtime::Handle::current().block_on(offered)?;
+        if let Some(error) = examined.fault {
+            return Err(error.into());
+        }
+        admitted
+    } else {
+        db.admit_blocking(rows?)?
+    };
     if let Some((document, why)) = admitted.refused.into_iter().next() {
         return Err(Error::Refused { document, why }.into());
     }
-    Ok(json!({ "accepted": admitted.accepted, "known": admitted.known, "waiting": admitted.missing.len() }))
+    waiting += admitted.missing.len();
+    Ok(json!({ "accepted": admitted.accepted, "known": admitted.known, "waiting": waiting }))
 }
 
 /// The answer is `{created, changed, unchanged}`. Rows are checked before any is written.

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::{Cancel, CommandError, Context, Output, Request, documents, peers, status, watch};
+use crate::node::nodefs;
 
 /// Carries out `request` and returns its summary. It blocks, and ends early when `cancel` says so. It must be called
 /// within a tokio runtime, on a thread that may block.
@@ -31,8 +32,11 @@ pub fn execute(
         Request::Log { id: Some(id), from, limit } => documents::log(database, &id, from, limit, output),
         Request::Log { id: None, from, limit } => watch::log(database, from, limit, output),
         Request::Hashes { id } => documents::hashes(database, &id, output),
-        Request::Admit { id, changes } => documents::admit(database, &id, changes),
+        Request::Admit { id, changes, tried } => documents::admit(database, &id, changes, tried),
         Request::Import { collection, rows } => documents::import(database, collection.as_deref(), rows),
+        Request::ImportAutomergeRepo { folder, collection } => {
+            nodefs::import(database, &folder, collection.as_deref(), cancel, output)
+        }
         Request::Watch { target, from, limit } => watch::watch(database, target, from, limit, cancel, output),
         Request::Export { target, format } => documents::export(database, target, format, cancel, output),
         Request::PeerAdd { peer, role } => peers::add(context, &peer, &role, output),

@@ -8,8 +8,10 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::{Base64, Collected, CommandError, Exit, ImportRow, Output, Progress, Request};
+use crate::document::gate::check_chunks;
 use crate::document::{Change, View};
 use crate::id::{ChangeHash, CollectionName, DocumentId};
+use crate::limits::Limits;
 use crate::node::Session;
 use crate::node::trace::{AgentFeed, Trace, TraceChanges, TraceOptions};
 
@@ -70,7 +72,7 @@ pub fn import_trace(
 
     let known = known_hashes(session, id)?;
     session.call(add, &mut Collected::default())?;
-    let mut admission = Admission::new(id, known, feed.total());
+    let mut admission = Admission::new(id, known, feed.total(), false);
     loop {
         let ready = feed.next_ready(|hash| admission.known.contains(hash));
         if ready.is_empty() {
@@ -127,11 +129,13 @@ struct Admission {
     accepted: usize,
     sent: usize,
     total: usize,
+    /// Nobody vouches for them.
+    tried: bool,
 }
 
 impl Admission {
-    fn new(id: DocumentId, known: HashSet<ChangeHash>, total: usize) -> Self {
-        Self { id, accepted: 0, sent: known.len(), known, total }
+    fn new(id: DocumentId, known: HashSet<ChangeHash>, total: usize, tried: bool) -> Self {
+        Self { id, accepted: 0, sent: known.len(), known, total, tried }
     }
 
     fn admit<'a>(
@@ -164,7 +168,7 @@ impl Admission {
     ) -> Result<(), CommandError> {
         session.check()?;
         self.sent += changes.len();
-        let request = Request::Admit { id: self.id.to_string(), changes };
+        let request = Request::Admit { id: self.id.to_string(), changes, tried: self.tried };
         let answer = session.call(request, &mut Collected::default())?;
         if answer["waiting"].as_u64().unwrap_or(0) > 0 {
             let why = format!("changes of document {} wait for others that are not in the file", self.id);
@@ -196,7 +200,8 @@ pub fn import_automerge(
         return Err(CommandError::new("E0703", Exit::Failed, why));
     }
     let bytes = std::fs::read(file).map_err(unreadable)?;
-    let view = View::load(&bytes).map_err(|error| {
+    let whole = check_chunks(&bytes, &Limits::DEFAULT).map_err(|error| error.to_string());
+    let view = whole.and_then(|()| View::load(&bytes).map_err(|error| error.to_string())).map_err(|error| {
         CommandError::new("E0606", Exit::Failed, format!("{} is not an Automerge document: {error}", file.display()))
             .fix("give what `save()` of Automerge, or `tidelog export --format automerge`, wrote")
     })?;
@@ -211,7 +216,7 @@ pub fn import_automerge(
     let changes = changes?;
     let known = known_hashes(session, id)?;
     session.call(add, &mut Collected::default())?;
-    let mut admission = Admission::new(id, known, changes.len());
+    let mut admission = Admission::new(id, known, changes.len(), true);
     admission.admit(session, changes.iter(), output)?;
     let known = changes.len() - admission.accepted;
     Ok(json!({ "id": id.to_string(), "imported": admission.accepted, "known": known, "remaining": 0 }))

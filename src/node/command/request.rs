@@ -1,5 +1,6 @@
 //! What can be asked, as plain data.
 
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -86,6 +87,9 @@ pub enum Request {
         id: String,
         /// The change chunks.
         changes: Vec<Base64>,
+        /// Nobody vouches for them: each is tried on the document before it is logged.
+        #[serde(default)]
+        tried: bool,
     },
     /// Creates documents with values, or brings those that exist to them.
     Import {
@@ -93,6 +97,14 @@ pub enum Request {
         collection: Option<String>,
         /// The documents.
         rows: Vec<ImportRow>,
+    },
+    /// Takes over the data folder of an automerge-repo sync server: one row, `{file, document, why}`, for each thing in
+    /// it that is left out, and a summary.
+    ImportAutomergeRepo {
+        /// The folder, as the node finds it.
+        folder: PathBuf,
+        /// Where its documents go; `None`: to `default`.
+        collection: Option<String>,
     },
     /// Changes as they come.
     Watch {
@@ -208,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_request_reads_as_it_was_written() {
-        let request = Request::Admit { id: "automerge:x".into(), changes: vec![Base64(vec![0, 1, 255])] };
+        let request = Request::Admit { id: "automerge:x".into(), changes: vec![Base64(vec![0, 1, 255])], tried: true };
         let text = serde_json::to_string(&request).unwrap();
         assert!(text.starts_with(r#"{"command":"admit""#), "{text}");
         let Request::Admit { changes, .. } = serde_json::from_str(&text).unwrap() else { panic!("{text}") };

@@ -25,6 +25,7 @@ pub(super) fn status(context: &Context, output: &mut dyn Output) -> Result<Value
         "listening": context.listening.map(|address| address.to_string()),
         "uptime_s": running.then(|| context.started.elapsed().as_secs()),
         "log": status.tail.log_id.to_string(),
+        "storage": status.storage_id.to_string(),
         "tail": status.tail.lsn.0,
         "collections": context.database.collections()?.len(),
         "durability": match status.durability {
