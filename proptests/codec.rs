@@ -1,17 +1,15 @@
 //! The wire codec: written as promised, read back as written, and deaf to garbage.
 
-use std::fmt::Write as _;
-use std::path::PathBuf;
-
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
-
 use tidelog::id::{Chain, ChangeHash, DocumentId, Heads, LogCursor, LogId, Lsn, NodeId};
 use tidelog::sync::wire::{
     Ack, Busy, ChangeBatch, DocSync, DocumentBatch, Frame, Hello, HelloAck, Inventory, InventoryRow, Judgement, Origin,
     Outcome, Part, Position, Role, Row, RowKind, StreamBegin, StreamPart, Want, Wanted,
 };
+
+use crate::support::Golden;
 
 /// The same bodies in another codec, with nothing but arrays, integers, lists and options.
 mod mirror {
@@ -389,29 +387,14 @@ fn golden() -> Vec<(&'static str, Frame)> {
     ]
 }
 
-/// The bytes on the wire are those that were released. `UPDATE=1` writes the files of frames that have none yet.
+/// The bytes on the wire are those that were released.
 #[test]
 fn frames_are_written_as_the_golden_files_say() {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("proptests/golden/wire");
-    let mut names = Vec::new();
+    let mut promised = Golden::new("wire");
     for (name, frame) in golden() {
-        let path = folder.join(format!("{name}.hex"));
-        names.push(path.file_name().unwrap().to_owned());
         let bytes = frame.encode().unwrap();
-        let mut hex = String::new();
-        for line in bytes.chunks(32) {
-            line.iter().for_each(|byte| write!(hex, "{byte:02x}").unwrap());
-            hex.push('\n');
-        }
-        if std::env::var_os("UPDATE").is_some() && !path.exists() {
-            std::fs::write(&path, &hex).unwrap();
-        }
-        let expected = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        assert_eq!(hex, expected, "{name}");
+        promised.check(name, &bytes);
         assert_eq!(Frame::decode(&bytes), Ok(frame), "{name}");
     }
-    for entry in std::fs::read_dir(&folder).unwrap() {
-        let name = entry.unwrap().file_name();
-        assert!(names.contains(&name), "{name:?} belongs to no frame");
-    }
+    promised.end();
 }

@@ -18,3 +18,4 @@ mod repo_wire;
 mod support;
 mod sync_sessions;
 mod tidy;
+mod voids;

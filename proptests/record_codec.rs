@@ -1,23 +1,20 @@
 //! The codec of the log: its bytes are a promise, and no byte of a stranger's makes it panic.
 
-use std::fmt::Write as _;
-use std::path::PathBuf;
-
 use proptest::collection::vec;
 use proptest::prelude::*;
 use tidelog::id::{ActorId, Chain, ChangeHash};
 use tidelog::log::Keyspace;
 use tidelog::log::record::{
     Admission, ChangeHeader, CreationRank, FooterHeader, GapHeader, Lifecycle, LifecycleHeader, LifecycleKind,
-    NameHeader, NameKind, Record, WithdrawnHeader, payload_digest,
+    NameHeader, NameKind, Record, VoidHeader, WithdrawnHeader, payload_digest,
 };
 use tidelog::log::rows::{
-    DocumentRow, HeadRow, IndexRow, NameRow, PeerRow, ProjectionRow, SnapshotRef, SnapshotRow, StatementRow,
+    DocumentRow, HeadRow, IndexRow, NameRow, PeerRow, ProjectionRow, SnapshotRef, SnapshotRow, StatementRow, VoidsRow,
     decode_row, encode_row,
 };
 use tidelog::{CollectionName, DocumentId, Heads, Lsn, NodeId};
 
-use crate::support::cases;
+use crate::support::{Golden, cases};
 
 const AT: Lsn = Lsn(0x0102_0304);
 
@@ -82,6 +79,16 @@ fn records() -> Vec<(&'static str, Record)> {
         ("record_gap", Record::Gap(GapHeader { last: 251 })),
         ("record_checkpoint", Record::Checkpoint),
         (
+            "record_void",
+            Record::Void(VoidHeader {
+                document: [1; 16],
+                change: 300,
+                automerge: "0.12.0".into(),
+                why: "panic: é".into(),
+                received_ms: 1_700_000_000_000,
+            }),
+        ),
+        (
             "record_withdrawn",
             Record::Withdrawn(WithdrawnHeader {
                 document: [1; 16],
@@ -114,6 +121,7 @@ fn document_row() -> DocumentRow {
         snapshot: Some(SnapshotRef { lsn: 1, bytes: 2, changes: 3 }),
         generation: 10,
         withdrawals: 11,
+        voids: Some(VoidsRow { automerge: "0.12.0".into(), changes: 12, first: 300 }),
     }
 }
 
@@ -128,6 +136,7 @@ macro_rules! each_row {
             IndexRow::Change { hash: [1; 32], actor: 2, seq: 3, start_op: 4, op_count: 500, deps: vec![1, 300] }
         );
         $check!("row_index_withdrawn", Keyspace::DocIx, IndexRow::Withdrawn { winner: [1; 32], changes: 300 });
+        $check!("row_index_void", Keyspace::DocIx, IndexRow::Void { change: 300, automerge: "0.12.0".into() });
         $check!("row_peer", Keyspace::State, PeerRow { log_id: [1; 16], lsn: 300, chain: [2; 16] });
         $check!("row_name", Keyspace::State, NameRow { kind: NameKind::Actor, bytes: vec![1; 16] });
         $check!("row_projection", Keyspace::State, ProjectionRow { layout: 1, rebuilding: Some(300) });
@@ -141,44 +150,26 @@ macro_rules! each_row {
 
 const KEY: &[u8] = b"key";
 
-fn golden(name: &str, bytes: &[u8]) {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("proptests/golden/log/{name}.hex"));
-    let mut hex = String::new();
-    for line in bytes.chunks(32) {
-        line.iter().for_each(|byte| write!(hex, "{byte:02x}").unwrap());
-        hex.push('\n');
-    }
-    if std::env::var_os("UPDATE").is_some() {
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(&path, &hex).unwrap();
-    }
-    let expected = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    assert_eq!(hex, expected, "{name}: the format is a promise");
-}
-
 #[test]
 fn records_rows_and_statements_have_the_bytes_that_were_promised() {
-    let mut count = 1;
+    let mut promised = Golden::new("log");
     for (name, record) in records() {
         let (bytes, chain) = record.encode(AT, Chain([6; 16]));
-        golden(name, &[&bytes[..], &chain.0].concat());
+        promised.check(name, &[&bytes[..], &chain.0].concat());
         assert_eq!(Record::decode(AT, &bytes, Chain([6; 16])), Ok((record, chain)));
-        count += 1;
     }
-    golden("lifecycle", &lifecycle().encode());
+    promised.check("lifecycle", &lifecycle().encode());
     assert_eq!(Lifecycle::decode(&lifecycle().encode()), Ok(lifecycle()));
     macro_rules! check {
         ($name:literal, $keyspace:expr, $row:expr) => {
             let row = $row;
             let bytes = encode_row($keyspace, KEY, &row);
-            golden($name, &bytes);
+            promised.check($name, &bytes);
             assert_eq!(decode_row($keyspace, KEY, &bytes), Ok(row));
-            count += 1;
         };
     }
     each_row!(check);
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("proptests/golden/log");
-    assert_eq!(std::fs::read_dir(folder).unwrap().count(), count, "a file belongs to nothing");
+    promised.end();
 }
 
 /// The headers in another codec.

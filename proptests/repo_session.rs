@@ -5,6 +5,7 @@
 //! the writer takes, when a socket is cut and what was under way then.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use automerge::sync::{State, SyncDoc};
@@ -16,7 +17,9 @@ use tidelog::engine::{Incoming, IncomingBody as Body};
 use tidelog::id::{ChangeHash, CollectionName, DocumentId, Heads, Lsn, NodeId};
 use tidelog::log::MemoryStorage;
 use tidelog::sync::repo::wire::{Create, Ephemeral, Join, Message, Metadata, Route, StoreHeads, Sync};
-use tidelog::sync::repo::{Hub, Moment, RepoConfig, RepoFault, RepoOutput, RepoScope, RepoSession, SocketId};
+use tidelog::sync::repo::{
+    Hub, Moment, RepoCommon, RepoConfig, RepoFault, RepoOutput, RepoScope, RepoSession, SocketId,
+};
 use tidelog::sync::{Admitted, IncomingBody, IncomingRow};
 use tidelog::{Database, Limits};
 
@@ -216,6 +219,7 @@ struct World {
     database: Database,
     limits: Limits,
     path: &'static str,
+    common: Arc<RepoCommon>,
     hub: Hub,
     sockets: BTreeMap<SocketId, Socket>,
     clients: Vec<Client>,
@@ -235,6 +239,7 @@ impl World {
             database,
             limits: limits.clone(),
             path: "/sync",
+            common: Arc::default(),
             hub: Hub::new(limits.repo_remembered_heads),
             sockets: BTreeMap::new(),
             clients: (0..clients).map(Client::new).collect(),
@@ -261,6 +266,7 @@ impl World {
             storage: SERVER_STORAGE.into(),
             scope: RepoScope::of_path(self.path).unwrap().unwrap(),
             principal: String::new(),
+            common: self.common.clone(),
             limits: self.limits.clone(),
         };
         let join = self.clients[client].join();

@@ -1,9 +1,6 @@
 //! The messages of automerge-repo: written as promised, read back as written, in whatever form CBOR allows, and deaf to
 //! garbage.
 
-use std::fmt::Write as _;
-use std::path::PathBuf;
-
 use ciborium::Value;
 use proptest::collection::vec;
 use proptest::option;
@@ -13,6 +10,8 @@ use tidelog::id::{CollectionName, DocumentId};
 use tidelog::sync::repo::wire::{
     Create, Ephemeral, Join, Message, Metadata, Peer, Route, StoreHeads, Sync, Text, WireError,
 };
+
+use crate::support::Golden;
 
 fn word() -> impl Strategy<Value = Text<'static>> {
     "[a-zA-Z0-9é🌊-]{0,40}".prop_map(Into::into)
@@ -336,26 +335,11 @@ fn every_message_has_the_bytes_that_are_promised() {
             }),
         ),
     ];
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("proptests/golden/repo");
-    let mut names = Vec::new();
+    let mut promised = Golden::new("repo");
     for (name, message) in golden {
-        let path = folder.join(format!("{name}.hex"));
-        names.push(path.file_name().unwrap().to_owned());
         let bytes = message.encode();
-        let mut hex = String::new();
-        for line in bytes.chunks(32) {
-            line.iter().for_each(|byte| write!(hex, "{byte:02x}").unwrap());
-            hex.push('\n');
-        }
-        if std::env::var_os("UPDATE").is_some() && !path.exists() {
-            std::fs::write(&path, &hex).unwrap();
-        }
-        let promised = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        assert_eq!(hex, promised, "{name}");
+        promised.check(name, &bytes);
         assert_eq!(Message::read(&bytes, &Limits::DEFAULT).unwrap(), message, "{name}");
     }
-    for entry in std::fs::read_dir(&folder).unwrap() {
-        let name = entry.unwrap().file_name();
-        assert!(names.contains(&name), "{name:?} belongs to no message");
-    }
+    promised.end();
 }

@@ -1,7 +1,9 @@
 //! What the properties about whole databases share: small edits of every kind, rows read from one log for another, and
 //! a plain Automerge document to hold everything against.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::path::PathBuf;
 
 use automerge::marks::ExpandMark;
 use automerge::{AutoSerde, Automerge};
@@ -159,6 +161,44 @@ pub(crate) fn origin(number: u8) -> Origin {
 /// The author with this number.
 pub(crate) fn actor(number: u64) -> ActorId {
     ActorId::new(&[&[0xaa; 8][..], &number.to_be_bytes()].concat()).unwrap()
+}
+
+/// A folder of bytes that are promised: one file for each name, as lines of hexadecimal digits.
+pub(crate) struct Golden {
+    folder: PathBuf,
+    names: BTreeSet<String>,
+}
+
+impl Golden {
+    /// The folder of this name below `proptests/golden`.
+    pub(crate) fn new(folder: &str) -> Self {
+        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("proptests/golden").join(folder);
+        Self { folder, names: BTreeSet::new() }
+    }
+
+    /// These are the bytes. `UPDATE=1` writes the files that are not there yet.
+    pub(crate) fn check(&mut self, name: &str, bytes: &[u8]) {
+        let path = self.folder.join(format!("{name}.hex"));
+        let mut hex = String::new();
+        for line in bytes.chunks(32) {
+            line.iter().for_each(|byte| write!(hex, "{byte:02x}").unwrap());
+            hex.push('\n');
+        }
+        if std::env::var_os("UPDATE").is_some() && !path.exists() {
+            std::fs::write(&path, &hex).unwrap();
+        }
+        let promised = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        assert_eq!(hex, promised, "{name}: the format is a promise");
+        assert!(self.names.insert(format!("{name}.hex")), "{name} is there twice");
+    }
+
+    /// Every file was checked.
+    pub(crate) fn end(self) {
+        let files =
+            std::fs::read_dir(&self.folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let strays: Vec<String> = files.filter(|name| !self.names.contains(name)).collect();
+        assert!(strays.is_empty(), "{strays:?} belong to nothing");
+    }
 }
 
 /// The database checks itself and finds nothing.

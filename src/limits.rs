@@ -210,6 +210,18 @@ pub(crate) mod queues {
     pub(crate) const ADMIN_CONNECTIONS: usize = 32;
 }
 
+/// Bounds on the search for changes that automerge cannot apply, of a document that could not be made with them.
+pub(crate) mod voids {
+    /// Such changes that one pass looks for. They are noted, and another pass looks for more.
+    pub(crate) const PER_PASS: usize = 64;
+    /// Passes before whoever uses the document is told that it cannot be made. The next use goes on from there.
+    pub(crate) const PASSES: usize = 16;
+    /// Changes that are applied together, and halved when that fails.
+    pub(crate) const WINDOW_CHANGES: usize = 1 << 14;
+    /// Bytes of chunks of such a group.
+    pub(crate) const WINDOW_BYTES: usize = 16 << 20;
+}
+
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
 

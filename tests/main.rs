@@ -8,4 +8,5 @@ mod links;
 mod load;
 mod nodefs;
 mod nodes;
+mod repo_clients;
 mod twins;

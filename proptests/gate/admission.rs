@@ -4,9 +4,12 @@ use proptest::prelude::*;
 use serde_json::json;
 use tidelog::engine::{Clash, Examined, Incoming, IncomingBody};
 use tidelog::log::MemoryStorage;
-use tidelog::{Change, Database, DocumentId, Error, Lsn};
+use tidelog::node::command::{Cancel, Collected, Context, Request, execute};
+use tidelog::{Change, ChangeHash, Database, DocumentId, Error, Lsn};
 
-use super::forge::{ChangeParts, OBJECT_ACTOR, OBJECT_COUNTER, run};
+use super::forge::{
+    ChangeParts, OBJECT_ACTOR, OBJECT_COUNTER, PREDECESSOR_ACTOR, PREDECESSOR_COUNTER, PREDECESSORS, run, slope,
+};
 use crate::support::{
     SmallEdit, assert_whole, cases, first_value, logged_changes, narrow, node, origin, plain, plain_json, rows_after,
     small_edit, without_counters,
@@ -38,11 +41,35 @@ fn hostile(database: &Database, document: DocumentId, actor: u8) -> Change {
     let heads = database.find(document).unwrap().heads().unwrap();
     let max_op =
         logged_changes(database.reader(), document).values().map(|change| change.start_op() + change.op_count()).max();
+    unappliable(heads.as_slice(), max_op.unwrap(), (actor, 1))
+}
+
+/// A change by that author under that number that passes the gate and writes into an object that is not there.
+pub(crate) fn unappliable(deps: &[ChangeHash], start: u64, author: (u8, u64)) -> Change {
+    forged(deps, start, author, |parts| {
+        parts.columns.set(OBJECT_ACTOR, run(1, 0)).set(OBJECT_COUNTER, run(1, 1));
+    })
+}
+
+/// One that is applied, and that the document cannot give back: it replaces what was never there.
+pub(crate) fn ungivable(deps: &[ChangeHash], start: u64, author: (u8, u64)) -> Change {
+    forged(deps, start, author, |parts| {
+        parts.columns.set(PREDECESSORS, run(1, 1)).set(PREDECESSOR_ACTOR, run(1, 0));
+        parts.columns.set(PREDECESSOR_COUNTER, slope(1, 1));
+    })
+}
+
+/// A change by that author under that number that sets a key at the root; on top of what may not be there.
+pub(crate) fn plain_change(deps: &[ChangeHash], start: u64, author: (u8, u64)) -> Change {
+    forged(deps, start, author, |_| {})
+}
+
+fn forged(deps: &[ChangeHash], start: u64, author: (u8, u64), edit: impl FnOnce(&mut ChangeParts)) -> Change {
     let mut parts = ChangeParts::one();
-    parts.actor = vec![actor; 16];
-    parts.deps = heads.as_slice().iter().map(|hash| hash.0).collect();
-    parts.start = max_op.unwrap();
-    parts.columns.set(OBJECT_ACTOR, run(1, 0)).set(OBJECT_COUNTER, run(1, 1));
+    (parts.actor, parts.seq, parts.start) = (vec![author.0; 16], author.1, start);
+    parts.deps = deps.iter().map(|hash| hash.0).collect();
+    parts.deps.sort_unstable();
+    edit(&mut parts);
     Change::parse(parts.chunk()).unwrap()
 }
 
@@ -85,6 +112,106 @@ fn a_change_that_makes_automerge_panic_leaves_no_trace() {
     handle.change(|edit| Ok(edit.put("by", "its owner")?)).unwrap().wait().unwrap();
     assert_eq!(handle.to_json().unwrap(), json!({ "text": "tide", "by": "its owner" }));
     assert_whole(&database);
+}
+
+#[test]
+fn no_change_passes_untried_beside_one_that_is_tried() {
+    let database = open(&MemoryStorage::new());
+    let (handle, commit) = database.collection("notes").unwrap().create(json!({ "text": "tide" })).unwrap();
+    commit.wait().unwrap();
+    let id = handle.id();
+    let bad = hostile(&database, id, 0x66);
+    // Twice in one batch.
+    let examined = offer(&database, vec![row(id, bad.clone()), row(id, bad.clone())]);
+    assert!(examined.fault.is_some());
+    assert!(!logged_changes(database.reader(), id).contains_key(&bad.hash()), "the second one was never tried");
+
+    // An honest change, and a hostile one under its author's number: the first one is logged.
+    let heads: Vec<[u8; 32]> = handle.heads().unwrap().as_slice().iter().map(|hash| hash.0).collect();
+    let (honest, twin) = (on_top_of(&heads, 9, 0x67, false), on_top_of(&heads, 9, 0x67, true));
+    assert_ne!(honest.hash(), twin.hash());
+    let mut examined = database.examine(node(9), vec![row(id, honest.clone()), row(id, twin.clone())]).unwrap();
+    let rows = std::mem::take(&mut examined.rows);
+    let admitted = wait(database.admit_examined(Clash::KeepFirst, rows, Some(node(9)), None)).unwrap();
+    let logged = logged_changes(database.reader(), id);
+    assert!(logged.contains_key(&honest.hash()) && !logged.contains_key(&twin.hash()), "{admitted:?}");
+    assert_eq!(admitted.outranked, [(id, twin.hash())]);
+    assert!(handle.to_json().is_ok());
+    assert_whole(&database);
+}
+
+/// A change by `actor` on top of `deps`; `bad` writes into an object that is not there.
+fn on_top_of(deps: &[[u8; 32]], start: u64, actor: u8, bad: bool) -> Change {
+    let mut parts = ChangeParts::one();
+    parts.actor = vec![actor; 16];
+    parts.deps = deps.to_vec();
+    parts.start = start;
+    if bad {
+        parts.columns.set(OBJECT_ACTOR, run(1, 0)).set(OBJECT_COUNTER, run(1, 1));
+    }
+    Change::parse(parts.chunk()).unwrap()
+}
+
+#[test]
+fn hostile_files_of_a_folder_that_is_taken_over_leave_no_trace() {
+    // Three documents: hostile changes beside honest ones, far too many hostile ones, and none.
+    let folder = tempfile::tempdir().unwrap();
+    let put = |id: DocumentId, kind: &str, name: &str, bytes: &[u8]| {
+        let text = id.to_base58();
+        let place = folder.path().join(&text[..2]).join(&text[2..]).join(kind);
+        std::fs::create_dir_all(&place).unwrap();
+        std::fs::write(place.join(name), bytes).unwrap();
+    };
+    let source = Database::on(MemoryStorage::new()).node(node(2)).open().unwrap();
+    let handles: Vec<_> =
+        (0..3).map(|_| source.collection("notes").unwrap().create(json!({ "text": "tide" })).unwrap().0).collect();
+    for handle in &handles {
+        put(handle.id(), "snapshot", "a", &handle.with_view(|view| Ok(view.save()?)).unwrap());
+    }
+    let heads: Vec<Vec<[u8; 32]>> =
+        handles.iter().map(|handle| handle.heads().unwrap().as_slice().iter().map(|hash| hash.0).collect()).collect();
+    let bad = on_top_of(&heads[0], 9, 0x66, true);
+    let later = on_top_of(&[bad.hash().0], 10, 0x67, false);
+    let honest = on_top_of(&heads[0], 9, 0x68, false);
+    for (name, change) in [("1", &bad), ("2", &later), ("3", &honest)] {
+        put(handles[0].id(), "incremental", name, change.bytes());
+    }
+    for actor in 0..40 {
+        let change = on_top_of(&heads[1], 9, 100 + actor, true);
+        put(handles[1].id(), "incremental", &format!("{actor:02}"), change.bytes());
+    }
+
+    let database = open(&MemoryStorage::new());
+    let context = {
+        let peers = tidelog::node::peers::PeerBook::load(folder.path(), tidelog::net::UnknownKeys::Refuse).unwrap();
+        Context::direct(database.clone(), peers)
+    };
+    let run = || {
+        let (_canceller, cancel) = Cancel::new();
+        let mut rows = Collected::default();
+        let request = Request::ImportAutomergeRepo { folder: folder.path().to_owned(), collection: None };
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let _within = runtime.enter();
+        (execute(&context, request, &cancel, &mut rows).unwrap(), rows.rows)
+    };
+    let (answer, rows) = run();
+    assert_eq!((answer["created"].as_u64(), answer["verified"].as_u64()), (Some(3), Some(3)), "{answer}");
+    assert_eq!(answer["failed"].as_u64(), Some(0), "{answer}");
+    let logged = logged_changes(database.reader(), handles[0].id());
+    assert!(logged.contains_key(&honest.hash()), "an honest change behind a hostile one");
+    assert!(!logged.contains_key(&bad.hash()) && !logged.contains_key(&later.hash()));
+    assert_eq!(logged_changes(database.reader(), handles[1].id()).len(), 1);
+    let said = |words: &[&str]| rows.iter().any(|row| words.iter().all(|word| row.to_string().contains(word)));
+    assert!(said(&["incremental/1", &bad.hash().to_string(), "cannot be taken"]), "{rows:#?}");
+    assert!(said(&["incremental/2", "or some they depend on"]), "{rows:#?}");
+    assert!(rows.len() <= 3 + 41, "each is named once: {rows:#?}");
+    assert!(database.status().quarantined <= 1 + 17, "the rest of the second document was left alone");
+    assert_whole(&database);
+
+    let tail = database.reader().tail();
+    let (again, _) = run();
+    assert_eq!((again["unchanged"].as_u64(), again["changes"].as_u64()), (Some(3), Some(0)), "{again}");
+    assert_eq!(database.reader().tail(), tail);
 }
 
 #[test]

@@ -8,3 +8,5 @@ mod fuzz;
 mod honest;
 mod targets;
 mod vectors;
+
+pub(crate) use admission::{plain_change, unappliable, ungivable};

@@ -62,6 +62,14 @@ impl Change {
         Self::with_bytes(inner, bytes, claims)
     }
 
+    /// Parses a change of our own log, which was held to the bounds when it came in.
+    ///
+    /// # Errors
+    /// [`ChangeError`] when its form is not one that passes today.
+    pub(crate) fn parse_logged(bytes: Vec<u8>) -> Result<Self, ChangeError> {
+        Self::parse_within(bytes, &gate::OWN)
+    }
+
     /// Takes a change that automerge itself made. It is kept deflated where automerge would deflate it.
     ///
     /// # Errors

@@ -65,7 +65,7 @@ impl View {
         Self::from_automerge(Automerge::new())
     }
 
-    fn from_automerge(document: Automerge) -> Self {
+    pub(super) fn from_automerge(document: Automerge) -> Self {
         Self { document, clock: None, broken: AtomicBool::new(false) }
     }
 

@@ -27,10 +27,10 @@ use super::database::Database;
 use super::working_set::WorkingSet;
 use crate::document::{Change, View, ViewError};
 use crate::error::Error;
-use crate::history::Reader;
+use crate::history::{HistoryError, Names, Readable, Reader};
 use crate::id::{ActorId, ChangeHash, DocumentId, LogCursor, Lsn, NodeId, shortened};
 use crate::limits::Limits;
-use crate::log::record::Admission;
+use crate::log::record::{Admission, NameKind};
 use crate::log::rows::{QuarantineRow, decode_row, encode_row};
 use crate::log::{Keyspace, StorageError};
 
@@ -126,8 +126,13 @@ const QUARANTINE_PREFIX: &[u8] = b"q";
 struct Outcome {
     /// Those that applied, or need not be tried.
     passed: Vec<Change>,
+    /// Those whose author's number another takes that is tried with them, or that are there twice. They may pass behind
+    /// that one only: before it, they would be logged in its place, untried.
+    behind: Vec<Change>,
     missing: Option<Vec<ChangeHash>>,
     fault: Option<(ChangeHash, String)>,
+    /// It stands on what this node cannot apply, so that nobody can say whether it fits.
+    undecided: Option<String>,
 }
 
 impl Database {
@@ -177,6 +182,10 @@ impl Database {
                 examined.fault = Some(self.refuse(peer, document, hash, why)?);
                 break;
             }
+            if let Some(why) = outcome.undecided {
+                examined.fault = Some(Error::Refused { document, why });
+                break;
+            }
         }
         Ok(examined)
     }
@@ -223,22 +232,28 @@ impl Database {
         }
         let cell = trials.views.cell(document);
         let mut together = Err(ViewError::Broken);
-        let mut outcome = trials.views.with_view(&cell, self.reader(), |view| {
-            let (outcome, fresh) = sort_out(view, changes)?;
+        let tell = |void| self.tell_void(void);
+        let mut outcome = trials.views.with_view(&cell, self.reader(), &tell, |view, readable| {
+            let (outcome, fresh) = sort_out(self.reader().names(), view, readable, changes)?;
             together = view.apply_proven(&fresh, true);
             Ok((outcome, fresh))
         });
         if let (Ok((outcome, fresh)), Ok(_)) = (&mut outcome, &together) {
             outcome.passed.append(fresh);
+            outcome.passed.append(&mut outcome.behind);
         }
         let (mut outcome, fresh) = outcome?;
         if together.is_ok() {
             return Ok(outcome);
         }
+        if !std::mem::take(&mut outcome.behind).is_empty() {
+            // What they were to come behind may not pass at all: they are asked for again.
+            outcome.missing.get_or_insert_default();
+        }
         // One of them did it. The view is built again, and they are tried one by one.
         for change in fresh {
             let mut tried = Ok(());
-            trials.views.with_view(&cell, self.reader(), |view| {
+            trials.views.with_view(&cell, self.reader(), &tell, |view, _| {
                 if !view.contains(change.hash()) {
                     tried = view.apply_proven(std::slice::from_ref(&change), false);
                 }
@@ -280,16 +295,31 @@ impl Database {
 }
 
 /// Sets aside what need not be tried and what cannot be yet; the rest is to be applied.
-fn sort_out(view: &mut View, changes: Vec<Change>) -> Result<(Outcome, Vec<Change>), ViewError> {
+fn sort_out(
+    names: &Names,
+    view: &mut View,
+    readable: &Readable,
+    changes: Vec<Change>,
+) -> Result<(Outcome, Vec<Change>), Error> {
     let mut outcome = Outcome::default();
     let mut fresh: Vec<Change> = Vec::with_capacity(changes.len());
     let mut seen = HashSet::new();
     let mut numbers: HashMap<ActorId, u64> = HashMap::new();
     for change in changes {
-        if view.contains(change.hash()) || seen.contains(&change.hash()) {
+        if view.contains(change.hash()) || readable.hides_change(&change.hash()) {
             // The log has it, or it is on its way there: the writer says which.
             outcome.passed.push(change);
             continue;
+        }
+        if seen.contains(&change.hash()) {
+            outcome.behind.push(change);
+            continue;
+        }
+        if !readable.is_whole()
+            && let Some(why) = stands_on_hidden(names, readable, &change)?
+        {
+            outcome.undecided = Some(why);
+            break;
         }
         let missing: Vec<ChangeHash> =
             change.deps().iter().copied().filter(|dep| !view.contains(*dep) && !seen.contains(dep)).collect();
@@ -298,12 +328,12 @@ fn sort_out(view: &mut View, changes: Vec<Change>) -> Result<(Outcome, Vec<Chang
             continue;
         }
         // Another change has its number already. The writer knows what is to become of it; it is not applied.
-        let last = match numbers.get(change.actor()) {
-            Some(last) => *last,
-            None => view.last_seq(change.actor())?,
-        };
-        if change.seq() <= last {
+        if change.seq() <= view.last_seq(change.actor())? {
             outcome.passed.push(change);
+            continue;
+        }
+        if numbers.get(change.actor()).is_some_and(|last| change.seq() <= *last) {
+            outcome.behind.push(change);
             continue;
         }
         numbers.insert(change.actor().clone(), change.seq());
@@ -311,4 +341,15 @@ fn sort_out(view: &mut View, changes: Vec<Change>) -> Result<(Outcome, Vec<Chang
         fresh.push(change);
     }
     Ok((outcome, fresh))
+}
+
+/// Why a change cannot be tried, if it stands on what is hidden here.
+fn stands_on_hidden(names: &Names, readable: &Readable, change: &Change) -> Result<Option<String>, HistoryError> {
+    let hash = change.hash();
+    if let Some(dep) = change.deps().iter().find(|dep| readable.hides_change(dep)) {
+        return Ok(Some(format!("change {hash} stands on change {dep}, which cannot be applied here")));
+    }
+    let actor = names.find(NameKind::Actor, change.actor().as_bytes())?;
+    let is_hidden = actor.is_some_and(|actor| readable.hides_author(actor));
+    Ok(is_hidden.then(|| format!("change {hash} comes after one of its author's that cannot be applied here")))
 }

@@ -47,7 +47,7 @@ impl Collection {
         let room = self.database.reserve()?;
         let id = DocumentId::random();
         let mut view = View::new();
-        let options = EditOptions { actor: self.database.actor(id)?, time: now_seconds(), message: None };
+        let options = EditOptions { actor: self.database.actor(id, Lsn::ZERO)?, time: now_seconds(), message: None };
         let (_, change) = view.edit(options, |edit| edit.put(Path::root(), &value).map_err(Error::from))?;
         let statement = self.creation(id, None, CreationRank::Asked);
         self.send(room, id, view, statement, change)

@@ -6,8 +6,9 @@
 //! may be given only once its group is durable.
 
 mod clash;
+mod void;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -16,7 +17,8 @@ use self::clash::Outranked;
 use super::pending::{Arrival, Pending};
 use crate::document::{Change, ChangeGraph, Node};
 use crate::history::fold::{fold_change, fold_lifecycle, index_key, index_row, new_row, project_row};
-use crate::history::{Graphs, HistoryError, Names, Origin, Reader};
+use crate::history::voids::is_degraded;
+use crate::history::{Graphs, HistoryError, Misfit, Names, Origin, Reader};
 use crate::id::{ActorId, ChangeHash, DocumentId, Heads, LogCursor, Lsn, NodeId, StorageId};
 use crate::limits::Limits;
 use crate::log::record::{
@@ -56,6 +58,8 @@ pub(crate) enum Input {
     StoreCursor { peer: NodeId, cursor: LogCursor },
     /// A row of the keyspace `held`.
     Hold { key: Vec<u8>, row: Vec<u8> },
+    /// Changes that this version of automerge cannot apply.
+    Void { document: DocumentId, misfits: Vec<Misfit>, automerge: String },
     /// Another name for the store, if nothing was ever logged in it.
     AdoptStorageId(StorageId),
     /// A verified snapshot, to be kept as a cache.
@@ -76,6 +80,7 @@ impl Input {
                 .sum(),
             Self::StoreCursor { .. } | Self::AdoptStorageId(_) => 0,
             Self::Hold { row, .. } => row.len(),
+            Self::Void { misfits, .. } => misfits.iter().map(|misfit| misfit.why.len() + 64).sum(),
             Self::Snapshot { bytes, .. } => bytes.len(),
         }
     }
@@ -144,6 +149,8 @@ struct Work {
     names: HashMap<(NameKind, Vec<u8>), NameRef>,
     /// Graphs used in this step, with what it accepted.
     graphs: HashMap<DocumentId, Arc<Mutex<ChangeGraph>>>,
+    /// Changes that it found to be void.
+    voided: HashSet<Lsn>,
     /// What it accepted, for graphs that are read later in it.
     accepted: HashMap<DocumentId, Vec<Accepted>>,
     now_ms: u64,
@@ -262,7 +269,7 @@ impl Core {
     }
 
     fn snapshot_due(&self, id: DocumentId) -> bool {
-        let Some(row) = self.rows.get(&id) else { return false };
+        let Some(row) = self.rows.get(&id).filter(|row| !is_degraded(row)) else { return false };
         let (saved_changes, saved_bytes) = row.snapshot.map_or((0, 0), |saved| (saved.changes, saved.bytes));
         let tail = row.change_count.saturating_sub(saved_changes);
         // Chunks are far larger than their share of a snapshot, so bytes are compared with chunks' bytes.
@@ -323,6 +330,7 @@ impl Core {
                 }
             }
             Input::Hold { key, row } => work.group.batch.put(Keyspace::Held, key, row),
+            Input::Void { document, misfits, automerge } => self.take_void(work, document, misfits, &automerge)?,
             Input::Snapshot { document, lsn, heads, changes, bytes } => {
                 self.keep_snapshot(work, document, lsn, &heads, changes, &bytes)?;
             }
@@ -652,6 +660,10 @@ impl Core {
     ) -> Result<(), HistoryError> {
         let Some(mut row) = self.row(work, document)? else { return Ok(()) };
         let older = row.snapshot.map(|saved| Lsn(saved.lsn));
+        // What cannot be applied must not be loaded again some day.
+        if is_degraded(&row) {
+            return Ok(());
+        }
         // One from before a withdrawal shows what was withdrawn.
         if older.is_some_and(|older| older >= lsn) || lsn.0 > row.last_lsn || lsn.0 < row.generation {
             return Ok(());

@@ -7,7 +7,7 @@ use tokio::sync::{broadcast, watch};
 
 use super::admission::Trials;
 use super::collection::Collection;
-use super::commit::{Commit, block_on};
+use super::commit::{Answer, Commit, block_on};
 use super::committer::Committer;
 use super::core::{Admitted, Clash, Core, Incoming, Input};
 use super::driver::{Queue, Room, Writer};
@@ -251,6 +251,8 @@ pub struct Status {
     pub trials_bytes: usize,
     /// Changes of untrusted peers that were refused since the database was opened, because they cannot be applied.
     pub quarantined: u64,
+    /// Of the documents that are materialised now, those of which some changes cannot be applied and are not shown.
+    pub degraded: usize,
     /// Why nothing more is written, if so.
     pub failure: Option<String>,
     /// The disk is almost full.
@@ -381,6 +383,7 @@ impl Database {
             trials,
             trial_materializations: self.inner.trials.materialized(),
             trials_bytes,
+            degraded: self.inner.working_set.degraded(),
             quarantined: self.inner.trials.refused(),
             failure: queue.as_ref().and_then(|queue| queue.state().failure().map(str::to_owned)),
             disk_full: queue.is_some_and(|queue| queue.state().disk_full()),
@@ -451,6 +454,21 @@ impl Database {
         answer.await.map_err(|_| Error::Closed)?.map(|(admitted, _)| admitted)
     }
 
+    /// Has it written down which changes of a document cannot be applied, and waits for the disk.
+    pub(super) fn tell_void(&self, input: Input) -> Result<(), Error> {
+        block_on(self.ask(input)).map(|_| ())
+    }
+
+    /// [`Self::tell_void`] that does not wait for room in the queue, for somebody who holds some: else he might wait for
+    /// himself.
+    pub(super) fn tell_void_now(&self, input: Input) -> Result<(), Error> {
+        let queue = self.queue()?;
+        let answer = queue.send(queue.reserve()?, input, None)?;
+        drop(queue);
+        let answer: Answer = block_on(answer).map_err(|_| Error::Closed)?;
+        answer.map(|_| ())
+    }
+
     /// Checks the whole store against itself; see [`verify`]. Reading and writing go on meanwhile.
     ///
     /// # Errors
@@ -475,8 +493,11 @@ impl Database {
 
     /// The author under which this process edits a document: its own in each document and each process, since an
     /// author's changes must be numbered without a gap and no number may be used twice.
-    pub(super) fn actor(&self, document: DocumentId) -> Result<ActorId, Error> {
-        actor_of(&self.inner.nonce, document)
+    ///
+    /// `voided` is the newest record by which changes of the document became void, zero for none: they may have taken
+    /// changes of the author before with them, whose numbers stay taken.
+    pub(super) fn actor(&self, document: DocumentId, voided: Lsn) -> Result<ActorId, Error> {
+        actor_of(&self.inner.nonce, document, voided)
     }
 
     /// Refuses a change that the log would refuse, before anybody depends on it.
@@ -519,8 +540,11 @@ impl Database {
 }
 
 /// The author in `document` of whoever drew `nonce`.
-pub(super) fn actor_of(nonce: &[u8; 32], document: DocumentId) -> Result<ActorId, Error> {
-    let digest = blake3::keyed_hash(nonce, &document.0);
+pub(super) fn actor_of(nonce: &[u8; 32], document: DocumentId, voided: Lsn) -> Result<ActorId, Error> {
+    let digest = match voided {
+        Lsn::ZERO => blake3::keyed_hash(nonce, &document.0),
+        voided => blake3::keyed_hash(nonce, &[&document.0[..], &voided.0.to_le_bytes()].concat()),
+    };
     ActorId::new(&first::<16>(digest.as_bytes())).ok_or(Error::Closed)
 }
 

@@ -6,12 +6,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::building::Tell;
 use super::commit::Commit;
 use super::database::Database;
 use super::working_set::{Cell, WorkingSet};
 use crate::document::{Change, Edit, EditOptions, Path, View};
 use crate::error::Error;
-use crate::history::Origin;
+use crate::history::{Origin, Readable};
 use crate::id::{ActorId, ChangeHash, CollectionName, DocumentId, Heads, Lsn};
 use crate::log::record::{CreationRank, Lifecycle, LifecycleKind, Record};
 use crate::log::rows::IndexRow;
@@ -99,9 +100,11 @@ impl DocHandle {
         if !self.cell.is_visible(self.database.reader())? {
             return Err(Error::Deleted(self.id()));
         }
-        let options = EditOptions { actor: self.database.actor(self.id())?, time: now_seconds(), message };
         // Sent while the view is locked, so that the writer gets a document's changes in the order they were made.
-        self.with_view(|view| {
+        let tell = |void| self.database.tell_void_now(void);
+        self.with_readable(&tell, |view, readable| {
+            let actor = self.database.actor(self.id(), readable.newest())?;
+            let options = EditOptions { actor, time: now_seconds(), message };
             let ((), change) = view.edit(options, edits)?;
             let Some(change) = change else { return Ok(Commit::nothing()) };
             let in_flight = WorkingSet::in_flight(&self.cell);
@@ -143,10 +146,19 @@ impl DocHandle {
     /// # Errors
     /// Whatever `use_view` returns; [`Error::View`] when the document cannot be built.
     pub fn with_view<R>(&self, use_view: impl FnOnce(&mut View) -> Result<R, Error>) -> Result<R, Error> {
-        self.database.working_set().with_view(&self.cell, self.database.reader(), use_view)
+        self.with_readable(&|void| self.database.tell_void(void), |view, _| use_view(view))
     }
 
-    /// The document's heads: with this process's own edits if it is materialised, else what is on the disk.
+    fn with_readable<R>(
+        &self,
+        tell: Tell<'_>,
+        use_view: impl FnOnce(&mut View, &Readable) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        self.database.working_set().with_view(&self.cell, self.database.reader(), tell, use_view)
+    }
+
+    /// The document's heads: with this process's own edits if some are on their way, else what is on the disk. Of a
+    /// degraded document the former are the heads of what is shown, the latter of all.
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::History`] when the store cannot be read.
@@ -232,7 +244,7 @@ impl DocHandle {
             rank: CreationRank::Asked,
             lamport: known.unwrap_or(0).saturating_add(1),
             author: self.database.node(),
-            actor: Some(self.database.actor(self.id())?),
+            actor: Some(self.database.actor(self.id(), Lsn::ZERO)?),
             time_ms: now_ms(),
             heads: heads_within_bound(crate::history::fold::heads_of(&row)),
             name: None,

@@ -6,11 +6,13 @@
 //! `core.rs`; `committer.rs` writes it and shows it to those who read; `driver.rs` waits and answers. Nobody hears of
 //! anything before it is on the disk.
 //!
-//! Documents are materialised when they are read or edited, within a budget of bytes (`working_set.rs`), and saved in
-//! the background (`snapshots.rs`). What untrusted peers send is tried on the document before it is logged
-//! (`admission.rs`); `offer.rs` takes what their sessions give out.
+//! Documents are materialised when they are read or edited, within a budget of bytes (`working_set.rs`). They are made
+//! from the log, without what automerge cannot apply (`building.rs`), and saved in the background (`snapshots.rs`). What
+//! untrusted peers send is tried on the document before it is logged (`admission.rs`); `offer.rs` takes what their
+//! sessions give out.
 
 mod admission;
+mod building;
 mod collection;
 mod commit;
 mod committer;

@@ -5,7 +5,7 @@
 //! writes it and answers. Time is an argument. Everything it calls is the code that a database runs.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use serde_json::Value;
@@ -81,6 +81,8 @@ pub struct Engine {
     tickets: Ticket,
     failure: Option<String>,
     disk_full: bool,
+    // Protects what was found not to apply until the next step: reading finds it.
+    found: Mutex<Vec<Input>>,
 }
 
 impl Engine {
@@ -105,6 +107,7 @@ impl Engine {
             tickets: 0,
             failure: None,
             disk_full: false,
+            found: Mutex::default(),
         };
         Ok((engine, opened))
     }
@@ -158,8 +161,14 @@ impl Engine {
         self.tickets
     }
 
-    fn actor(&self, document: DocumentId) -> Result<ActorId, Error> {
-        actor_of(&self.setup.nonce, document)
+    fn actor(&self, document: DocumentId, voided: Lsn) -> Result<ActorId, Error> {
+        actor_of(&self.setup.nonce, document, voided)
+    }
+
+    /// Keeps what cannot be applied for the next step. Until then the document is not shown.
+    fn tell_void(&self, input: Input) -> Result<(), Error> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner).push(input);
+        Err(Error::Busy)
     }
 
     /// Creates the document `id`, or the one called `name`, that holds `value`. `time_ms` is the wall clock.
@@ -183,8 +192,11 @@ impl Engine {
                 Some(change)
             }
             None => {
-                let options =
-                    EditOptions { actor: self.actor(id)?, time: (time_ms / 1000).cast_signed(), message: None };
+                let options = EditOptions {
+                    actor: self.actor(id, Lsn::ZERO)?,
+                    time: (time_ms / 1000).cast_signed(),
+                    message: None,
+                };
                 view.edit(options, |edit| edit.put(Path::root(), value).map_err(Error::from))?.1
             }
         };
@@ -224,8 +236,10 @@ impl Engine {
         if !cell.is_visible(&self.committer.reader)? {
             return Err(Error::Deleted(document));
         }
-        let options = EditOptions { actor: self.actor(document)?, time: (time_ms / 1000).cast_signed(), message: None };
-        let made = self.committer.working_set.clone().with_view(&cell, &self.committer.reader, |view| {
+        let tell = |void| self.tell_void(void);
+        let made = self.committer.working_set.with_view(&cell, &self.committer.reader, &tell, |view, readable| {
+            let actor = self.actor(document, readable.newest())?;
+            let options = EditOptions { actor, time: (time_ms / 1000).cast_signed(), message: None };
             let ((), change) = view.edit(options, edits)?;
             Ok(change.map(|change| (change, WorkingSet::in_flight(&cell))))
         })?;
@@ -256,7 +270,7 @@ impl Engine {
             rank: CreationRank::Asked,
             lamport: known.unwrap_or(0).saturating_add(1),
             author: self.setup.node,
-            actor: Some(self.actor(document)?),
+            actor: Some(self.actor(document, Lsn::ZERO)?),
             time_ms,
             heads: Heads::new(heads.as_slice()[..seen].to_vec()),
             name: None,
@@ -277,7 +291,8 @@ impl Engine {
         self.committer.working_set.with_view(
             &self.committer.working_set.cell(document),
             &self.committer.reader,
-            use_view,
+            &|void| self.tell_void(void),
+            |view, _| use_view(view),
         )
     }
 
@@ -339,6 +354,10 @@ impl Engine {
 
     /// Makes one commit group of what waits, writes it, and answers.
     pub fn step(&mut self, now_ms: u64, now: Instant) -> Report {
+        let found = std::mem::take(self.found.get_mut().unwrap_or_else(PoisonError::into_inner));
+        for void in found {
+            self.push(void, None);
+        }
         let batch = self.drain();
         if let Some(why) = &self.failure {
             let refused =
@@ -387,7 +406,9 @@ impl Engine {
 
 fn documents_in(input: &Input) -> Vec<DocumentId> {
     match input {
-        Input::Local { document, .. } | Input::Snapshot { document, .. } => vec![*document],
+        Input::Local { document, .. } | Input::Snapshot { document, .. } | Input::Void { document, .. } => {
+            vec![*document]
+        }
         Input::Admit { rows, .. } => rows.iter().map(|row| row.document).collect(),
         Input::StoreCursor { .. } | Input::Hold { .. } | Input::AdoptStorageId(_) => Vec::new(),
     }

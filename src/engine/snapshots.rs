@@ -8,14 +8,16 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use super::building::{is_of_changes, materialize, void};
 use super::commit::block_on;
 use super::core::Input;
 use super::driver::Queue;
-use super::working_set::{WorkingSet, materialize};
+use super::working_set::WorkingSet;
 use crate::document::View;
 use crate::error::Error;
 use crate::history::Reader;
 use crate::history::fold::heads_of;
+use crate::history::voids::{is_degraded, sift};
 use crate::id::{DocumentId, Heads, Lsn};
 use crate::limits::queues;
 
@@ -92,13 +94,21 @@ impl Idle {
     }
 }
 
-/// Saves one document and loads the bytes back. `None` when the document moved on meanwhile: it will be due again.
+/// Saves one document and loads the bytes back; or says what of it cannot be applied. `None` when the document moved on
+/// meanwhile, and will be due again, or can be read in part only.
 pub(super) fn save(reader: &Reader, working_set: &WorkingSet, id: DocumentId) -> Result<Option<Input>, Error> {
-    let Some(row) = reader.row(id)? else { return Ok(None) };
+    let Some(row) = reader.row(id)?.filter(|row| !is_degraded(row)) else { return Ok(None) };
     let (heads, bytes) = match saved_view(working_set, id, &heads_of(&row)) {
         Some(saved) => saved?,
         None => {
-            let view = materialize(reader, id)?;
+            let view = match materialize(reader, id) {
+                Ok((view, _)) => view,
+                Err(error) if is_of_changes(&error) => {
+                    let misfits = sift(reader, id, Lsn(row.last_lsn))?.misfits;
+                    return if misfits.is_empty() { Err(error) } else { Ok(Some(void(id, misfits))) };
+                }
+                Err(error) => return Err(error),
+            };
             (view.heads(), view.save()?)
         }
     };

@@ -7,12 +7,11 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use super::building::{Built, Tell, build, read_changes};
 use crate::document::{Change, View, ViewError};
 use crate::error::Error;
-use crate::history::fold::heads_of;
-use crate::history::{HistoryError, Reader};
+use crate::history::{Readable, Reader};
 use crate::id::{DocumentId, Lsn};
-use crate::log::rows::IndexRow;
 
 /// One document in use.
 #[derive(Debug)]
@@ -27,6 +26,8 @@ pub(crate) struct Cell {
     /// The view shows an edit that was refused: it is dropped by its next user.
     spoilt: AtomicBool,
     bytes: AtomicUsize,
+    /// The view lacks changes that cannot be applied.
+    degraded: AtomicBool,
     used: AtomicU64,
     /// How many lifecycle statements about it were committed since the cell was made.
     statements: AtomicU64,
@@ -41,6 +42,8 @@ struct Held {
     applied: Lsn,
     /// Of which generation the view is.
     generation: u64,
+    /// What of the document the view is made of.
+    readable: Readable,
 }
 
 impl std::fmt::Debug for Held {
@@ -110,6 +113,7 @@ impl WorkingSet {
             in_flight: AtomicUsize::new(0),
             spoilt: AtomicBool::new(false),
             bytes: AtomicUsize::new(0),
+            degraded: AtomicBool::new(false),
             used: AtomicU64::new(0),
             statements: AtomicU64::new(0),
             visible_after: AtomicU64::new(0),
@@ -127,6 +131,11 @@ impl WorkingSet {
     pub(crate) fn usage(&self) -> (usize, usize) {
         let warm = lock(&self.warm);
         (warm.len(), warm.values().map(|cell| cell.bytes.load(Ordering::Relaxed)).sum())
+    }
+
+    /// How many of the documents that are materialised now lack changes.
+    pub(crate) fn degraded(&self) -> usize {
+        lock(&self.warm).values().filter(|cell| cell.degraded.load(Ordering::Relaxed)).count()
     }
 
     /// Tells the cells that the log has news for them.
@@ -162,7 +171,8 @@ impl WorkingSet {
         lock(&self.warm).clear();
     }
 
-    /// Runs `use_view` on the document, materialised and up to date.
+    /// Runs `use_view` on the document, materialised and up to date, and on what of the document that is. `tell` is asked
+    /// to have written down what cannot be applied.
     ///
     /// # Errors
     /// Whatever `use_view` returns; [`Error`] when the document cannot be read from the log or built.
@@ -170,7 +180,8 @@ impl WorkingSet {
         &self,
         cell: &Arc<Cell>,
         reader: &Reader,
-        use_view: impl FnOnce(&mut View) -> Result<R, Error>,
+        tell: Tell<'_>,
+        use_view: impl FnOnce(&mut View, &Readable) -> Result<R, Error>,
     ) -> Result<R, Error> {
         let mut held = lock(&cell.view);
         let spoilt = cell.spoilt.swap(false, Ordering::AcqRel);
@@ -186,10 +197,11 @@ impl WorkingSet {
         }
         let fresh = held.view.is_none();
         if fresh {
-            self.build(cell, &mut held, reader)?;
+            self.build(cell, &mut held, reader, tell)?;
         }
-        let view = held.view.get_or_insert_default();
-        let result = use_view(view);
+        let Held { view, readable, .. } = &mut *held;
+        let view = view.get_or_insert_default();
+        let result = use_view(view, readable);
         if fresh || cell.used.load(Ordering::Relaxed).is_multiple_of(64) {
             cell.bytes.store(view.bytes_estimate(), Ordering::Relaxed);
         }
@@ -215,6 +227,7 @@ impl WorkingSet {
             return Ok(());
         }
         held.generation = generation;
+        held.readable = Readable::default();
         cell.bytes.store(view.bytes_estimate(), Ordering::Relaxed);
         held.view = Some(view);
         drop(held);
@@ -228,14 +241,15 @@ impl WorkingSet {
         InFlight(cell.clone())
     }
 
-    fn build(&self, cell: &Cell, held: &mut Held, reader: &Reader) -> Result<(), Error> {
+    fn build(&self, cell: &Cell, held: &mut Held, reader: &Reader, tell: Tell<'_>) -> Result<(), Error> {
         if cell.in_flight.load(Ordering::Acquire) > 0 {
             // Built now, it would lack edits that are on their way, and the next one would take their number.
             return Err(Error::Busy);
         }
         held.generation = self.generation.load(Ordering::Acquire);
-        held.applied = reader.tail().lsn;
-        held.view = Some(materialize(reader, cell.id)?);
+        let Built { view, readable, applied } = build(reader, cell.id, tell)?;
+        cell.degraded.store(!readable.is_whole(), Ordering::Relaxed);
+        (held.view, held.readable, held.applied) = (Some(view), readable, applied);
         self.materialized.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
@@ -278,70 +292,15 @@ fn catch_up(cell: &Cell, held: &mut Held, reader: &Reader) -> Result<(), Error> 
     }
     // Read before the index: what is committed in between is found twice, and skipped the second time.
     let upto = reader.tail().lsn;
-    match (read_changes(reader, cell.id, held.applied)?, &mut held.view) {
+    match (read_changes(reader, cell.id, held.applied, &mut held.readable)?, &mut held.view) {
         (Some(changes), Some(view)) => {
             view.apply(&changes)?;
         }
-        // Of an older generation: it shows what was withdrawn.
+        // It shows what was withdrawn since, or what cannot be applied as a whole.
         _ => held.view = None,
     }
     held.applied = upto;
     Ok(())
-}
-
-/// Builds a document from its snapshot and the changes after it, and holds it against its row.
-///
-/// # Errors
-/// [`Error`] when the log cannot be read, automerge cannot build it, or it has other heads than its row.
-pub(crate) fn materialize(reader: &Reader, id: DocumentId) -> Result<View, Error> {
-    let tail = reader.tail().lsn;
-    let Some(row) = reader.row(id)? else { return Ok(View::new()) };
-    let upto = tail.min(Lsn(row.last_lsn));
-    // A row ahead of the tail is of a group that nobody was told of yet.
-    let expected = (upto.0 == row.last_lsn).then(|| heads_of(&row));
-    let whole = |view: &View| mutant!(SnapshotTrusted) || expected.as_ref().is_none_or(|heads| view.heads() == *heads);
-    if let Some(snapshot) = reader.snapshot(id)?.filter(|snapshot| snapshot.lsn <= upto) {
-        match load(reader, id, (snapshot.lsn, snapshot.bytes), upto) {
-            Ok(view) if whole(&view) => return Ok(view),
-            _ => {
-                tracing::warn!(document = %id, lsn = %snapshot.lsn, "a snapshot leads elsewhere; the log is read instead")
-            }
-        }
-    }
-    let view = load(reader, id, (Lsn::ZERO, Vec::new()), upto)?;
-    if !whole(&view) {
-        let why = "its changes lead to other heads than its row says; run `tidelog verify`".to_owned();
-        return Err(HistoryError::Document { document: id, lsn: upto, why }.into());
-    }
-    Ok(view)
-}
-
-fn load(reader: &Reader, id: DocumentId, (after, mut chunks): (Lsn, Vec<u8>), upto: Lsn) -> Result<View, Error> {
-    for (lsn, row) in reader.index(id, after)? {
-        if mutant!(SnapshotTrusted) && after != Lsn::ZERO {
-            break;
-        }
-        if lsn <= upto && matches!(row, IndexRow::Change { .. }) {
-            chunks.extend(reader.change_bytes(lsn)?);
-        }
-    }
-    if chunks.is_empty() {
-        return Ok(View::new());
-    }
-    Ok(View::load(&chunks)?)
-}
-
-/// The changes after a position; `None` when some before it were withdrawn since.
-fn read_changes(reader: &Reader, id: DocumentId, after: Lsn) -> Result<Option<Vec<Change>>, Error> {
-    let mut changes = Vec::new();
-    for (lsn, row) in reader.index(id, after)? {
-        match row {
-            IndexRow::Change { .. } => changes.push(Change::parse(reader.change_bytes(lsn)?)?),
-            IndexRow::Lifecycle(_) => {}
-            IndexRow::Withdrawn { .. } => return Ok(None),
-        }
-    }
-    Ok(Some(changes))
 }
 
 impl Cell {

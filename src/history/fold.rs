@@ -1,6 +1,7 @@
 //! How a document's row follows from its records, one after the other: used when they are appended and when the row is
 //! made again from the log.
 
+use super::voids::fold_void;
 use crate::id::{ChangeHash, CollectionKey, DocumentId, Heads, Lsn};
 use crate::log::Keyspace;
 use crate::log::record::{
@@ -28,11 +29,12 @@ pub fn new_row(lsn: Lsn) -> DocumentRow {
         snapshot: None,
         generation: 0,
         withdrawals: 0,
+        voids: None,
     }
 }
 
 /// Takes in the record at `lsn`, whatever it says about the document; one that says nothing about any is passed over.
-/// What a `withdrawn` record takes away must not have been folded.
+/// What a `withdrawn` record takes away, and `void` records about that, must not have been folded.
 ///
 /// # Errors
 /// [`RecordError`] when a lifecycle statement does not decode.
@@ -43,6 +45,7 @@ pub fn fold_record(row: &mut DocumentRow, lsn: Lsn, record: &Record, clock_entri
             let said = Lifecycle::decode(bytes)?;
             fold_lifecycle(row, lsn, Lifecycle::id_of(bytes), &said, header.collection);
         }
+        Record::Void(header) => fold_void(row, lsn, header),
         Record::Withdrawn(_) => fold_withdrawal(row, lsn),
         Record::Name(_) | Record::Footer(_) | Record::Gap(_) | Record::Checkpoint => {}
     }

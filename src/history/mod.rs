@@ -3,7 +3,8 @@
 //! The log knows no documents and a document knows no log; this room is where the two meet, for reading. Everything it
 //! answers is committed. [`Reader`] is a cheap clone over the store, for sessions, feeds and handles; [`fold`] says how
 //! a document's row follows from its records; [`open`] holds the projections against the log's tail and [`rebuild`]s
-//! them when they are missing or wrong; [`verify`] checks everything against everything.
+//! them when they are missing or wrong; [`verify`] checks everything against everything. [`withdrawal`] and [`voids`] are
+//! about changes that were logged and are no part of what is shown.
 
 pub mod fold;
 mod graphs;
@@ -11,19 +12,24 @@ mod names;
 mod open;
 mod reader;
 mod rebuild;
+mod snapshot;
 mod storage_id;
 mod verify;
+pub mod voids;
 pub mod withdrawal;
 
 pub use graphs::Graphs;
 pub use names::Names;
 pub(crate) use open::CHECKPOINT_KEY;
 pub use open::{Opened, open};
-pub use reader::{DocumentState, Entry, EntryKind, Location, Origin, Reader, Snapshot};
-pub(crate) use reader::{peer_key, snapshot_key};
+pub(crate) use reader::peer_key;
+pub use reader::{DocumentState, Entry, EntryKind, Location, Origin, Reader};
 pub use rebuild::rebuild;
+pub use snapshot::Snapshot;
+pub(crate) use snapshot::snapshot_key;
 pub(crate) use storage_id::put_storage_id;
-pub use verify::{Fault, Verification, verify};
+pub use verify::{Fault, Unapplied, Verification, verify};
+pub use voids::{Degraded, Misfit, Readable};
 
 use crate::id::{DocumentId, Lsn};
 use crate::log::record::RecordError;

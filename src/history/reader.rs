@@ -1,9 +1,10 @@
-//! Reading what is committed: positions, records, documents, snapshots.
+//! Reading what is committed: positions, records, documents.
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::fold::{digest_of, heads_of, index_key, is_visible, lsn_in};
+use super::voids::is_degraded;
 use super::withdrawal::withdrawn_records;
 use super::{Graphs, HistoryError, Names, Opened};
 use crate::document::ChangeGraph;
@@ -12,7 +13,7 @@ use crate::id::{
 };
 use crate::limits::Limits;
 use crate::log::record::{Admission, ChangeHeader, LifecycleHeader, NameRef, Record, StateDigest};
-use crate::log::rows::{DocumentRow, IndexRow, PeerRow, SnapshotRow, StatementRow, decode_row};
+use crate::log::rows::{DocumentRow, IndexRow, PeerRow, StatementRow, decode_row};
 use crate::log::{Keyspace, LogError, Storage, log_key, lsn_of_key};
 
 /// The committed state of a store. Cheap to clone; clones share their caches and move with the log's tail.
@@ -105,6 +106,17 @@ pub enum EntryKind {
         /// Where the withdrawn changes are in the log.
         records: Vec<Lsn>,
     },
+    /// A change of a document cannot be applied by this node's automerge: views are made without it.
+    Void {
+        /// Which document.
+        document: DocumentId,
+        /// Where the change is in the log.
+        record: Lsn,
+        /// The version of automerge.
+        automerge: String,
+        /// What it said.
+        why: String,
+    },
     /// The end of a commit group: a cursor may stand here.
     Footer {
         /// The chain digest.
@@ -135,17 +147,9 @@ pub struct DocumentState {
     pub last_lsn: Lsn,
     /// The last record in its newest snapshot.
     pub snapshot: Option<Lsn>,
-}
-
-/// A document's saved bytes.
-#[derive(Debug, Clone)]
-pub struct Snapshot {
-    /// The last record they hold.
-    pub lsn: Lsn,
-    /// The heads they were saved at.
-    pub heads: Heads,
-    /// An Automerge document chunk.
-    pub bytes: Vec<u8>,
+    /// It can be read in part only: this node's automerge cannot apply some of its changes, as somebody who read it found
+    /// out. [`Reader::degraded`] says more.
+    pub degraded: bool,
 }
 
 /// How often a row is read again when the writer moved between two reads.
@@ -289,6 +293,12 @@ impl Reader {
                 via: self.names().node(header.via)?,
                 records: withdrawn_records(lsn, &header).into_iter().collect(),
             },
+            Record::Void(header) => EntryKind::Void {
+                document: DocumentId(header.document),
+                record: Lsn(lsn.0.saturating_sub(header.change)),
+                automerge: header.automerge,
+                why: header.why,
+            },
             Record::Footer(footer) => EntryKind::Footer { chain: Chain(footer.chain) },
             Record::Name(_) | Record::Gap(_) | Record::Checkpoint => EntryKind::Other,
         })
@@ -361,7 +371,8 @@ impl Reader {
                     EntryKind::Footer { chain } => {
                         end = Some(LogCursor { log_id: self.log_id(), lsn: entry.lsn, chain });
                     }
-                    EntryKind::Other => {}
+                    // What two replicas compare is as before.
+                    EntryKind::Void { .. } | EntryKind::Other => {}
                 }
             }
         }
@@ -393,6 +404,7 @@ impl Reader {
             visible: is_visible(&row),
             last_lsn: Lsn(row.last_lsn),
             snapshot: row.snapshot.map(|snapshot| Lsn(snapshot.lsn)),
+            degraded: is_degraded(&row),
             name: row.name,
         })
     }
@@ -505,21 +517,6 @@ impl Reader {
             .collect()
     }
 
-    /// The newest snapshot of a document. A damaged one is reported and passed over: it is a cache.
-    ///
-    /// # Errors
-    /// [`HistoryError`] when the disk fails.
-    pub fn snapshot(&self, id: DocumentId) -> Result<Option<Snapshot>, HistoryError> {
-        let Some(lsn) = self.row(id)?.and_then(|row| row.snapshot).map(|snapshot| Lsn(snapshot.lsn)) else {
-            return Ok(None);
-        };
-        let read = read_snapshot(&*self.shared.storage, id, lsn)?;
-        if read.is_none() {
-            tracing::warn!(document = %id, %lsn, "a snapshot is damaged; the log is read instead");
-        }
-        Ok(read)
-    }
-
     /// How far we have followed a peer's log.
     ///
     /// # Errors
@@ -558,32 +555,4 @@ pub(super) fn document_row(key: &[u8], bytes: &[u8]) -> Result<(DocumentId, Docu
     let row = decode_row(Keyspace::Docs, key, bytes)
         .map_err(|error| HistoryError::Row { place: format!("row of {id}"), error })?;
     Ok((id, row))
-}
-
-/// The key of a snapshot's part; part 0 describes it.
-#[must_use]
-pub(crate) fn snapshot_key(id: DocumentId, lsn: Lsn, part: u32) -> [u8; 28] {
-    let mut key = [0; 28];
-    key[..24].copy_from_slice(&index_key(id, lsn));
-    key[24..].copy_from_slice(&part.to_be_bytes());
-    key
-}
-
-/// Reads the snapshot of `id` at `lsn`; `None` when any byte of it is missing or wrong.
-pub(super) fn read_snapshot(storage: &dyn Storage, id: DocumentId, lsn: Lsn) -> Result<Option<Snapshot>, HistoryError> {
-    let key = snapshot_key(id, lsn, 0);
-    let Some(bytes) = storage.get(Keyspace::Snap, &key)? else { return Ok(None) };
-    let Ok(row) = decode_row::<SnapshotRow>(Keyspace::Snap, &key, &bytes) else { return Ok(None) };
-    let mut bytes = Vec::with_capacity(usize::try_from(row.bytes).unwrap_or(0).min(Limits::DEFAULT.document_bytes_max));
-    for part in 1..=row.parts {
-        match storage.get(Keyspace::Snap, &snapshot_key(id, lsn, part))? {
-            Some(part) => bytes.extend(part),
-            None => return Ok(None),
-        }
-    }
-    if *blake3::hash(&bytes).as_bytes() != row.digest {
-        return Ok(None);
-    }
-    let heads = Heads::new(row.heads.into_iter().map(ChangeHash).collect());
-    Ok(Some(Snapshot { lsn, heads, bytes }))
 }

@@ -4,7 +4,9 @@ use std::ops::ControlFlow;
 
 use super::fold::{fold_record, index_key, index_row, lsn_in, new_row, project_row};
 use super::open::{LAYOUT, PROJECTIONS_KEY, Walk, walk_log};
-use super::reader::{document_row, read_snapshot, snapshot_key};
+use super::reader::document_row;
+use super::snapshot::{read_snapshot, snapshot_key};
+use super::voids::{is_past_void, void_index_row};
 use super::withdrawal::{project_withdrawal, row_without, withdrawn_records};
 use super::{HistoryError, Names};
 use crate::id::{DocumentId, Lsn};
@@ -103,10 +105,15 @@ impl Page {
                 // What is taken away has to be in the tables.
                 self.write(storage)?;
                 let (id, withdrawn) = (DocumentId(header.document), withdrawn_records(lsn, header));
-                let row = row_without(storage, id, &withdrawn, Limits::DEFAULT.clock_entries_in_row)?;
-                *self.row(storage, id, lsn)? = row.unwrap_or_else(|| new_row(lsn));
+                let left = row_without(storage, id, &withdrawn, Limits::DEFAULT.clock_entries_in_row)?;
+                *self.row(storage, id, lsn)? = left.row.unwrap_or_else(|| new_row(lsn));
                 self.fold(storage, id, lsn, &record)?;
-                project_withdrawal(&mut self.batch, lsn, header);
+                project_withdrawal(&mut self.batch, lsn, header, &left.pointless);
+            }
+            Record::Void(ref header) => {
+                let id = DocumentId(header.document);
+                self.fold(storage, id, lsn, &record)?;
+                self.index(id, lsn, &void_index_row(header));
             }
             Record::Name(header) => Names::project(&mut self.batch, &header),
             Record::Footer(_) | Record::Gap(_) | Record::Checkpoint => {}
@@ -170,6 +177,7 @@ fn find_snapshots(storage: &dyn Storage) -> Result<(), HistoryError> {
             && storage.get(Keyspace::DocIx, &index_key(id, lsn))?.is_some()
             // And one from before a withdrawal what was withdrawn.
             && lsn.0 >= row.generation
+            && !is_past_void(&row, lsn)
             && read_snapshot(storage, id, lsn)?.is_some()
         {
             row.snapshot = Some(SnapshotRef { lsn: lsn.0, bytes: described.bytes, changes: described.changes });

@@ -1,13 +1,17 @@
 //! Checking a store: everything against everything, each fault with its place.
 
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::ControlFlow;
 
 use super::fold::{by_seq_key, fold_record, heads_of, index_key, index_row, lsn_in, new_row};
 use super::open::Walk;
-use super::reader::{document_row, read_snapshot};
+use super::reader::document_row;
+use super::snapshot::read_snapshot;
+use super::voids::{Misfit, is_degraded, sift, void_index_row};
 use super::withdrawal::withdrawn_records;
 use super::{HistoryError, Names, Reader};
-use crate::document::{Change, View};
+use crate::document::{Change, View, automerge_version};
 use crate::id::{CollectionKey, DocumentId, Lsn};
 use crate::limits::Limits;
 use crate::log::record::{Lifecycle, NameHeader, Record, WithdrawnHeader, payload_digest};
@@ -21,6 +25,19 @@ pub struct Fault {
     pub place: String,
     /// What is wrong there.
     pub why: String,
+}
+
+/// A change that this node's automerge cannot apply. It is no fault of the store, and stays in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unapplied {
+    /// Of which document.
+    pub document: DocumentId,
+    /// Where it is in the log.
+    pub record: Lsn,
+    /// What automerge said, and which version.
+    pub why: String,
+    /// A `void` record says so. Else it was found by this check, and will be left out when the document is used.
+    pub is_on_record: bool,
 }
 
 /// What a check found.
@@ -40,6 +57,10 @@ pub struct Verification {
     pub faults: Vec<Fault>,
     /// Faults beyond those.
     pub more_faults: u64,
+    /// Changes that cannot be applied and are left out of views, at most [`Verification::FAULTS_MAX`].
+    pub voids: Vec<Unapplied>,
+    /// Such changes beyond those.
+    pub more_voids: u64,
 }
 
 impl Verification {
@@ -53,10 +74,19 @@ impl Verification {
             self.more_faults += 1;
         }
     }
+
+    fn void(&mut self, unapplied: Unapplied) {
+        if self.voids.len() < Self::FAULTS_MAX {
+            self.voids.push(unapplied);
+        } else {
+            self.more_voids += 1;
+        }
+    }
 }
 
 /// Checks the whole store: holds its files against their checksums, replays the groups and recomputes the chain,
-/// compares index, documents and log, and, if `deep`, rebuilds every document and compares its heads. `progress` is told
+/// compares index, documents and log, and, if `deep`, rebuilds every document and compares its heads. What cannot be
+/// applied is listed beside the faults. `progress` is told
 /// the phase and how much of it is done.
 ///
 /// # Errors
@@ -112,6 +142,7 @@ fn check_log(
 ) -> Result<(), HistoryError> {
     let storage = reader.storage();
     let mut walk = Walk::from_footer(&**storage, Lsn::ZERO)?;
+    let mut gone = Gone::default();
     let mut failed = None;
     let mut last = Lsn::ZERO;
     let to = log_key(reader.tail().lsn.next());
@@ -132,7 +163,7 @@ fn check_log(
                 return ControlFlow::Continue(());
             }
         };
-        if let Err(error) = check_record(reader, report, lsn, &record) {
+        if let Err(error) = check_record(reader, report, &mut gone, lsn, &record) {
             failed = Some(error);
             return ControlFlow::Break(());
         }
@@ -153,7 +184,13 @@ fn check_log(
     Ok(())
 }
 
-fn check_record(reader: &Reader, report: &mut Verification, lsn: Lsn, record: &Record) -> Result<(), HistoryError> {
+fn check_record(
+    reader: &Reader,
+    report: &mut Verification,
+    gone: &mut Gone,
+    lsn: Lsn,
+    record: &Record,
+) -> Result<(), HistoryError> {
     let place = || format!("record {lsn}");
     let (document, expected) = match record {
         Record::Change(header, chunk) => {
@@ -181,6 +218,17 @@ fn check_record(reader: &Reader, report: &mut Verification, lsn: Lsn, record: &R
             check_name(reader, report, lsn, header);
             return Ok(());
         }
+        Record::Void(header) => {
+            let (id, change) = (DocumentId(header.document), Lsn(lsn.0.saturating_sub(header.change)));
+            let about = reader.record(change)?;
+            if !matches!(about, Some(Record::Change(ref about, _)) if about.document == id.0) {
+                report.fault(place(), format!("it is about record {change}, which is no change of {id}"));
+            }
+            if gone.of(reader, id)?.contains(&change) {
+                return Ok(());
+            }
+            (header.document, void_index_row(header))
+        }
         Record::Withdrawn(header) => {
             check_withdrawal(reader, report, lsn, header)?;
             let changes = header.changes.len() as u64;
@@ -191,7 +239,7 @@ fn check_record(reader: &Reader, report: &mut Verification, lsn: Lsn, record: &R
     let id = DocumentId(document);
     let key = index_key(id, lsn);
     match reader.storage().get(Keyspace::DocIx, &key)? {
-        None if is_withdrawn(reader, id, lsn)? => {}
+        None if gone.of(reader, id)?.contains(&lsn) => {}
         None => report.fault(format!("index of {id}"), format!("record {lsn} is missing")),
         Some(bytes) => match decode_row::<IndexRow>(Keyspace::DocIx, &key, &bytes) {
             Ok(row) if row == expected => {}
@@ -223,17 +271,27 @@ fn check_withdrawal(
     Ok(())
 }
 
-/// Whether a later record of the document takes the record at `lsn` away.
-fn is_withdrawn(reader: &Reader, id: DocumentId, lsn: Lsn) -> Result<bool, HistoryError> {
-    for (later, row) in reader.index(id, lsn)? {
-        if matches!(row, IndexRow::Withdrawn { .. })
-            && let Some(Record::Withdrawn(header)) = reader.record(later)?
-            && withdrawn_records(later, &header).contains(&lsn)
-        {
-            return Ok(true);
+/// What was withdrawn of the documents that were asked about: a document's `withdrawn` records are read once.
+#[derive(Default)]
+struct Gone(HashMap<DocumentId, BTreeSet<Lsn>>);
+
+impl Gone {
+    fn of(&mut self, reader: &Reader, id: DocumentId) -> Result<&BTreeSet<Lsn>, HistoryError> {
+        match self.0.entry(id) {
+            Entry::Occupied(entry) => Ok(entry.into_mut()),
+            Entry::Vacant(entry) => {
+                let mut gone = BTreeSet::new();
+                for (lsn, row) in reader.index(id, Lsn::ZERO)? {
+                    if matches!(row, IndexRow::Withdrawn { .. })
+                        && let Some(Record::Withdrawn(header)) = reader.record(lsn)?
+                    {
+                        gone.append(&mut withdrawn_records(lsn, &header));
+                    }
+                }
+                Ok(entry.insert(gone))
+            }
         }
     }
-    Ok(false)
 }
 
 /// Both rows of an entry of the dictionary, as they are on the disk.
@@ -298,10 +356,36 @@ fn check_document(reader: &Reader, id: DocumentId, report: &mut Verification) ->
     if again.as_ref() != Some(&row) {
         report.fault(format!("document {id}"), "its row does not follow from the log");
     }
+    list_voids(reader, id, &row, report)?;
     let key = by_seq_key(CollectionKey(row.collection_key), Lsn(row.last_lsn));
     // Unless it changed meanwhile: its place in the collection moves with it.
     if reader.storage().get(Keyspace::BySeq, &key)?.is_none() && reader.row(id)?.as_ref() == Some(&row) {
         report.fault(format!("document {id}"), "it is not listed in its collection");
+    }
+    Ok(())
+}
+
+/// Lists the changes of a document that the running automerge is known not to apply.
+fn list_voids(
+    reader: &Reader,
+    id: DocumentId,
+    row: &DocumentRow,
+    report: &mut Verification,
+) -> Result<(), HistoryError> {
+    if !is_degraded(row) {
+        return Ok(());
+    }
+    let readable = reader.readable(id, row, Lsn(row.last_lsn))?;
+    let mut voids = BTreeMap::new();
+    for (lsn, entry) in reader.index(id, Lsn::ZERO)? {
+        let IndexRow::Void { change, .. } = entry else { continue };
+        if let Some(Record::Void(header)) = reader.record(lsn)? {
+            // Of several, under several versions, the newest tells.
+            voids.insert(Lsn(lsn.0.saturating_sub(change)), format!("{} (automerge {})", header.why, header.automerge));
+        }
+    }
+    for (record, why) in voids.into_iter().filter(|(record, _)| readable.is_void(*record)) {
+        report.void(Unapplied { document: id, record, why, is_on_record: true });
     }
     Ok(())
 }
@@ -357,17 +441,27 @@ fn check_orphans(reader: &Reader, report: &mut Verification) -> Result<(), Histo
 /// Builds a document from its changes alone, and compares it with its row and its snapshot.
 fn rebuild_document(reader: &Reader, id: DocumentId, report: &mut Verification) -> Result<(), HistoryError> {
     let Some(row) = told_row(reader, id)? else { return Ok(()) };
+    let readable = reader.readable(id, &row, Lsn(row.last_lsn))?;
     let mut chunks = Vec::new();
     for (lsn, entry) in reader.index(id, Lsn::ZERO)? {
-        if lsn.0 <= row.last_lsn && matches!(entry, IndexRow::Change { .. }) {
+        if lsn.0 <= row.last_lsn && matches!(entry, IndexRow::Change { .. }) && !readable.hides(lsn) {
             chunks.extend(reader.change_bytes(lsn)?);
         }
     }
     let place = format!("document {id}");
+    let heads = if readable.is_whole() { heads_of(&row) } else { readable.heads().clone() };
     match View::load(&chunks) {
-        Ok(view) if view.heads() == heads_of(&row) => {}
+        Ok(view) if view.heads() == heads => {}
         Ok(view) => report.fault(place.clone(), format!("rebuilt from the log it has the heads {}", view.heads())),
-        Err(error) => report.fault(place.clone(), error),
+        Err(error) => match sift(reader, id, Lsn(row.last_lsn))?.misfits {
+            misfits if misfits.is_empty() => report.fault(place.clone(), error),
+            misfits => {
+                for Misfit { lsn, why, .. } in misfits {
+                    let why = format!("{why} (automerge {})", automerge_version());
+                    report.void(Unapplied { document: id, record: lsn, why, is_on_record: false });
+                }
+            }
+        },
     }
     report.rebuilt += 1;
     let Some(snapshot) = row.snapshot else { return Ok(()) };

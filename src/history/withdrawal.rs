@@ -21,10 +21,11 @@ pub fn withdrawn_records(lsn: Lsn, header: &WithdrawnHeader) -> BTreeSet<Lsn> {
     header.changes.iter().filter_map(|back| lsn.0.checked_sub(*back)).map(Lsn).collect()
 }
 
-/// Puts into `batch` what follows from the `withdrawn` record at `lsn`, apart from the document's own row.
-pub fn project_withdrawal(batch: &mut WriteBatch, lsn: Lsn, header: &WithdrawnHeader) {
+/// Puts into `batch` what follows from the `withdrawn` record at `lsn`, apart from the document's own row. `pointless`
+/// are the records that say nothing without what it takes away.
+pub fn project_withdrawal(batch: &mut WriteBatch, lsn: Lsn, header: &WithdrawnHeader, pointless: &[Lsn]) {
     let document = DocumentId(header.document);
-    for record in withdrawn_records(lsn, header) {
+    for record in withdrawn_records(lsn, header).into_iter().chain(pointless.iter().copied()) {
         batch.remove(Keyspace::DocIx, index_key(document, record));
     }
     let key = index_key(document, lsn);
@@ -32,7 +33,15 @@ pub fn project_withdrawal(batch: &mut WriteBatch, lsn: Lsn, header: &WithdrawnHe
     batch.put(Keyspace::DocIx, key, encode_row(Keyspace::DocIx, &key, &row));
 }
 
-/// The document's row as its indexed records make it, without those in `withdrawn`. `None` when nothing is left.
+/// What is left of a document.
+pub struct Remainder {
+    /// Its row; `None` when nothing is left.
+    pub row: Option<DocumentRow>,
+    /// The `void` records about what was taken away: they say nothing any more, and go too.
+    pub pointless: Vec<Lsn>,
+}
+
+/// The document's row as its indexed records make it, without those in `withdrawn`.
 ///
 /// # Errors
 /// [`HistoryError`] when the index or a record is damaged.
@@ -44,20 +53,26 @@ pub fn row_without(
     document: DocumentId,
     withdrawn: &BTreeSet<Lsn>,
     clock_entries: usize,
-) -> Result<Option<DocumentRow>, HistoryError> {
+) -> Result<Remainder, HistoryError> {
     let mut records = Vec::new();
     let (from, to) = (index_key(document, Lsn::ZERO), index_key(document, Lsn(u64::MAX)));
     storage.scan(Keyspace::DocIx, &from, &to, false, &mut |key, _| {
         records.extend(lsn_in(key).filter(|lsn| !withdrawn.contains(lsn)));
         ControlFlow::Continue(())
     })?;
-    let mut row = None;
+    let mut left = Remainder { row: None, pointless: Vec::new() };
     for lsn in records {
         let bytes = storage.get(Keyspace::Log, &log_key(lsn))?;
         let bytes = bytes.ok_or_else(|| HistoryError::Missing(format!("record {lsn}")))?;
         let record = Record::read(lsn, &bytes).map_err(|error| LogError::Record { lsn, error })?;
-        let row = row.get_or_insert_with(|| new_row(lsn));
+        if let Record::Void(header) = &record
+            && withdrawn.contains(&Lsn(lsn.0.saturating_sub(header.change)))
+        {
+            left.pointless.push(lsn);
+            continue;
+        }
+        let row = left.row.get_or_insert_with(|| new_row(lsn));
         fold_record(row, lsn, &record, clock_entries).map_err(|error| LogError::Record { lsn, error })?;
     }
-    Ok(row)
+    Ok(left)
 }

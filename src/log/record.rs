@@ -162,6 +162,29 @@ pub struct GapHeader {
     pub last: u64,
 }
 
+/// The header of a `void` record: automerge cannot apply a change that is logged. Views are made without it and without
+/// what stands on it; everything else keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct VoidHeader {
+    /// Which document.
+    pub document: [u8; 16],
+    /// How far back the change's record lies.
+    pub change: u64,
+    /// The version of automerge that could not apply it.
+    pub automerge: String,
+    /// What it said. At most [`VoidHeader::WHY_BYTES_MAX`] bytes are written.
+    pub why: String,
+    /// Our clock, ms since 1970.
+    pub received_ms: u64,
+}
+
+impl VoidHeader {
+    /// The longest version that is written, in bytes.
+    pub const AUTOMERGE_BYTES_MAX: usize = 64;
+    /// The longest reason that is written, in bytes.
+    pub const WHY_BYTES_MAX: usize = 256;
+}
+
 /// The header of a `withdrawn` record: two nodes had each logged another change under one author's number, and these
 /// are the ones that go, with all that stood on them. Their records stay in the log; nothing else of them does.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -204,11 +227,13 @@ pub enum Record {
     Gap(GapHeader),
     /// Everything before was checked against its projections.
     Checkpoint,
+    /// A change of a document that automerge cannot apply.
+    Void(VoidHeader),
     /// Changes of a document that gave way to another of the same author and number.
     Withdrawn(WithdrawnHeader),
 }
 
-/// Kind bytes. 7 and 9 to 15 are kept for `void`, `base`, `acl-touch` and `audit`.
+/// Kind bytes. 9 to 15 are kept for `base`, `acl-touch` and `audit`.
 mod kind {
     pub(super) const CHANGE: u8 = 1;
     pub(super) const LIFECYCLE: u8 = 2;
@@ -216,6 +241,7 @@ mod kind {
     pub(super) const FOOTER: u8 = 4;
     pub(super) const GAP: u8 = 5;
     pub(super) const CHECKPOINT: u8 = 6;
+    pub(super) const VOID: u8 = 7;
     pub(super) const WITHDRAWN: u8 = 8;
 }
 
@@ -226,6 +252,7 @@ impl Record {
         match self {
             Self::Change(header, _) => Some(DocumentId(header.document)),
             Self::Lifecycle(header, _) => Some(DocumentId(header.document)),
+            Self::Void(header) => Some(DocumentId(header.document)),
             Self::Withdrawn(header) => Some(DocumentId(header.document)),
             Self::Name(_) | Self::Footer(_) | Self::Gap(_) | Self::Checkpoint => None,
         }
@@ -243,6 +270,7 @@ impl Record {
             Self::Footer(header) => (kind::FOOTER, encode(header), &[]),
             Self::Gap(header) => (kind::GAP, encode(header), &[]),
             Self::Checkpoint => (kind::CHECKPOINT, Vec::new(), &[]),
+            Self::Void(header) => (kind::VOID, encode(header), &[]),
             Self::Withdrawn(header) => (kind::WITHDRAWN, encode(header), &[]),
         };
         let mut out = Vec::with_capacity(FRAME_BYTES + header.len() + payload.len() + CHECKSUM_BYTES);
@@ -323,6 +351,7 @@ impl<'a> RawRecord<'a> {
             kind::GAP => Record::Gap(decode(self.header)?),
             kind::CHECKPOINT if self.header.is_empty() => Record::Checkpoint,
             kind::CHECKPOINT => return Err(RecordError::Length),
+            kind::VOID => Record::Void(decode(self.header)?),
             kind::WITHDRAWN => Record::Withdrawn(decode(self.header)?),
             other => return Err(RecordError::Kind(other)),
         })

@@ -36,6 +36,13 @@ pub enum IndexRow {
         /// How many.
         changes: u64,
     },
+    /// Automerge cannot apply a change: views made before may show it.
+    Void {
+        /// How far back the change's record lies.
+        change: u64,
+        /// The version of automerge.
+        automerge: String,
+    },
 }
 
 /// One of a document's heads.
@@ -75,6 +82,17 @@ pub struct SnapshotRef {
     pub changes: u64,
 }
 
+/// What a document's `void` records say that count: those after the last one of another automerge version.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct VoidsRow {
+    /// The version of automerge that could not apply the changes. Under another one they count for nothing.
+    pub automerge: String,
+    /// How many changes.
+    pub changes: u32,
+    /// The record of the earliest of them.
+    pub first: u64,
+}
+
 /// A row of `docs`, keyed by document: where the document stands.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct DocumentRow {
@@ -108,6 +126,8 @@ pub struct DocumentRow {
     pub generation: u64,
     /// How often changes were withdrawn.
     pub withdrawals: u32,
+    /// Changes that cannot be applied, if there are any.
+    pub voids: Option<VoidsRow>,
 }
 
 /// A row of `state` under a peer's node id: how far we have followed its log.

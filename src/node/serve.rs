@@ -28,6 +28,9 @@ pub struct NodeConfig {
     pub http: Option<SocketAddr>,
     /// Whose pages may connect there, beside those of this machine.
     pub origins: AllowedOrigins,
+    /// Logs what clients of the HTTP port send without trying it on its document first: cheaper, and a hostile client can
+    /// then make a document unreadable in parts.
+    pub structural: bool,
     /// Allows the HTTP port to be open to other machines.
     pub insecure_open: bool,
     /// Nodes to allow and to dial.
@@ -50,6 +53,7 @@ impl NodeConfig {
             listen,
             http: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, listen.port()))),
             origins: AllowedOrigins::default(),
+            structural: false,
             insecure_open: false,
             peers: Vec::new(),
             trust_loopback_nodes: false,
@@ -116,7 +120,7 @@ impl Node {
         }
         let mut web = None;
         if let Some(listen) = config.http {
-            let options = WebOptions { listen, origins: config.origins };
+            let options = WebOptions { listen, origins: config.origins, structural: config.structural };
             web = Some(WebServer::start(database.clone(), options).await?);
         }
         let context = Context { listening: Some(address), ..Context::direct(database, peers) };

@@ -9,16 +9,19 @@
 //! * Receiving has two steps, because changes count only once they are logged: [`Exchange::receive`] hands out the
 //!   chunks, [`Exchange::settle`] says that they were logged or wait. Between the two nothing is sent.
 //! * A message has a budget. What does not fit follows in the next ones, each answering the peer's reply.
-//! * Changes are always sent as changes, never as one document chunk.
+//! * Who has nothing is sent the newest snapshot, if there is one and he reads it, and the changes behind it. Everything
+//!   else is sent as changes.
 //!
 //! ```text
 //! loop { receive(message) -> chunks -> (log them) -> settle; generate() -> message }
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use automerge::sync::{BloomFilter, Have, Message, MessageFlags, MessageVersion};
 
+use super::composed::{Chunks, Composed, State};
 use super::gate::{BLOOM_ENTRIES_MAX, Chunk, GateError, SyncMessage, guarded, read_message};
 use crate::document::{ChangeGraph, Index};
 use crate::id::{ChangeHash, Heads, Lsn};
@@ -80,6 +83,8 @@ pub struct Exchange {
     unsettled: Option<Their>,
     /// Changes sent that the peer's heads do not cover yet.
     sent: BTreeSet<ChangeHash>,
+    /// The heads of a snapshot that was sent. What they cover counts as sent until the peer says what it has.
+    sent_whole: Heads,
     /// Changes the peer is known to lack and that did not fit the messages so far.
     backlog: VecDeque<Index>,
     /// Changes that came and wait for a dependency, with what they depend on.
@@ -105,6 +110,8 @@ struct Their {
 
 /// Steps spent to keep `shared` short; when they run out it is longer than it must be, which is harmless.
 const SHARED_STEPS_MAX: usize = 4096;
+/// The longest snapshot that is sent in a message. Clients read 100 MiB, and less where they are told to.
+const WHOLE_BYTES_MAX: usize = 48 << 20;
 
 impl Exchange {
     /// Begins an exchange with a peer of which nothing is known.
@@ -137,8 +144,7 @@ impl Exchange {
             self.peer_has_reset = flags.contains(MessageFlags::SUPPORTS_SYNC_RESET);
             self.peer_read_only = flags.contains(MessageFlags::READ_ONLY);
             if flags.contains(MessageFlags::SYNC_RESET) {
-                self.sent.clear();
-                self.backlog.clear();
+                self.forget_sent();
             }
         }
         let chunks = if self.read_only { Vec::new() } else { chunks };
@@ -170,13 +176,16 @@ impl Exchange {
         }
         self.forget_hopeless(graph);
         self.trim_sent(graph, &their.heads);
+        if !their.heads.is_empty() {
+            // It has something: what it lacks of the snapshot its filter will say.
+            self.sent_whole = Heads::default();
+        }
         if graph.contains_all(their.heads.as_slice()) {
             self.shared = their.heads.clone();
             if their.heads.is_empty() {
                 // The peer lost everything, or never had any.
                 self.last_sent = Heads::default();
-                self.sent.clear();
-                self.backlog.clear();
+                self.forget_sent();
             }
         } else {
             shared.extend_from_slice(their.heads.as_slice());
@@ -187,20 +196,19 @@ impl Exchange {
 
     /// Makes the next message, if there is one to send now.
     ///
-    /// It holds changes of about `budget_bytes`, at least one if the peer lacks any. `change_bytes` reads the chunk of
-    /// the change at a position.
+    /// It holds changes of about `budget_bytes`, at least one if the peer lacks any. A snapshot comes on top.
     ///
     /// # Errors
     /// [`GenerateError`]; the exchange is over.
     ///
     /// # Cost
     /// A walk over what the two do not share, and a Bloom test for each of those changes.
-    pub fn generate<E>(
+    pub fn generate<C: Chunks>(
         &mut self,
         graph: &ChangeGraph,
         budget_bytes: usize,
-        change_bytes: &mut dyn FnMut(Lsn) -> Result<Vec<u8>, E>,
-    ) -> Result<Option<Vec<u8>>, GenerateError<E>> {
+        source: &mut C,
+    ) -> Result<Option<Vec<u8>>, GenerateError<C::Error>> {
         if self.unsettled.is_some() {
             return Ok(None);
         }
@@ -213,19 +221,23 @@ impl Exchange {
         if self.their.as_ref().is_some_and(|their| takes_unknown_for_shared(graph, their)) {
             return if self.reset_sent { Ok(None) } else { Ok(Some(self.reset_message(&our_heads)?)) };
         }
+        let may_be_quiet = heads_unchanged && self.have_responded;
+        let state = self.state(&our_heads, may_be_quiet, budget_bytes);
+        if let Some(composed) = state.as_ref().and_then(|state| source.composed(state)) {
+            self.note_sent(our_heads, &composed);
+            return Ok(Some(composed.message.clone()));
+        }
         let need = if self.read_only { Vec::new() } else { self.need(graph) };
-        let (hashes, chunks) = self.take_changes(graph, budget_bytes, change_bytes)?;
+        let whole = self.take_whole(graph, source)?;
+        let (hashes, mut chunks) = self.take_changes(graph, budget_bytes, source)?;
+        chunks.splice(0..0, whole);
         let heads_equal = self.their.as_ref().is_some_and(|their| their.heads == our_heads);
         let nothing_left = (heads_equal || self.read_only) && chunks.is_empty() && !self.needs_reset;
-        if heads_unchanged && self.have_responded && nothing_left {
+        if may_be_quiet && nothing_left {
             return Ok(None);
         }
         let have = self.have(graph, &need)?;
         let (heads, flags) = self.heads_and_flags(&our_heads);
-        self.have_responded = true;
-        self.in_flight = true;
-        self.last_sent = our_heads;
-        self.sent.extend(hashes);
         let version = if self.peer_has_v2 { MessageVersion::V2 } else { MessageVersion::V1 };
         let changes = match version {
             MessageVersion::V2 if !chunks.is_empty() => chunks.concat().into(),
@@ -233,7 +245,57 @@ impl Exchange {
         };
         let (heads, need) = (to_automerge(heads.as_slice()), to_automerge(&need));
         let message = Message { heads, need, have, changes, flags: Some(flags), version };
-        Ok(Some(guarded(|| message.encode())?))
+        let message = guarded(|| message.encode())?;
+        let composed = Arc::new(Composed { message, hashes, whole: self.sent_whole.clone() });
+        self.note_sent(our_heads, &composed);
+        if let Some(state) = state.filter(|_| self.backlog.is_empty()) {
+            source.keep(state, composed.clone());
+        }
+        Ok(Some(composed.message.clone()))
+    }
+
+    /// Takes note that a message goes out.
+    fn note_sent(&mut self, our_heads: Heads, composed: &Composed) {
+        self.have_responded = true;
+        self.in_flight = true;
+        self.last_sent = our_heads;
+        self.sent.extend(&composed.hashes);
+        self.sent_whole = composed.whole.clone();
+    }
+
+    /// What the next message follows from; `None` when it is this exchange's alone.
+    fn state(&self, our_heads: &Heads, may_be_quiet: bool, budget_bytes: usize) -> Option<State> {
+        let their = self.their.as_ref()?;
+        if self.read_only || self.needs_reset || !self.waiting.is_empty() || !self.backlog.is_empty() {
+            return None;
+        }
+        let mut hasher = blake3::Hasher::new();
+        let flags = [self.peer_has_v2, self.peer_has_reset, self.peer_read_only, may_be_quiet].map(u8::from);
+        hasher.update(&flags);
+        hasher.update(&self.generation.0.to_le_bytes());
+        hasher.update(&(budget_bytes as u64).to_le_bytes());
+        let mut list = |hashes: &mut dyn ExactSizeIterator<Item = &[u8; 32]>| {
+            hasher.update(&(hashes.len() as u64).to_le_bytes());
+            hashes.for_each(|hash| {
+                hasher.update(hash);
+            });
+        };
+        for heads in [our_heads, &their.heads, &self.shared, &self.sent_whole] {
+            list(&mut heads.as_slice().iter().map(|hash| &hash.0));
+        }
+        list(&mut their.need.iter().map(|hash| &hash.0));
+        list(&mut self.sent.iter().map(|hash| &hash.0));
+        for have in &their.have {
+            list(&mut have.last_sync.iter().map(|hash| &hash.0));
+        }
+        // Beside the heads we have, what is in the graph follows from its generation; of a filter, all is in its bytes.
+        hasher.update(&(their.have.len() as u64).to_le_bytes());
+        for have in &their.have {
+            let bloom = have.bloom.to_bytes();
+            hasher.update(&(bloom.len() as u64).to_le_bytes());
+            hasher.update(&bloom);
+        }
+        Some(State(*hasher.finalize().as_bytes()))
     }
 
     /// Whether both have said the same heads, and they are ours now: nothing is left to say.
@@ -283,8 +345,7 @@ impl Exchange {
         self.generation = graph.generation();
         self.shared = Heads::default();
         self.last_sent = Heads::default();
-        self.sent.clear();
-        self.backlog.clear();
+        self.forget_sent();
         self.waiting.clear();
         self.in_flight = false;
         self.needs_reset |= begun;
@@ -317,6 +378,10 @@ impl Exchange {
         if !need.iter().all(announced) {
             return Ok(Vec::new());
         }
+        if self.their.as_ref().is_some_and(|their| their.heads.is_empty()) {
+            // Who has nothing has nothing to compare with a filter.
+            return Ok(vec![Have::default()]);
+        }
         let beyond = graph.following(self.shared.as_slice());
         let last_sync = to_automerge(self.shared.as_slice());
         if beyond.len() as u64 > BLOOM_ENTRIES_MAX {
@@ -328,13 +393,39 @@ impl Exchange {
         Ok(vec![Have { last_sync, bloom }])
     }
 
+    /// The document's snapshot, for a peer that has nothing and would be sent much.
+    fn take_whole<C: Chunks>(
+        &mut self,
+        graph: &ChangeGraph,
+        source: &mut C,
+    ) -> Result<Option<Vec<u8>>, GenerateError<C::Error>> {
+        let has_nothing = self.their.as_ref().is_some_and(|their| their.heads.is_empty() && !their.have.is_empty());
+        let is_new = self.sent.is_empty() && self.sent_whole.is_empty() && self.backlog.is_empty();
+        if !has_nothing || !is_new || !self.peer_has_v2 || self.peer_read_only || graph.is_empty() {
+            return Ok(None);
+        }
+        let Some((heads, bytes)) = source.snapshot().map_err(GenerateError::Read)? else { return Ok(None) };
+        // One of changes that were withdrawn since, or that the graph at hand has not heard of, is of no use.
+        if heads.is_empty() || bytes.len() > WHOLE_BYTES_MAX || !graph.contains_all(heads.as_slice()) {
+            return Ok(None);
+        }
+        self.sent_whole = heads;
+        Ok(Some(bytes))
+    }
+
+    fn forget_sent(&mut self) {
+        self.sent.clear();
+        self.sent_whole = Heads::default();
+        self.backlog.clear();
+    }
+
     /// The next changes the peer lacks, up to the budget.
-    fn take_changes<E>(
+    fn take_changes<C: Chunks>(
         &mut self,
         graph: &ChangeGraph,
         budget_bytes: usize,
-        change_bytes: &mut dyn FnMut(Lsn) -> Result<Vec<u8>, E>,
-    ) -> Result<(BTreeSet<ChangeHash>, Vec<Vec<u8>>), GenerateError<E>> {
+        source: &mut C,
+    ) -> Result<(BTreeSet<ChangeHash>, Vec<Vec<u8>>), GenerateError<C::Error>> {
         let (mut hashes, mut chunks, mut bytes) = (BTreeSet::new(), Vec::new(), 0);
         let wants_some = |their: &&Their| !self.peer_read_only && their.heads != graph.heads();
         let Some(their) = self.their.as_ref().filter(wants_some) else {
@@ -342,7 +433,7 @@ impl Exchange {
             return Ok((hashes, chunks));
         };
         if self.backlog.is_empty() {
-            self.backlog = lacking(graph, &their.have)?.into();
+            self.backlog = lacking(graph, &their.have, &self.sent_whole)?.into();
         }
         let asked: BTreeSet<Index> = their.need.iter().filter_map(|hash| graph.index_of(hash)).collect();
         let mut asked: VecDeque<Index> = asked.into_iter().collect();
@@ -353,7 +444,7 @@ impl Exchange {
             if self.sent.contains(&hash) || hashes.contains(&hash) {
                 continue;
             }
-            let chunk = change_bytes(graph.lsn_at(index)).map_err(GenerateError::Read)?;
+            let chunk = source.change(graph.lsn_at(index)).map_err(GenerateError::Read)?;
             if !chunks.is_empty() && bytes + chunk.len() > budget_bytes {
                 self.backlog.push_front(index);
                 break;
@@ -425,14 +516,14 @@ fn takes_unknown_for_shared(graph: &ChangeGraph, their: &Their) -> bool {
     last_sync.iter().any(|hash| !graph.contains(&ChangeHash(hash.0)))
 }
 
-/// What the peer lacks by its filters: what they do not hold, and all that follows it.
-fn lacking(graph: &ChangeGraph, have: &[Have]) -> Result<Vec<Index>, GateError> {
+/// What the peer lacks by its filters beside what was sent: what they do not hold, and all that follows it.
+fn lacking(graph: &ChangeGraph, have: &[Have], sent: &Heads) -> Result<Vec<Index>, GateError> {
     if have.is_empty() {
         return Ok(Vec::new());
     }
-    let last_sync: Vec<ChangeHash> =
-        have.iter().flat_map(|have| &have.last_sync).map(|hash| ChangeHash(hash.0)).collect();
-    let beyond = graph.following(&last_sync);
+    let last_sync = have.iter().flat_map(|have| &have.last_sync).map(|hash| ChangeHash(hash.0));
+    let known: Vec<ChangeHash> = last_sync.chain(sent.as_slice().iter().copied()).collect();
+    let beyond = graph.following(&known);
     guarded(|| {
         let mut lacking = BTreeSet::new();
         for index in beyond {

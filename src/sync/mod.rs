@@ -5,6 +5,7 @@
 //! document's Automerge sync answered from its change graph, [`Session`] the whole conversation as a state machine
 //! that does no IO. [`repo`] is the conversation with clients that speak automerge-repo's protocol instead of ours.
 
+mod composed;
 mod exchange;
 mod exchanges;
 mod follower;
@@ -15,6 +16,7 @@ mod session;
 mod source;
 pub mod wire;
 
+pub use composed::{Chunks, Composed, State};
 pub use exchange::{Arrival, Exchange, ExchangeError, GenerateError, Received};
 pub use gate::GateError;
 pub use session::{

@@ -354,8 +354,10 @@ impl Source {
         let (kind, document, via, origin, bytes) = match entry.kind {
             EntryKind::Change { document, via, origin, bytes, .. } => (RowKind::Change, document, via, origin, bytes),
             EntryKind::Lifecycle { document, via, origin, bytes } => (RowKind::Lifecycle, document, via, origin, bytes),
-            // Whoever gets the winner withdraws by the same rule.
-            EntryKind::Withdrawn { .. } | EntryKind::Footer { .. } | EntryKind::Other => return,
+            // Whoever gets the winner withdraws by the same rule; what we cannot apply, others may.
+            EntryKind::Withdrawn { .. } | EntryKind::Void { .. } | EntryKind::Footer { .. } | EntryKind::Other => {
+                return;
+            }
         };
         let brought = if mutant!(EchoWrong) { via.is_some() } else { via == Some(self.peer) };
         if !brought || entry.lsn <= self.echo_from {

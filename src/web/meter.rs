@@ -88,8 +88,8 @@ impl<S> Metered<S> {
         &mut self.stream
     }
 
-    /// Waits until one more byte may be held.
-    fn poll_room(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Waits until bytes may be held, and says how many.
+    fn poll_room(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.meter.taken.swap(false, Ordering::Relaxed) {
             // The session wants to read again: it has the last message behind it.
             self.granted = None;
@@ -98,9 +98,9 @@ impl<S> Metered<S> {
         if unfinished > self.meter.message_max.load(Ordering::Relaxed).saturating_add(SLACK) {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "the message is too long")));
         }
-        let granted = self.granted.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        if unfinished < FREE + granted * GRANT {
-            return Poll::Ready(Ok(()));
+        let held = FREE + self.granted.as_ref().map_or(0, OwnedSemaphorePermit::num_permits) * GRANT;
+        if unfinished < held {
+            return Poll::Ready(Ok(held - unfinished));
         }
         let acquiring = self.acquiring.get_or_insert_with(|| Box::pin(self.budget.0.clone().acquire_owned()));
         let permit = ready!(acquiring.as_mut().poll(context)).map_err(io::Error::other)?;
@@ -109,17 +109,18 @@ impl<S> Metered<S> {
             Some(granted) => granted.merge(permit),
             None => self.granted = Some(permit),
         }
-        Poll::Ready(Ok(()))
+        Poll::Ready(Ok(held + GRANT - unfinished))
     }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        ready!(this.poll_room(context))?;
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
-        let read = buffer.filled().len() - before;
+        let room = ready!(this.poll_room(context))?;
+        let mut part = ReadBuf::new(buffer.initialize_unfilled_to(room.min(buffer.remaining())));
+        ready!(Pin::new(&mut this.stream).poll_read(context, &mut part))?;
+        let read = part.filled().len();
+        buffer.advance(read);
         this.meter.unfinished.fetch_add(read, Ordering::Relaxed);
         this.meter.read.fetch_add(read as u64, Ordering::Relaxed);
         Poll::Ready(Ok(()))

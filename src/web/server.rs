@@ -27,6 +27,7 @@ use super::switchboard::Switchboard;
 use super::upgrade::{self, Room};
 use super::{demo, metrics};
 use crate::engine::Database;
+use crate::sync::repo::RepoCommon;
 
 /// How long the head of a request may take, and a connection be idle before its next one.
 const HEAD_TIME: Duration = Duration::from_secs(10);
@@ -42,6 +43,8 @@ pub struct WebOptions {
     pub listen: SocketAddr,
     /// Whose pages may connect.
     pub origins: AllowedOrigins,
+    /// Whether what clients send is logged without being tried on its document first.
+    pub structural: bool,
 }
 
 /// Why a server cannot be started.
@@ -81,6 +84,8 @@ pub(super) struct App {
     pub(super) address: SocketAddr,
     /// Who we are among automerge-repo's peers.
     pub(super) peer: String,
+    /// What the sessions share.
+    pub(super) common: Arc<RepoCommon>,
 }
 
 impl WebServer {
@@ -102,9 +107,11 @@ impl WebServer {
             shared: Shared {
                 database,
                 switchboard,
+                is_trusting: options.structural,
                 budget: ReceiveBudget::new(limits.repo_receive_bytes),
                 stop: stopped.clone(),
             },
+            common: Arc::default(),
             origins: Arc::new(options.origins),
             address,
         };

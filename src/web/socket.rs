@@ -51,6 +51,8 @@ const REASON_BYTES: usize = 120;
 pub(super) struct Shared {
     pub(super) database: Database,
     pub(super) switchboard: Arc<Switchboard>,
+    /// What clients send is not tried before it is logged.
+    pub(super) is_trusting: bool,
     pub(super) budget: ReceiveBudget,
     pub(super) stop: watch::Receiver<bool>,
 }
@@ -198,9 +200,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                     self.put(Message::Binary(bytes.into()));
                 }
                 Some(RepoOutput::Admit { ticket, rows }) => {
-                    let database = self.shared.database.clone();
+                    let (database, is_trusted) = (self.shared.database.clone(), self.shared.is_trusting);
                     self.admitting = Some(Box::pin(async move {
-                        let from = Source { node: database.node(), is_trusted: false, clash: Clash::KeepFirst };
+                        let from = Source { node: database.node(), is_trusted, clash: Clash::KeepFirst };
                         (ticket, database.offer(from, rows, None).await)
                     }));
                 }

@@ -100,6 +100,7 @@ fn config_of(app: &App, request: &Request) -> (RepoConfig, Option<String>) {
         storage: app.shared.database.storage_id().to_string(),
         scope,
         principal: String::new(),
+        common: app.common.clone(),
         limits: app.shared.database.limits().clone(),
     };
     (config, denied)

@@ -194,6 +194,9 @@ pub(super) struct Serve {
     /// Let pages of this origin connect, beside those of this machine; * for all (may be given several times)
     #[arg(long, value_name = "ORIGIN")]
     pub(super) origin: Vec<String>,
+    /// What is done with the changes of browsers before they are logged
+    #[arg(long, value_enum, default_value = "full")]
+    pub(super) admission: AdmissionLevel,
     /// Let --http be open to other machines, though it takes whoever comes
     #[arg(long)]
     pub(super) insecure_open: bool,
@@ -221,6 +224,14 @@ pub(super) struct Serve {
     /// Write {node, ticket, address, ..} to this file once the node listens
     #[arg(long, value_name = "FILE")]
     pub(super) ready_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum AdmissionLevel {
+    /// Each is tried on its document
+    Full,
+    /// Its form is checked; for clients that are trusted
+    Structural,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

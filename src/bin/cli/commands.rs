@@ -10,6 +10,7 @@ use tidelog::node::{Interrupt, Session, SessionOptions};
 use super::arguments::{Command, From, Global, Import, Peer, SpecialImport};
 use super::screen::{Place, Screen};
 use super::table::{Column, cell, printable, short, size, table, time};
+use super::verify::{changes, verify, warn_if_degraded};
 use super::{edit, export, import, salvage};
 
 /// The most that is read of stdin, in bytes.
@@ -206,7 +207,7 @@ fn ls(session: &mut Session, collection: Option<String>, screen: &Screen) -> Res
     let columns: [Column; 5] = [
         ("ID", |row| cell(&row["id"])),
         ("NAME", |row| cell(&row["name"])),
-        ("CHANGES", |row| cell(&row["changes"])),
+        ("CHANGES", changes),
         ("SIZE", |row| size(&row["bytes"])),
         ("LSN", |row| cell(&row["lsn"])),
     ];
@@ -216,7 +217,10 @@ fn ls(session: &mut Session, collection: Option<String>, screen: &Screen) -> Res
 }
 
 fn get(session: &mut Session, id: String, at: Option<Vec<String>>, screen: &Screen) -> Result<(), CommandError> {
-    let value = one(session, Request::Read { id: id.clone(), at })?;
+    let mut collected = Collected::default();
+    let answer = session.call(Request::Read { id: id.clone(), at }, &mut collected)?;
+    let value = collected.rows.pop().unwrap_or_default();
+    warn_if_degraded(screen, &answer);
     if screen.quiet {
         return screen.print(&id);
     }
@@ -364,6 +368,9 @@ fn status(session: &mut Session, screen: &Screen) -> Result<(), CommandError> {
     line("collections", cell(&row["collections"]))?;
     line("durability", cell(&row["durability"]))?;
     line("in memory", format!("{} documents, {}", row["materialized"], size(&row["materialized_bytes"])))?;
+    if row["degraded"].as_u64().is_some_and(|degraded| degraded > 0) {
+        line("degraded", format!("{} of these are not shown whole; `tidelog verify` says why", row["degraded"]))?;
+    }
     if let Some(failure) = row["failure"].as_str() {
         line("failure", printable(failure))?;
     }
@@ -374,32 +381,6 @@ fn status(session: &mut Session, screen: &Screen) -> Result<(), CommandError> {
         screen.print(&table(&PEER_COLUMNS, &peers))?;
     }
     screen.next(if session.is_node() { "tidelog watch" } else { "tidelog serve" });
-    Ok(())
-}
-
-fn verify(session: &mut Session, deep: bool, screen: &Screen) -> Result<(), CommandError> {
-    let mut output = screen.output(|row| {
-        let text = format!("{}: {}", cell(&row["place"]), cell(&row["fault"]));
-        show(screen, &row, "place", &text)
-    });
-    let answer = session.call(Request::Verify { deep }, &mut output)?;
-    drop(output);
-    if screen.json {
-        screen.print(&answer.to_string())?;
-    }
-    let faults = answer["faults"].as_u64().unwrap_or(0);
-    if faults > 0 {
-        let why = format!("the store has {faults} faults");
-        return Err(CommandError::new("E0401", Exit::Corruption, why)
-            .fix("stop the node, then `tidelog salvage` copies what is intact into a new store, which peers refill"));
-    }
-    if !screen.json && !screen.quiet {
-        screen.print(&format!(
-            "no faults: {} records in {} groups, {} documents, {} rebuilt, {} snapshots",
-            answer["records"], answer["groups"], answer["documents"], answer["rebuilt"], answer["snapshots"]
-        ))?;
-        screen.next(if deep { "tidelog status" } else { "tidelog verify --deep" });
-    }
     Ok(())
 }
 

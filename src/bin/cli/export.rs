@@ -91,7 +91,8 @@ fn in_collection(row: &Value, expected: &CollectionName) -> Result<(), CommandEr
         return Ok(());
     }
     let document = text_of(row, "id").parse()?;
-    Err(tidelog::Error::OtherCollection { document, found, expected: expected.clone() }.into())
+    let error = tidelog::Error::OtherCollection { document, found, expected: expected.clone() };
+    Err(CommandError::from(error).fix("look for it there, or leave the collection out"))
 }
 
 /// Whether a path is for `.automerge` files: a folder, or named like one of them.

@@ -22,15 +22,15 @@ pub(super) fn run(session: &mut Session, arguments: Import, screen: &Screen) -> 
             let answer = import::import_trace(session, &file, &destination(to), &agents, &mut output)?;
             (answer, format!("tidelog import trace {}", file.display()))
         }
-        (None, Some(file)) if file != Path::new("/dev/stdin") && import::is_automerge(&file)? => {
-            let answer = import::import_automerge(session, &file, &destination(arguments.to), &mut output)?;
-            (answer, String::new())
-        }
         (None, Some(file)) if file.is_dir() => {
             return Err(CommandError::usage(format!("{} is a folder", file.display())).fix(format!(
                 "`tidelog import automerge-repo {}` takes over the data folder of an automerge-repo server",
                 file.display()
             )));
+        }
+        (None, Some(file)) if file != Path::new("/dev/stdin") && import::is_automerge(&file)? => {
+            let answer = import::import_automerge(session, &file, &destination(arguments.to), &mut output)?;
+            (answer, String::new())
         }
         (None, Some(file)) => {
             if arguments.to.document.is_some() || arguments.to.name.is_some() {

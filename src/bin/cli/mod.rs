@@ -9,6 +9,7 @@ mod salvage;
 mod screen;
 mod serve;
 mod table;
+mod verify;
 
 use std::process::ExitCode;
 

@@ -10,7 +10,7 @@ use tidelog::node::{Node, NodeConfig};
 use tidelog::web::AllowedOrigins;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::arguments::{DurabilityLevel, Global, Serve};
+use super::arguments::{AdmissionLevel, DurabilityLevel, Global, Serve};
 use super::screen::Screen;
 
 pub(super) async fn serve(global: Global, serve: Serve, screen: Screen) -> Result<(), CommandError> {
@@ -26,6 +26,7 @@ pub(super) async fn serve(global: Global, serve: Serve, screen: Screen) -> Resul
     let mut config = NodeConfig {
         origins: AllowedOrigins::parse(&serve.origin).map_err(|error| CommandError::usage(error.to_string()))?,
         insecure_open: serve.insecure_open,
+        structural: serve.admission == AdmissionLevel::Structural,
         peers: tickets?,
         trust_loopback_nodes: serve.trust_loopback_nodes,
         strict: serve.strict,

@@ -43,4 +43,4 @@ pub use open::{check_chunks, open_change, open_document};
 pub(super) use change::claims_of;
 pub(super) use chunk::{Kind, next_chunk};
 pub(super) use input::Input;
-pub(super) use open::{check_own_chunks, load_checked, message_of};
+pub(super) use open::{OWN, check_own_chunks, load_checked, message_of};

@@ -79,7 +79,7 @@ pub(in crate::document) fn load_checked(bytes: &[u8]) -> Result<Automerge, GateE
 }
 
 /// No bounds but those of the form.
-const OWN: Limits = Limits {
+pub(in crate::document) const OWN: Limits = Limits {
     change_bytes_max: usize::MAX,
     change_ops_max: u64::MAX,
     change_inflated_max: usize::MAX - 1,

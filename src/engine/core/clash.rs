@@ -120,9 +120,9 @@ impl Core {
     ) -> Result<DocumentRow, HistoryError> {
         let storage = self.reader.storage().clone();
         let all: BTreeSet<Lsn> = withdrawn.iter().copied().collect();
-        let row = row_without(&*storage, document, &all, self.limits.clock_entries_in_row)?;
+        let left = row_without(&*storage, document, &all, self.limits.clock_entries_in_row)?;
         // A document has its creation at least.
-        let mut row = row.ok_or_else(|| HistoryError::Missing(format!("the creation of {document}")))?;
+        let mut row = left.row.ok_or_else(|| HistoryError::Missing(format!("the creation of {document}")))?;
         if let Some(saved) = snapshot {
             remove_snapshot(&mut work.group.batch, document, &saved, self.limits.part_bytes);
         }
@@ -139,7 +139,7 @@ impl Core {
                 received_ms: work.now_ms,
                 changes: part.iter().map(|withdrawn| lsn.0 - withdrawn.0).collect(),
             };
-            project_withdrawal(&mut work.group.batch, lsn, &header);
+            project_withdrawal(&mut work.group.batch, lsn, &header, &left.pointless);
             self.appender.push(&mut work.group, &Record::Withdrawn(header));
             fold_withdrawal(&mut row, lsn);
         }

@@ -44,6 +44,7 @@ pub(super) fn list(
             "bytes": state.change_bytes,
             "heads": heads_json(&state.heads),
             "lsn": state.last_lsn.0,
+            "degraded": if state.degraded { degraded_json(db, id)? } else { Value::Null },
         }))
     })?;
     Ok(Value::Null)
@@ -86,6 +87,7 @@ fn find_visible(db: &Database, id: &str) -> Result<DocHandle, CommandError> {
     if handle.state()?.visible { Ok(handle) } else { Err(Error::Deleted(handle.id()).into()) }
 }
 
+/// The answer is `{degraded}` when changes of the document are not shown.
 pub(super) fn read(
     db: &Database,
     id: &str,
@@ -101,7 +103,18 @@ pub(super) fn read(
         }
     };
     output.row(value)?;
-    Ok(Value::Null)
+    Ok(match degraded_json(db, handle.id())? {
+        Value::Null => Value::Null,
+        degraded => json!({ "degraded": degraded }),
+    })
+}
+
+/// What of a document is not shown; null when all of it is.
+fn degraded_json(db: &Database, id: DocumentId) -> Result<Value, CommandError> {
+    Ok(db.reader().degraded(id)?.map_or(
+        Value::Null,
+        |degraded| json!({ "voids": degraded.voids, "hidden": degraded.hidden, "heads": heads_json(&degraded.heads) }),
+    ))
 }
 
 /// How a document is to be created.

@@ -37,6 +37,7 @@ pub(super) fn status(context: &Context, output: &mut dyn Output) -> Result<Value
         "materialized": status.materialized,
         "materialized_bytes": status.materialized_bytes,
         "materializations": status.materializations,
+        "degraded": status.degraded,
         "quarantined": status.quarantined,
         "peers_connected": connected,
         "peers": peers,
@@ -55,6 +56,10 @@ pub(super) fn verify(
     for fault in &found.faults {
         output.row(json!({ "fault": fault.why, "place": fault.place }))?;
     }
+    for void in &found.voids {
+        let place = format!("record {} of {}", void.record, void.document);
+        output.row(json!({ "void": void.why, "place": place, "on_record": void.is_on_record }))?;
+    }
     Ok(json!({
         "records": found.records,
         "groups": found.groups,
@@ -62,5 +67,6 @@ pub(super) fn verify(
         "rebuilt": found.rebuilt,
         "snapshots": found.snapshots,
         "faults": found.faults.len() as u64 + found.more_faults,
+        "voids": found.voids.len() as u64 + found.more_voids,
     }))
 }

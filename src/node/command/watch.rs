@@ -215,6 +215,20 @@ impl Wanted {
                     })
                 })
             }
+            EntryKind::Void { document, record, automerge, why } => {
+                let Some(state) = db.reader().document(document)? else { return Ok(None) };
+                self.wants(document, &state.collection).then(|| {
+                    json!({
+                        "lsn": lsn,
+                        "kind": "void",
+                        "id": document.to_string(),
+                        "collection": state.collection.as_str(),
+                        "record": record.0,
+                        "automerge": automerge,
+                        "why": why,
+                    })
+                })
+            }
             EntryKind::Footer { .. } | EntryKind::Other => None,
         })
     }

@@ -4,7 +4,7 @@
 //! that many small documents cost one sync together. Nothing is remembered beside the log: run again after an
 //! interruption, it finds what is there and goes on.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -80,6 +80,14 @@ struct OpenDocument {
     bad: usize,
     /// All its files were read.
     read: bool,
+}
+
+/// A row's document and change; no change for its creation.
+fn name_of(row: &Incoming) -> (DocumentId, Option<ChangeHash>) {
+    match &row.body {
+        IncomingBody::Change(change) => (row.document, Some(change.hash())),
+        IncomingBody::Lifecycle(_) => (row.document, None),
+    }
 }
 
 /// What is to become of a change that was found.
@@ -288,6 +296,9 @@ impl<'a> Takeover<'a> {
     }
 
     fn offer(&mut self, id: DocumentId, change: Change) -> Result<(), CommandError> {
+        if self.open.get(&id).is_none_or(|open| open.bad >= BAD_CHANGES_MAX) {
+            return Ok(());
+        }
         self.create(id);
         self.bytes += change.bytes().len();
         let origin = Origin {
@@ -307,8 +318,9 @@ impl<'a> Takeover<'a> {
         let mut rows = std::mem::take(&mut self.rows);
         while !rows.is_empty() {
             let examined = self.database.examine(self.database.node(), rows.clone())?;
-            let offered = self.database.admit_examined(Clash::KeepFirst, examined.rows, None, None);
-            let admitted = tokio::runtime::Handle::current().block_on(offered)?;
+            let offered: HashSet<_> = examined.rows.iter().map(name_of).collect();
+            let admitting = self.database.admit_examined(Clash::KeepFirst, examined.rows, None, None);
+            let admitted = tokio::runtime::Handle::current().block_on(admitting)?;
             for (id, why) in admitted.refused {
                 self.refused(id, None, why)?;
             }
@@ -316,16 +328,17 @@ impl<'a> Takeover<'a> {
                 self.refused(id, Some(hash), "another change has its author and number".to_owned())?;
             }
             let before = rows.len();
-            let bad = match examined.fault {
+            match examined.fault {
                 None if examined.missing.is_empty() => break,
-                None => None,
-                Some(Error::Unappliable { document, hash, why }) => {
-                    self.refused(document, Some(hash), why)?;
-                    Some((document, hash))
-                }
+                None => {}
+                Some(Error::Unappliable { document, hash, why }) => self.refused(document, Some(hash), why)?,
                 Some(error) => return Err(error.into()),
-            };
-            rows = self.still_untaken(rows, bad)?;
+            }
+            // What was offered is settled, whatever became of it. Of a document with too many bad changes all is.
+            let settled: HashSet<_> =
+                self.open.iter().filter(|(_, open)| open.bad >= BAD_CHANGES_MAX).map(|(id, _)| *id).collect();
+            let refused = |row: &Incoming| self.fate_of(row) == Some(Fate::Refused) || settled.contains(&row.document);
+            rows.retain(|row| !offered.contains(&name_of(row)) && !refused(row));
             if rows.len() == before {
                 // They are on top of what was refused.
                 break;
@@ -340,47 +353,23 @@ impl<'a> Takeover<'a> {
         Ok(())
     }
 
-    /// The rows that are not in the log, without the change that could not be applied. Of a document with too many such,
-    /// none.
-    fn still_untaken(
-        &self,
-        rows: Vec<Incoming>,
-        bad: Option<(DocumentId, ChangeHash)>,
-    ) -> Result<Vec<Incoming>, CommandError> {
-        let mut left = Vec::with_capacity(rows.len());
-        for row in rows {
-            let given_up = self.open.get(&row.document).is_some_and(|open| open.bad >= BAD_CHANGES_MAX);
-            let keep = match &row.body {
-                IncomingBody::Lifecycle(_) => self.database.reader().row(row.document)?.is_none(),
-                IncomingBody::Change(_) if given_up => false,
-                IncomingBody::Change(change) if bad == Some((row.document, change.hash())) => false,
-                IncomingBody::Change(change) => !self.is_logged(row.document, &change.hash())?,
-            };
-            if keep {
-                left.push(row);
-            }
-        }
-        Ok(left)
-    }
-
-    fn is_logged(&self, id: DocumentId, hash: &ChangeHash) -> Result<bool, CommandError> {
-        if self.database.reader().row(id)?.is_none() {
-            return Ok(false);
-        }
-        let graph = self.database.reader().graph(id)?;
-        let graph = graph.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        Ok(graph.contains(hash))
+    fn fate_of(&self, row: &Incoming) -> Option<Fate> {
+        let (_, hash) = name_of(row);
+        self.open.get(&row.document)?.found.get(&hash?).map(|(_, fate)| *fate)
     }
 
     /// Notes that a change is not taken.
     fn refused(&mut self, id: DocumentId, hash: Option<ChangeHash>, why: String) -> Result<(), CommandError> {
         let mut file = None;
         if let Some(open) = self.open.get_mut(&id) {
-            open.bad += 1;
             if let Some((number, fate)) = hash.and_then(|hash| open.found.get_mut(&hash)) {
+                if *fate == Fate::Refused {
+                    return Ok(());
+                }
                 *fate = Fate::Refused;
                 file = open.files.get(*number as usize).cloned();
             }
+            open.bad += 1;
             if open.bad > BAD_CHANGES_MAX {
                 return Ok(());
             }

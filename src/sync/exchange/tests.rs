@@ -13,6 +13,22 @@ struct Docless {
     graph: ChangeGraph,
     chunks: Vec<Vec<u8>>,
     pending: Vec<Change>,
+    snapshot: Option<(Heads, Vec<u8>)>,
+}
+
+/// Where a replica's chunks are read.
+struct Stored<'a>(&'a Docless);
+
+impl Chunks for Stored<'_> {
+    type Error = std::convert::Infallible;
+
+    fn change(&mut self, lsn: Lsn) -> Result<Vec<u8>, Self::Error> {
+        Ok(self.0.chunks[lsn.0 as usize].clone())
+    }
+
+    fn snapshot(&mut self) -> Result<Option<(Heads, Vec<u8>)>, Self::Error> {
+        Ok(self.0.snapshot.clone())
+    }
 }
 
 impl Docless {
@@ -80,8 +96,7 @@ impl Docless {
     }
 
     fn generate(&self, exchange: &mut Exchange, budget: usize) -> Option<Vec<u8>> {
-        let mut read = |lsn: Lsn| Ok::<_, std::convert::Infallible>(self.chunks[lsn.0 as usize].clone());
-        exchange.generate(&self.graph, budget, &mut read).unwrap()
+        exchange.generate(&self.graph, budget, &mut Stored(self)).unwrap()
     }
 }
 
@@ -270,6 +285,72 @@ fn changes_that_a_filter_hides_are_asked_for_by_name() {
         let mut at_a = Docless::of(&mut a);
         sync_with_automerge(&mut at_a, &mut b, 2000, true);
         assert_eq!(at_a.graph.heads(), heads_of(&b));
+    }
+}
+
+/// What a message of an exchange holds: document chunks and changes.
+fn chunks_in(message: &[u8]) -> (usize, usize) {
+    let chunks = read_message(message).unwrap().chunks;
+    let whole = chunks.iter().filter(|chunk| chunk.kind == ChunkKind::Document).count();
+    (whole, chunks.len() - whole)
+}
+
+#[test]
+fn whoever_has_nothing_is_sent_the_snapshot_and_what_came_after_it() {
+    let mut doc = AutoCommit::new();
+    let edit = |doc: &mut AutoCommit, n: i64| {
+        doc.put(automerge::ROOT, format!("k{}", n % 7), n).unwrap();
+        doc.commit();
+    };
+    (0..40).for_each(|n| edit(&mut doc, n));
+    let snapshot = (heads_of(&doc), doc.save());
+    (40..50).for_each(|n| edit(&mut doc, n));
+    let mut server = Docless { snapshot: Some(snapshot), ..Docless::of(&mut doc) };
+
+    let mut client = AutoCommit::new();
+    let (mut state, mut exchange) = (State::new(), Exchange::new());
+    let hello = client.sync().generate_sync_message(&mut state).unwrap().encode();
+    server.receive(&mut exchange, &hello, false);
+    let first = server.generate(&mut exchange, 1 << 20).unwrap();
+    assert_eq!(chunks_in(&first), (1, 10));
+    // What is new before the client answers comes alone.
+    edit(&mut doc, 50);
+    doc.get_changes(&[]).into_iter().for_each(|change| server.admit(Change::from_automerge(change).unwrap()));
+    let second = server.generate(&mut exchange, 1 << 20).unwrap();
+    assert_eq!(chunks_in(&second), (0, 1));
+    for message in [first, second] {
+        client.sync().receive_sync_message(&mut state, Message::decode(&message).unwrap()).unwrap();
+    }
+    assert_eq!(client.get_heads(), doc.get_heads());
+
+    // From here on both sides send what the other lacks, and no snapshot.
+    edit(&mut client, 51);
+    edit(&mut doc, 52);
+    doc.get_changes(&[]).into_iter().for_each(|change| server.admit(Change::from_automerge(change).unwrap()));
+    for _ in 0..4 {
+        if let Some(message) = client.sync().generate_sync_message(&mut state) {
+            server.receive(&mut exchange, &message.encode(), false);
+        }
+        if let Some(message) = server.generate(&mut exchange, 1 << 20) {
+            assert_eq!(chunks_in(&message).0, 0);
+            client.sync().receive_sync_message(&mut state, Message::decode(&message).unwrap()).unwrap();
+        }
+    }
+    assert_eq!(server.graph.heads(), heads_of(&client));
+
+    // Once it has lost everything, it is sent the snapshot again; one with an older Automerge gets changes.
+    for (old, expected) in [(false, (1, 13)), (true, (0, 53))] {
+        let (mut lost, mut state) = (AutoCommit::new(), State::new());
+        let mut exchange = if old { Exchange::new() } else { std::mem::take(&mut exchange) };
+        let mut hello = lost.sync().generate_sync_message(&mut state).unwrap();
+        if old {
+            hello.flags = None;
+        }
+        server.receive(&mut exchange, &hello.encode(), false);
+        let message = server.generate(&mut exchange, 1 << 20).unwrap();
+        assert_eq!(chunks_in(&message), expected);
+        lost.sync().receive_sync_message(&mut state, Message::decode(&message).unwrap()).unwrap();
+        assert_eq!(heads_of(&lost), server.graph.heads());
     }
 }
 

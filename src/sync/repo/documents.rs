@@ -1,19 +1,19 @@
 //! The documents that one client speaks of: each a sync of its own, answered from the change graph.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
-use super::session::RepoFault;
+use super::common::{Place, RepoCommon};
+use super::fault::RepoFault;
 use super::{RepoConfig, StoreHeadsKnown};
-use crate::document::ChangeGraph;
 use crate::history::{HistoryError, Origin, Reader};
-use crate::id::{DocumentId, Heads};
+use crate::id::{DocumentId, Heads, Lsn};
 use crate::log::record::{Admission, CreationRank, Lifecycle, LifecycleKind};
-use crate::sync::ExchangeError;
 use crate::sync::exchange::{Arrival, Exchange, GenerateError};
 use crate::sync::gate::ChunkKind;
 use crate::sync::intake::{Intake, Mark};
 use crate::sync::session::{IncomingBody, IncomingRow, SessionError, parse_change};
+use crate::sync::{Chunks, Composed, ExchangeError, State};
 
 /// Messages in a row that change nothing, after which a document is answered no more until one of the two sides has
 /// something new. A Bloom filter that hides a change costs one or two.
@@ -149,8 +149,8 @@ impl Documents {
     ) -> Result<(), RepoFault> {
         let Some(open) = self.open.get_mut(&document) else { return Ok(()) };
         {
-            let graph = reader.graph(document)?;
-            let graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
+            let place = config.common.place(document, reader)?;
+            let graph = place.graph.lock().unwrap_or_else(PoisonError::into_inner);
             open.exchange.settle(&graph, arrived);
             open.note_progress(graph.len());
         }
@@ -226,9 +226,9 @@ impl Open {
         intake: &mut Intake,
     ) -> Result<(), RepoFault> {
         let refused = |error| RepoFault::Exchange { document, error };
-        let standing = standing(document, config, reader)?;
-        let graph = graph_of(document, standing, reader)?;
-        let graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = config.common.place(document, reader)?;
+        let standing = standing(&place, config);
+        let graph = place.graph.lock().unwrap_or_else(PoisonError::into_inner);
         let received = self.exchange.receive(&graph, data).map_err(refused)?;
         self.kept_bytes = data.len() - received.chunks.iter().map(|chunk| chunk.bytes.len()).sum::<usize>();
         self.owed = true;
@@ -285,13 +285,13 @@ impl Open {
         config: &RepoConfig,
         reader: &Reader,
     ) -> Result<Option<Due>, RepoFault> {
-        let standing = standing(document, config, reader)?;
+        let place = config.common.place(document, reader)?;
+        let standing = standing(&place, config);
         let they_have_some = self.exchange.their_heads().is_some_and(|heads| !heads.is_empty());
         if standing == Standing::Denied || standing != Standing::Here && !they_have_some {
             return Ok(std::mem::take(&mut self.owed).then_some(Due::Unavailable(document)));
         }
-        let graph = graph_of(document, standing, reader)?;
-        let graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
+        let graph = place.graph.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(storage) = storage
             && let Some(heads) = self.exchange.their_heads()
             && self.passed_on.as_ref() != Some(heads)
@@ -311,8 +311,8 @@ impl Open {
         if self.idle > IDLE_MESSAGES_MAX {
             return Ok(None);
         }
-        let mut read = |lsn| reader.change_bytes(lsn);
-        let message = match self.exchange.generate(&graph, config.limits.batch_bytes, &mut read) {
+        let mut source = Stored { document, reader, common: &config.common };
+        let message = match self.exchange.generate(&graph, config.limits.batch_bytes, &mut source) {
             Ok(message) => message,
             Err(GenerateError::Read(error)) => return Err(RepoFault::History(error)),
             Err(GenerateError::Gate(error)) => {
@@ -324,26 +324,41 @@ impl Open {
     }
 }
 
-/// Where the document stands for this client.
-fn standing(document: DocumentId, config: &RepoConfig, reader: &Reader) -> Result<Standing, HistoryError> {
-    let Some(state) = reader.document(document)? else { return Ok(Standing::Unknown) };
-    Ok(if !state.visible || !config.scope.serves(&state.collection) {
-        Standing::Denied
-    } else if state.change_count == 0 {
-        Standing::Empty
-    } else {
-        Standing::Here
-    })
+/// What is sent of a document, from the log.
+struct Stored<'a> {
+    document: DocumentId,
+    reader: &'a Reader,
+    common: &'a RepoCommon,
 }
 
-/// The document's graph. What nobody ever brought anything of has an empty one, which is not kept for anybody: else
-/// asking for what is not there would fill the memory that is for what is.
-fn graph_of(
-    document: DocumentId,
-    standing: Standing,
-    reader: &Reader,
-) -> Result<Arc<Mutex<ChangeGraph>>, HistoryError> {
-    if standing == Standing::Unknown { Ok(Arc::default()) } else { reader.graph(document) }
+impl Chunks for Stored<'_> {
+    type Error = HistoryError;
+
+    fn change(&mut self, lsn: Lsn) -> Result<Vec<u8>, HistoryError> {
+        self.reader.change_bytes(lsn)
+    }
+
+    fn snapshot(&mut self) -> Result<Option<(Heads, Vec<u8>)>, HistoryError> {
+        Ok(self.reader.snapshot(self.document)?.map(|snapshot| (snapshot.heads, snapshot.bytes)))
+    }
+
+    fn composed(&mut self, state: &State) -> Option<Arc<Composed>> {
+        self.common.composed(self.document, state)
+    }
+
+    fn keep(&mut self, state: State, composed: Arc<Composed>) {
+        self.common.keep(self.document, state, composed);
+    }
+}
+
+/// Where a document stands for this client.
+fn standing(place: &Place, config: &RepoConfig) -> Standing {
+    match &place.state {
+        None => Standing::Unknown,
+        Some(state) if !state.is_visible || !config.scope.serves(&state.collection) => Standing::Denied,
+        Some(state) if state.is_empty => Standing::Empty,
+        Some(_) => Standing::Here,
+    }
 }
 
 /// The statement by which a document comes to be where the client's path says.

@@ -1,6 +1,6 @@
 //! Clients that speak automerge-repo's protocol, as today's JavaScript applications do.
 //!
-//! This is the half of the endpoint that does no IO; no server listens for such clients yet.
+//! This is the half of the endpoint that does no IO; the room `web` listens.
 //!
 //! [`wire`] is the messages. A [`RepoSession`] is one socket's conversation: it answers each document's sync messages
 //! from the change graph and the log, through the same [`Exchange`](super::Exchange) that two nodes use, and never
@@ -13,14 +13,18 @@
 //! ```
 
 mod cbor;
+mod common;
 mod documents;
 mod ephemeral;
+mod fault;
 mod hub;
 mod scope;
 mod session;
 pub mod wire;
 
+pub use common::RepoCommon;
 pub use ephemeral::Passing;
+pub use fault::RepoFault;
 pub use hub::{Hub, Notice, RepoEvent, SocketId, StoreHeadsKnown};
 pub use scope::RepoScope;
-pub use session::{Moment, RepoConfig, RepoFault, RepoOutput, RepoSession};
+pub use session::{Moment, RepoConfig, RepoOutput, RepoSession};

@@ -19,93 +19,17 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::documents::{Documents, Due};
+use super::fault::RepoFault;
 use super::hub::{Notice, RepoEvent, StoreHeadsKnown};
 use super::wire::{self, Create, Ephemeral, Join, Message, Metadata, Peer, Route, StoreHeads, Sync, Text, WireError};
-use super::{RepoScope, ephemeral};
-use crate::history::{HistoryError, Reader};
+use super::{RepoCommon, RepoScope, ephemeral};
+use crate::history::Reader;
 use crate::id::{ChangeHash, DocumentId, Heads, NodeId};
 use crate::limits::Limits;
 use crate::log::record::{CreationRank, Lifecycle, LifecycleKind};
+use crate::sync::Admitted;
 use crate::sync::intake::{Intake, Mark};
 use crate::sync::session::{IncomingRow, Output};
-use crate::sync::{Admitted, ExchangeError};
-
-/// Why a socket is to be closed.
-#[derive(Debug, Clone, thiserror::Error)]
-#[non_exhaustive]
-pub enum RepoFault {
-    /// The client says that it goes.
-    #[error("the client left")]
-    Left,
-    /// The client has connected again.
-    #[error("the same client has opened a newer connection")]
-    Replaced,
-    /// The client may not be here.
-    #[error("{0}")]
-    Denied(String),
-    /// Somebody else has the client's name.
-    #[error("the peer id belongs to somebody else")]
-    NameTaken,
-    /// The client speaks no version of the protocol that we do.
-    #[error("unsupported protocol version")]
-    Version,
-    /// The client sent what is no message.
-    #[error(transparent)]
-    Wire(#[from] WireError),
-    /// The client's messages do not fit each other.
-    #[error("unexpected message: {0}")]
-    Unexpected(&'static str),
-    /// The client broke Automerge's sync protocol.
-    #[error("sync of {document}: {error}")]
-    Exchange {
-        /// In which document.
-        document: DocumentId,
-        /// What is wrong.
-        error: ExchangeError,
-    },
-    /// The client sent bytes that are no change.
-    #[error("malformed change of {document}: {why}")]
-    Malformed {
-        /// Of which document.
-        document: DocumentId,
-        /// What is wrong.
-        why: String,
-    },
-    /// The client has more of something than is allowed.
-    #[error("too many {what}: {max} are allowed")]
-    TooMany {
-        /// What it has too many of.
-        what: &'static str,
-        /// The limit.
-        max: usize,
-    },
-    /// The writer did not take what the client sent.
-    #[error("refused: {0}")]
-    Refused(String),
-    /// Our own store does not answer.
-    #[error("the server met a fault of its own")]
-    History(#[from] HistoryError),
-}
-
-impl RepoFault {
-    /// The WebSocket close code that belongs to it. Clients treat all alike; people read them.
-    #[must_use]
-    pub fn code(&self) -> u16 {
-        match self {
-            Self::Left => 1000,
-            Self::Version | Self::Wire(WireError::Cbor(_)) | Self::Unexpected(_) => 1002,
-            Self::Wire(WireError::TooLong { .. }) => 1009,
-            Self::Wire(_) | Self::Exchange { .. } | Self::Malformed { .. } => 1007,
-            Self::Denied(_) | Self::Replaced | Self::NameTaken | Self::TooMany { .. } => 1008,
-            Self::Refused(_) | Self::History(_) => 1011,
-        }
-    }
-
-    /// Whether the client is told in words before the socket closes.
-    fn is_told(&self) -> bool {
-        !matches!(self, Self::Left | Self::Replaced)
-    }
-}
 
 /// What a session has to know from the start.
 #[derive(Debug, Clone)]
@@ -120,6 +44,8 @@ pub struct RepoConfig {
     pub scope: RepoScope,
     /// Who the client is proven to be; empty for nobody in particular.
     pub principal: String,
+    /// What the sessions of the server share.
+    pub common: Arc<RepoCommon>,
     /// Every bound.
     pub limits: Limits,
 }
