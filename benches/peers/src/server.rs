@@ -59,7 +59,7 @@ pub struct Server {
 impl Server {
     /// Starts a server on a fresh folder.
     pub async fn start(kind: Kind, places: &Places) -> Result<Self, Failure> {
-        let folder = places.work.join(format!("data-{kind:?}").to_lowercase());
+        let folder = places.work.join(format!("data-{kind:?}-{}", std::process::id()).to_lowercase());
         // It may be left from an interrupted run.
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir_all(&folder)?;
