@@ -9,4 +9,5 @@ mod load;
 mod nodefs;
 mod nodes;
 mod repo_clients;
+mod samod;
 mod twins;

@@ -80,7 +80,9 @@ fn announce(node: &Node, global: &Global, serve: &Serve, screen: &Screen) -> Res
         data = format!(" --data {}", global.data.display());
     }
     let ticket = node.ticket();
-    let http = node.http().map_or_else(String::new, |http| format!("  Browsers   ws://{http}/sync (automerge-repo)\n"));
+    let http = node.http().map_or_else(String::new, |http| {
+        format!("  Browsers   ws://{http}/sync (automerge-repo)\n  Demo       http://{http}/demo\n")
+    });
     screen.print(&format!(
         "tidelog {version}\n\n  \
          Node       {node_id}\n  \
