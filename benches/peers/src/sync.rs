@@ -73,6 +73,8 @@ pub fn write(heads: &[Hash], need: &[Hash], shared: &[Hash], since: &[Hash], chu
 pub struct Replica {
     heads: Vec<Hash>,
     seen: FxHashSet<Hash>,
+    /// Changes that came before what they depend on, with that.
+    waiting: Vec<(Hash, Vec<Hash>)>,
     said: Option<Vec<Hash>>,
     /// Heads of the other side, when it said something since we did.
     their: Option<Vec<Hash>>,
@@ -93,18 +95,38 @@ impl Replica {
     pub fn receive(&mut self, message: SyncMessage<'_>) -> Option<()> {
         for chunk in &message.chunks {
             match Chunk::read(chunk)? {
-                Chunk::Document { heads } => self.heads = heads,
-                Chunk::Change { hash, deps } => {
-                    if self.seen.insert(hash) {
-                        self.heads.retain(|head| !deps.contains(head));
-                        self.heads.push(hash);
-                        self.heads.sort_unstable();
-                    }
+                Chunk::Document { heads } => {
+                    self.seen.extend(&heads);
+                    self.heads = heads;
                 }
+                Chunk::Change { hash, deps } => self.take(hash, deps),
             }
+        }
+        while let Some(at) = self.waiting.iter().position(|(_, deps)| self.has_all(deps)) {
+            let (hash, deps) = self.waiting.swap_remove(at);
+            self.take(hash, deps);
         }
         self.their = Some(message.heads);
         Some(())
+    }
+
+    fn take(&mut self, hash: Hash, deps: Vec<Hash>) {
+        if self.seen.contains(&hash) {
+            return;
+        }
+        // What lies deeper in a document chunk is not known by name: no load has changes on top of that.
+        if !self.has_all(&deps) {
+            self.waiting.push((hash, deps));
+            return;
+        }
+        self.seen.insert(hash);
+        self.heads.retain(|head| !deps.contains(head));
+        self.heads.push(hash);
+        self.heads.sort_unstable();
+    }
+
+    fn has_all(&self, deps: &[Hash]) -> bool {
+        deps.iter().all(|dep| self.seen.contains(dep))
     }
 
     /// What to say to the other side, by the rules that automerge follows: what is new, or that something is missing.
@@ -114,7 +136,8 @@ impl Replica {
         if self.said.as_ref() == Some(&self.heads) && their.as_ref().is_none_or(|their| *their == self.heads) {
             return None;
         }
-        let missing = |head: &Hash| !self.heads.contains(head) && !self.seen.contains(head);
+        let waits = |head: &Hash| self.waiting.iter().any(|(hash, _)| hash == head);
+        let missing = |head: &Hash| !self.seen.contains(head) && !waits(head);
         let need: Vec<Hash> = their.into_iter().flatten().filter(missing).collect();
         self.said = Some(self.heads.clone());
         Some(write(&self.heads, &need, &self.heads, &[], &[]))
