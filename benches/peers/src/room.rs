@@ -13,7 +13,7 @@ use crate::sync::{self, Hash, Replica};
 use crate::wire::Incoming;
 
 /// In which the server must have taken the document and handed it to every reader.
-const OPEN_MAX: Duration = Duration::from_secs(60);
+const OPEN_MAX: Duration = Duration::from_secs(120);
 
 /// When which edit was sent, and when the last reader had it.
 #[derive(Debug)]
