@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use automerge::marks::ExpandMark;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -292,6 +293,62 @@ fn what_is_applied_and_cannot_be_given_back_is_shown_and_never_saved() {
     put(&database, "after", 21);
     assert!(document(&database).with_view(|view| Ok(view.contains(strange.hash()))).unwrap());
     assert!(database.reader().snapshot(DOCUMENT).unwrap().is_none());
+
+    // A client's marks, which the saved document would have to prove, are not blamed for it.
+    let chunks: Vec<u8> = base.iter().flat_map(|change| change.bytes().iter().copied()).collect();
+    let mut view = View::load(&chunks).unwrap();
+    let mut edit = |edits: &dyn Fn(&mut tidelog::Edit<'_>) -> Result<(), ViewError>| {
+        let options = EditOptions { actor: actor(1), time: 0, message: None };
+        view.edit(options, edits).unwrap().1.unwrap()
+    };
+    let text = edit(&|edit| edit.splice("text", 0, 0, "tide"));
+    let marks = edit(&|edit| edit.mark("text", 0..2, "bold", true, ExpandMark::Both));
+    let examined = database.examine(node(9), vec![row(&text), row(&marks)]).unwrap();
+    assert!(examined.fault.is_none() && examined.rows.len() == 2, "{examined:?}");
+}
+
+#[cfg(feature = "node")]
+#[test]
+fn commands_say_what_is_not_shown() {
+    use tidelog::node::command::{Base64, Collected, ExportFormat, Request};
+    use tidelog::node::{Interrupt, Session, SessionOptions};
+
+    let folder = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let _inside = runtime.enter();
+    let options = SessionOptions { data: folder.path().join("data"), timeout: None, create: true };
+    let mut session = Session::open(&options, Interrupt::default()).unwrap();
+    let mut call = |request| {
+        let mut collected = Collected::default();
+        let answer = session.call(request, &mut collected).unwrap();
+        (collected.rows, answer)
+    };
+    let list = || Request::List { collection: Some("notes".into()) };
+    let value = Some(json!({ "text": "tide" }));
+    let (added, _) = call(Request::Add { collection: "notes".into(), name: None, id: None, value, must_be_new: true });
+    let id = added[0]["id"].as_str().unwrap().to_owned();
+    let heads: Vec<ChangeHash> = vec![call(list()).0[0]["heads"][0].as_str().unwrap().parse().unwrap()];
+    let bad = unappliable(&heads, 100, (0x66, 1));
+    let on_top = plain_change(&[bad.hash()], 101, (0x77, 1));
+    let changes = [&bad, &on_top].map(|change| Base64(change.bytes().to_vec())).to_vec();
+    let (_, admitted) = call(Request::Admit { id: id.clone(), changes, tried: false });
+    assert_eq!(admitted["accepted"], 2, "{admitted}");
+
+    let (read, answer) = call(Request::Read { id, at: None });
+    assert_eq!(read, [json!({ "text": "tide" })]);
+    let degraded =
+        json!({ "voids": 1, "hidden": 2, "heads": heads.iter().map(ToString::to_string).collect::<Vec<_>>() });
+    assert_eq!(answer["degraded"], degraded);
+    assert_eq!(call(list()).0[0]["degraded"], degraded);
+    assert_eq!(call(Request::Status).0[0]["degraded"], 1);
+    let (rows, answer) = call(Request::Verify { deep: true });
+    assert_eq!((&answer["faults"], &answer["voids"]), (&json!(0), &json!(1)), "{rows:?}");
+    assert!(rows[0]["void"].as_str().is_some_and(|why| why.contains("automerge")), "{rows:?}");
+    let (_, answer) = call(Request::Export { target: None, format: ExportFormat::Json });
+    assert_eq!(answer["degraded"], 1);
+    let (rows, _) = call(Request::Log { id: None, from: Some(0), limit: 100 });
+    assert!(rows.iter().any(|row| row["kind"] == "void"), "{rows:?}");
+    session.close();
 }
 
 /// What it costs to find three changes in a long history, beside making the document.

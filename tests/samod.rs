@@ -71,7 +71,7 @@ fn put(document: &DocHandle, key: &str, value: i64) {
 }
 
 fn value(document: &DocHandle, key: &str) -> Option<i64> {
-    document.with_document(|document| document.get(ROOT, key).unwrap().and_then(|(value, _)| value.to_i64()))
+    document.with_document(|document| document.get(ROOT, key).unwrap().and_then(|(value, _)| value.as_i64()))
 }
 
 async fn until(document: &DocHandle, key: &str, expected: i64) {
@@ -103,7 +103,7 @@ async fn samod_makes_finds_edits_parts_and_comes_back() {
     assert_eq!(value(&his, "made"), Some(1));
     put(&his, "bob", 2);
     until(&hers, "bob", 2).await;
-    ours.change(|edit| edit.put("node", 3).map(|_| ())).unwrap().wait().unwrap();
+    ours.change(|edit| Ok(edit.put("node", 3)?)).unwrap().wait().unwrap();
     until(&hers, "node", 3).await;
     until(&his, "node", 3).await;
 

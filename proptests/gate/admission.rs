@@ -130,12 +130,34 @@ fn no_change_passes_untried_beside_one_that_is_tried() {
     let heads: Vec<[u8; 32]> = handle.heads().unwrap().as_slice().iter().map(|hash| hash.0).collect();
     let (honest, twin) = (on_top_of(&heads, 9, 0x67, false), on_top_of(&heads, 9, 0x67, true));
     assert_ne!(honest.hash(), twin.hash());
-    let mut examined = database.examine(node(9), vec![row(id, honest.clone()), row(id, twin.clone())]).unwrap();
+    let examined = offer(&database, vec![row(id, honest.clone()), row(id, twin.clone())]);
+    assert_eq!(examined.missing, [(id, Vec::new())], "it is asked for again, when the first one's fate is known");
+    let mut examined = database.examine(node(9), vec![row(id, twin.clone())]).unwrap();
     let rows = std::mem::take(&mut examined.rows);
     let admitted = wait(database.admit_examined(Clash::KeepFirst, rows, Some(node(9)), None)).unwrap();
-    let logged = logged_changes(database.reader(), id);
-    assert!(logged.contains_key(&honest.hash()) && !logged.contains_key(&twin.hash()), "{admitted:?}");
     assert_eq!(admitted.outranked, [(id, twin.hash())]);
+    let logged = logged_changes(database.reader(), id);
+    assert!(logged.contains_key(&honest.hash()) && !logged.contains_key(&twin.hash()));
+
+    // One that can be applied and that the log refuses, and a hostile one that would take its number: in one batch, and
+    // the second while the first is on its way.
+    let heads: Vec<[u8; 32]> = handle.heads().unwrap().as_slice().iter().map(|hash| hash.0).collect();
+    let far = |actor| on_top_of(&heads, 1 << 24, actor, false);
+    let twin = |actor| on_top_of(&heads, 12, actor, true);
+    let mut together = database.examine(node(9), vec![row(id, far(0x70)), row(id, twin(0x70))]).unwrap();
+    let rows = std::mem::take(&mut together.rows);
+    let admitted = wait(database.admit_examined(Clash::KeepFirst, rows, Some(node(9)), None)).unwrap();
+    assert_eq!(admitted.refused.len(), 1, "{admitted:?}");
+    let first = database.examine(node(9), vec![row(id, far(0x71))]).unwrap().rows;
+    let second = database.examine(node(9), vec![row(id, twin(0x71))]).unwrap();
+    for rows in [first, second.rows] {
+        wait(database.admit_examined(Clash::KeepFirst, rows, Some(node(9)), None)).unwrap();
+    }
+    let logged = logged_changes(database.reader(), id);
+    for actor in [0x70, 0x71] {
+        assert!(!logged.contains_key(&far(actor).hash()), "beyond the window");
+        assert!(!logged.contains_key(&twin(actor).hash()), "never tried");
+    }
     assert!(handle.to_json().is_ok());
     assert_whole(&database);
 }

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use automerge::transaction::Transactable;
 use automerge::{AutoCommit, ObjType, ROOT, ScalarValue};
 use tidelog::document::gate::{GateError, check_chunks, open_document};
-use tidelog::document::{ChangeGraph, Node, View, ViewError, split};
+use tidelog::document::{ChangeGraph, Node, View, ViewError, split, split_each};
 use tidelog::id::LogCursor;
 use tidelog::log::record::{Lifecycle, Record};
 use tidelog::sync::gate::{read_message, split_chunks};
@@ -75,6 +75,7 @@ pub(crate) fn gate_on(ground: &Ground, bytes: &[u8]) -> Passage {
         // The same bytes are refused wherever they come in.
         assert!(Change::parse(bytes.to_vec()).is_err(), "{error} and yet a change");
         assert!(open_document(bytes, &limits).is_err(), "{error} and yet a document");
+        assert!(split_each(bytes, &limits).faults > 0, "{error} and yet a whole file");
         return Passage::Refused(error);
     }
     if bytes.get(8) == Some(&0) {
@@ -166,6 +167,9 @@ pub(crate) fn text(bytes: &[u8]) {
     let _ = Heads::from_str(text);
     let _ = CollectionName::from_str(text);
     let _ = tidelog::Path::from_str(text);
+    if let Ok(id) = tidelog::StorageId::from_str(text) {
+        assert_eq!(id.to_string(), text);
+    }
     #[cfg(feature = "quic")]
     {
         let _ = tidelog::net::Ticket::from_str(text);

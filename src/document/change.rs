@@ -96,7 +96,7 @@ impl Change {
     }
 
     /// Whether it sets or ends marks.
-    pub(super) fn has_marks(&self) -> bool {
+    pub(crate) fn has_marks(&self) -> bool {
         self.claims.marks
     }
 

@@ -54,6 +54,16 @@ impl View {
         })
     }
 
+    /// Whether the document, saved and loaded again, is the same. One with a change that was applied unproven may not be:
+    /// then marks on top of it prove nothing either.
+    ///
+    /// # Cost
+    /// A saving and a loading of the document.
+    pub(crate) fn gives_itself_back(&self) -> bool {
+        let again = self.reading(|document| Ok(gate::load_checked(&document.save()).map_err(ChangeError::from)?));
+        again.is_ok_and(|again| again.get_heads() == self.document.get_heads())
+    }
+
     /// The number of an author's last change; 0 when there is none.
     ///
     /// # Errors

@@ -19,12 +19,13 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use super::building::Tell;
 use super::commit::block_on;
 use super::core::{Admitted, Clash, Incoming, IncomingBody, Input};
 use super::database::Database;
-use super::working_set::WorkingSet;
+use super::working_set::{Cell, WorkingSet};
 use crate::document::{Change, View, ViewError};
 use crate::error::Error;
 use crate::history::{HistoryError, Names, Readable, Reader};
@@ -126,9 +127,6 @@ const QUARANTINE_PREFIX: &[u8] = b"q";
 struct Outcome {
     /// Those that applied, or need not be tried.
     passed: Vec<Change>,
-    /// Those whose author's number another takes that is tried with them, or that are there twice. They may pass behind
-    /// that one only: before it, they would be logged in its place, untried.
-    behind: Vec<Change>,
     missing: Option<Vec<ChangeHash>>,
     fault: Option<(ChangeHash, String)>,
     /// It stands on what this node cannot apply, so that nobody can say whether it fits.
@@ -234,37 +232,35 @@ impl Database {
         let mut together = Err(ViewError::Broken);
         let tell = |void| self.tell_void(void);
         let mut outcome = trials.views.with_view(&cell, self.reader(), &tell, |view, readable| {
-            let (outcome, fresh) = sort_out(self.reader().names(), view, readable, changes)?;
+            let (outcome, fresh) = sort_out(self.reader(), document, view, readable, changes)?;
             together = view.apply_proven(&fresh, true);
             Ok((outcome, fresh))
         });
         if let (Ok((outcome, fresh)), Ok(_)) = (&mut outcome, &together) {
             outcome.passed.append(fresh);
-            outcome.passed.append(&mut outcome.behind);
         }
         let (mut outcome, fresh) = outcome?;
         if together.is_ok() {
             return Ok(outcome);
         }
-        if !std::mem::take(&mut outcome.behind).is_empty() {
-            // What they were to come behind may not pass at all: they are asked for again.
-            outcome.missing.get_or_insert_default();
-        }
         // One of them did it. The view is built again, and they are tried one by one.
-        for change in fresh {
+        for (number, change) in fresh.iter().enumerate() {
             let mut tried = Ok(());
             trials.views.with_view(&cell, self.reader(), &tell, |view, _| {
                 if !view.contains(change.hash()) {
-                    tried = view.apply_proven(std::slice::from_ref(&change), false);
+                    tried = view.apply_proven(std::slice::from_ref(change), false);
                 }
                 Ok(())
             })?;
             match tried {
-                Ok(()) => outcome.passed.push(change),
+                Ok(()) => outcome.passed.push(change.clone()),
                 // It was on top of what was on its way to the log, which the new view lacks.
                 Err(ViewError::Incomplete(_)) => {
                     outcome.missing.get_or_insert_default();
                     break;
+                }
+                Err(_) if change.has_marks() && self.is_beyond_proof(&cell, &fresh[..=number], &tell)? => {
+                    outcome.passed.push(change.clone());
                 }
                 Err(error) => {
                     outcome.fault = Some((change.hash(), error.to_string()));
@@ -273,6 +269,14 @@ impl Database {
             }
         }
         Ok(outcome)
+    }
+
+    /// Whether marks could not be proved since the document cannot be, because of what a trusted node brought. Then they
+    /// are applied as that was, after what was tried before them and is not in the log yet.
+    fn is_beyond_proof(&self, cell: &Arc<Cell>, changes: &[Change], tell: Tell<'_>) -> Result<bool, Error> {
+        self.trials().views.with_view(cell, self.reader(), tell, |view, _| {
+            Ok(!view.gives_itself_back() && view.apply(changes).is_ok())
+        })
     }
 
     /// Puts a change in quarantine, and makes the error that its sender is told.
@@ -294,9 +298,17 @@ impl Database {
     }
 }
 
+/// Whether the log has a change of this author under this number.
+fn is_number_logged(reader: &Reader, document: DocumentId, change: &Change) -> Result<bool, Error> {
+    let graph = reader.graph(document)?;
+    let graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(graph.change_of(change.actor(), change.seq()).is_some())
+}
+
 /// Sets aside what need not be tried and what cannot be yet; the rest is to be applied.
 fn sort_out(
-    names: &Names,
+    reader: &Reader,
+    document: DocumentId,
     view: &mut View,
     readable: &Readable,
     changes: Vec<Change>,
@@ -312,11 +324,11 @@ fn sort_out(
             continue;
         }
         if seen.contains(&change.hash()) {
-            outcome.behind.push(change);
+            // It is there twice, and tried once.
             continue;
         }
         if !readable.is_whole()
-            && let Some(why) = stands_on_hidden(names, readable, &change)?
+            && let Some(why) = stands_on_hidden(reader.names(), readable, &change)?
         {
             outcome.undecided = Some(why);
             break;
@@ -327,13 +339,19 @@ fn sort_out(
             outcome.missing.get_or_insert_default().extend(missing);
             continue;
         }
-        // Another change has its number already. The writer knows what is to become of it; it is not applied.
-        if change.seq() <= view.last_seq(change.actor())? {
-            outcome.passed.push(change);
-            continue;
-        }
-        if numbers.get(change.actor()).is_some_and(|last| change.seq() <= *last) {
-            outcome.behind.push(change);
+        let last = match numbers.get(change.actor()) {
+            Some(last) => *last,
+            None => view.last_seq(change.actor())?,
+        };
+        if change.seq() <= last {
+            // Another change has its number already. If that one is logged, the writer knows what is to become of this
+            // one, which is not applied. If it is only tried, it may yet be refused, and this one would be logged in its
+            // place, untried: it is asked for again.
+            if is_number_logged(reader, document, &change)? {
+                outcome.passed.push(change);
+            } else {
+                outcome.missing.get_or_insert_default();
+            }
             continue;
         }
         numbers.insert(change.actor().clone(), change.seq());

@@ -1,6 +1,5 @@
 //! Checking a store: everything against everything, each fault with its place.
 
-use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::ControlFlow;
 
@@ -192,6 +191,8 @@ fn check_record(
     record: &Record,
 ) -> Result<(), HistoryError> {
     let place = || format!("record {lsn}");
+    // A record about a change goes with it.
+    let mut about_change = None;
     let (document, expected) = match record {
         Record::Change(header, chunk) => {
             if payload_digest(chunk) != header.payload_digest {
@@ -224,9 +225,7 @@ fn check_record(
             if !matches!(about, Some(Record::Change(ref about, _)) if about.document == id.0) {
                 report.fault(place(), format!("it is about record {change}, which is no change of {id}"));
             }
-            if gone.of(reader, id)?.contains(&change) {
-                return Ok(());
-            }
+            about_change = Some(change);
             (header.document, void_index_row(header))
         }
         Record::Withdrawn(header) => {
@@ -239,7 +238,7 @@ fn check_record(
     let id = DocumentId(document);
     let key = index_key(id, lsn);
     match reader.storage().get(Keyspace::DocIx, &key)? {
-        None if gone.of(reader, id)?.contains(&lsn) => {}
+        None if gone.has(reader, id, about_change.unwrap_or(lsn))? => {}
         None => report.fault(format!("index of {id}"), format!("record {lsn} is missing")),
         Some(bytes) => match decode_row::<IndexRow>(Keyspace::DocIx, &key, &bytes) {
             Ok(row) if row == expected => {}
@@ -271,26 +270,31 @@ fn check_withdrawal(
     Ok(())
 }
 
-/// What was withdrawn of the documents that were asked about: a document's `withdrawn` records are read once.
+/// What was withdrawn of the documents that were asked about, up to the log's tail: a document's `withdrawn` records are
+/// read once, unless the log goes on meanwhile.
 #[derive(Default)]
-struct Gone(HashMap<DocumentId, BTreeSet<Lsn>>);
+struct Gone(HashMap<DocumentId, (Lsn, BTreeSet<Lsn>)>);
 
 impl Gone {
-    fn of(&mut self, reader: &Reader, id: DocumentId) -> Result<&BTreeSet<Lsn>, HistoryError> {
-        match self.0.entry(id) {
-            Entry::Occupied(entry) => Ok(entry.into_mut()),
-            Entry::Vacant(entry) => {
-                let mut gone = BTreeSet::new();
-                for (lsn, row) in reader.index(id, Lsn::ZERO)? {
-                    if matches!(row, IndexRow::Withdrawn { .. })
-                        && let Some(Record::Withdrawn(header)) = reader.record(lsn)?
-                    {
-                        gone.append(&mut withdrawn_records(lsn, &header));
-                    }
-                }
-                Ok(entry.insert(gone))
+    /// Whether the change in the record at `lsn` was withdrawn.
+    fn has(&mut self, reader: &Reader, id: DocumentId, lsn: Lsn) -> Result<bool, HistoryError> {
+        let tail = reader.tail().lsn;
+        if let Some((upto, gone)) = self.0.get(&id)
+            && (*upto == tail || gone.contains(&lsn))
+        {
+            return Ok(gone.contains(&lsn));
+        }
+        let mut gone = BTreeSet::new();
+        for (lsn, row) in reader.index(id, Lsn::ZERO)? {
+            if matches!(row, IndexRow::Withdrawn { .. })
+                && let Some(Record::Withdrawn(header)) = reader.record(lsn)?
+            {
+                gone.append(&mut withdrawn_records(lsn, &header));
             }
         }
+        let has = gone.contains(&lsn);
+        self.0.insert(id, (tail, gone));
+        Ok(has)
     }
 }
 

@@ -84,7 +84,9 @@ enum Ended {
     Fault(RepoFault),
     /// The server ends.
     Stopped,
-    /// The client closed it, or is gone.
+    /// The client closes it.
+    Closed,
+    /// The client is gone.
     Gone,
     /// The client does not keep pace.
     TooSlow(&'static str),
@@ -135,14 +137,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         let client = self.session.client().unwrap_or("");
         match ended {
             Ended::Gone => tracing::debug!(client, "a client is gone"),
-            Ended::Stopped => self.close(1001, "the server ends").await,
+            Ended::Closed => {
+                tracing::debug!(client, "a client closes its socket");
+                self.close(None).await;
+            }
+            Ended::Stopped => self.close(Some((1001, "the server ends"))).await,
             Ended::TooSlow(why) => {
                 tracing::info!(client, why, "a client is given up");
-                self.close(1008, why).await;
+                self.close(Some((1008, why))).await;
             }
             Ended::Fault(fault) => {
                 tracing::info!(client, %fault, "a client's socket is closed");
-                self.close(fault.code(), &fault.to_string()).await;
+                self.close(Some((fault.code(), &fault.to_string()))).await;
             }
         }
     }
@@ -152,6 +158,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut stop = self.shared.stop.clone();
         loop {
+            // Each time, not only when nothing else happens: a client that never pauses must hear it too.
+            self.take_mail();
             let more = match self.turn() {
                 Ok(more) => more,
                 Err(fault) => return Ended::Fault(fault),
@@ -176,10 +184,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                     Ok(())
                 }
                 happened = next(stream, *is_unflushed, session.accepts()) => self.take(happened),
-                () = mailbox.arrived() => {
-                    self.take_mail();
-                    Ok(())
-                }
+                () = mailbox.arrived() => Ok(()),
                 _ = ticks.tick() => self.tick(),
                 () = std::future::ready(()), if more => Ok(()),
             };
@@ -243,7 +248,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                         self.is_unflushed = true;
                         return Ok(());
                     }
-                    Message::Close(_) => return Err(Ended::Gone),
+                    Message::Close(_) => return Err(Ended::Closed),
                 }
                 self.meter.message_taken();
             }
@@ -299,12 +304,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         Ok(())
     }
 
-    /// Says why, and lets the client close the connection: one that is reset kills stock clients outside browsers.
-    async fn close(mut self, code: u16, reason: &str) {
-        let end = reason.floor_char_boundary(REASON_BYTES);
-        let frame = CloseFrame { code: CloseCode::from(code), reason: reason[..end].into() };
+    /// Says why, unless the client closes the socket itself, and lets the client end the connection: one that is reset
+    /// kills stock clients outside browsers.
+    async fn close(mut self, why: Option<(u16, &str)>) {
         let closing = async {
-            self.put(Message::Close(Some(frame)));
+            if let Some((code, reason)) = why {
+                let end = (0..=REASON_BYTES).rev().find(|end| reason.is_char_boundary(*end)).unwrap_or(0);
+                let frame = CloseFrame { code: CloseCode::from(code), reason: reason[..end].into() };
+                self.put(Message::Close(Some(frame)));
+            }
             poll_fn(|context| Pin::new(&mut self.stream).poll_flush(context)).await.ok();
             // What is in the receive buffer when a connection is dropped resets it.
             let bare = self.stream.get_mut().unmetered();

@@ -12,6 +12,7 @@ use tidelog::{CollectionName, DocumentId};
 use super::arguments::{Export, Format};
 use super::commands::{pretty, text_of};
 use super::screen::Screen;
+use super::verify::warn_of_degraded;
 
 pub(super) fn run(session: &mut Session, arguments: Export, screen: &Screen) -> Result<(), CommandError> {
     let (target, collection) = target_of(&arguments)?;
@@ -52,6 +53,7 @@ pub(super) fn run(session: &mut Session, arguments: Export, screen: &Screen) -> 
     let wire = if format == Format::Automerge { ExportFormat::Automerge } else { ExportFormat::Json };
     let answer = session.call(Request::Export { target, format: wire }, &mut output)?;
     drop(output);
+    warn_of_degraded(screen, &answer);
     if let Some(file) = file {
         file.finish()?;
     }

@@ -143,6 +143,12 @@ fn lines(answer: &Value) -> Vec<String> {
         elsewhere,
         format!("elsewhere   {elsewhere} documents stay in another collection than {}", cell(&answer["collection"])),
     );
+    let degraded = number("degraded");
+    unless_none(
+        degraded,
+        format!("degraded    {degraded} documents were here and are shown in part: `tidelog verify`"),
+    );
+    unless_none(number("sync_states"), format!("ignored     {} sync states of clients", number("sync_states")));
     unless_none(number("other_keys"), format!("ignored     {} keys of other applications", number("other_keys")));
     let (ours, folder) = (cell(&answer["storage_id"]), answer["folder_storage_id"].as_str());
     lines.push(match folder {

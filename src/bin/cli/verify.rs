@@ -51,6 +51,15 @@ pub(super) fn changes(row: &Value) -> String {
     }
 }
 
+/// Says so if documents that were exported are not all of what is kept.
+pub(super) fn warn_of_degraded(screen: &Screen, answer: &Value) {
+    if let Some(degraded) = answer["degraded"].as_u64().filter(|degraded| *degraded > 0 && !screen.quiet) {
+        screen.warn(&format!(
+            "{degraded} of the exported documents lack changes that this version of automerge cannot apply; `tidelog verify` lists those"
+        ));
+    }
+}
+
 /// Says so if what was shown is not all of a document.
 pub(super) fn warn_if_degraded(screen: &Screen, answer: &Value) {
     let Some(hidden) = answer["degraded"]["hidden"].as_u64().filter(|_| !screen.quiet) else { return };

@@ -390,7 +390,7 @@ pub(super) fn export(
     cancel: &Cancel,
     output: &mut dyn Output,
 ) -> Result<Value, CommandError> {
-    let mut documents = 0_u64;
+    let (mut documents, mut degraded) = (0_u64, 0_u64);
     let mut write = |id: DocumentId, state: DocumentState, output: &mut dyn Output| -> Result<(), CommandError> {
         let handle = db.find(id)?;
         let mut row = json!({ "id": id.to_string(), "collection": state.collection.as_str(), "name": state.name });
@@ -402,6 +402,8 @@ pub(super) fn export(
             }
         }
         documents += 1;
+        // Asked after it was read, which may have found it out.
+        degraded += u64::from(handle.state()?.degraded);
         output.row(row)
     };
     match target {
@@ -418,5 +420,5 @@ pub(super) fn export(
             }
         }
     }
-    Ok(json!({ "documents": documents }))
+    Ok(json!({ "documents": documents, "degraded": degraded }))
 }

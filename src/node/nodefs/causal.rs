@@ -124,7 +124,7 @@ mod tests {
         let actor = ActorId::new(&[7; 16]).unwrap();
         let made = (0..count).map(|n| {
             let options = EditOptions { actor: actor.clone(), time: 0, message: None };
-            view.edit(options, |edit| edit.put("n", &serde_json::json!(n))).map_err(|error: ViewError| error).unwrap().1
+            view.edit::<_, ViewError>(options, |edit| edit.put("n", n)).unwrap().1
         });
         made.map(Option::unwrap).collect()
     }

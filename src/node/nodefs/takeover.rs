@@ -136,7 +136,9 @@ struct Summary {
     sync_states: u64,
     /// Documents that were built again and have every change that their files had.
     verified: u64,
-    /// Documents that have not.
+    /// Documents that were here and are shown in part, since a trusted node brought what cannot be applied.
+    degraded: u64,
+    /// Documents that have not every change although nothing is known to be wrong with them.
     failed: u64,
     /// The storage id here.
     storage_id: String,
@@ -332,6 +334,7 @@ impl<'a> Takeover<'a> {
                 None if examined.missing.is_empty() => break,
                 None => {}
                 Some(Error::Unappliable { document, hash, why }) => self.refused(document, Some(hash), why)?,
+                Some(Error::Refused { document, why }) => self.give_up(document, why)?,
                 Some(error) => return Err(error.into()),
             }
             // What was offered is settled, whatever became of it. Of a document with too many bad changes all is.
@@ -379,6 +382,14 @@ impl<'a> Takeover<'a> {
             None => why,
         };
         self.leave_out(Some(id), &file.unwrap_or_default(), why)
+    }
+
+    /// Leaves the rest of a document alone.
+    fn give_up(&mut self, id: DocumentId, why: String) -> Result<(), CommandError> {
+        if let Some(open) = self.open.get_mut(&id) {
+            open.bad = BAD_CHANGES_MAX;
+        }
+        self.leave_out(Some(id), Path::new(""), why)
     }
 
     fn report_orphans(&mut self, id: DocumentId, waiting: Vec<(ChangeHash, ChangeHash)>) -> Result<(), CommandError> {
@@ -454,7 +465,13 @@ impl<'a> Takeover<'a> {
             let missing = here.iter().find(|hash| !view.contains(**hash));
             Ok(missing.map(|hash| format!("it was built from the log without change {hash}")))
         });
+        // Building it may have found that out.
+        let degraded = self.database.reader().document(id)?.is_some_and(|state| state.degraded);
         let why = match built {
+            Ok(Some(_)) if degraded => {
+                self.summary.degraded += 1;
+                return Ok(());
+            }
             Ok(None) => {
                 self.summary.verified += 1;
                 return Ok(());
