@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::building::{is_of_changes, materialize, void};
 use super::commit::block_on;
@@ -23,9 +23,12 @@ use crate::id::{DocumentId, Heads, Lsn};
 use crate::limits::queues;
 use crate::log::rows::DocumentRow;
 
-/// How long nobody asks for a snapshot before documents that grew are looked at once more. The last snapshot of a
-/// document that grew fast may be far behind when it comes to rest, and whoever then asks for it is sent the difference.
-const REST: Duration = Duration::from_secs(2);
+/// Documents that grew are looked at once more when nobody asks for a snapshot for so long: what had not changed since
+/// the last look is at rest. The last snapshot of a document that grew fast may be far behind then, and whoever asks for
+/// it is sent the difference.
+const REST: Duration = Duration::from_millis(200);
+/// How long the snapshot of a document that grows and grows must do.
+const GROWING: Duration = Duration::from_secs(4);
 /// How many changes may lie behind the snapshot of a document at rest, and which part of all it has if that is more.
 const REST_TAIL_MIN: u64 = 1024;
 const REST_TAIL_PART: u64 = 16;
@@ -96,8 +99,8 @@ impl Idle {
                 Ok(None) => {}
                 Err(error) => tracing::warn!(document = %id, %error, "no snapshot was made"),
             };
-            // Documents that grew, and how many changes they had when they were last looked at.
-            let mut grown: HashMap<DocumentId, u64> = HashMap::new();
+            // Documents that grew: how many changes they had when they were last looked at, and when they were saved.
+            let mut grown: HashMap<DocumentId, (u64, Instant)> = HashMap::new();
             loop {
                 let request = match grown.is_empty() {
                     true => requests.recv().map_err(RecvTimeoutError::from),
@@ -106,13 +109,17 @@ impl Idle {
                 match request {
                     Ok(Request::Save(id)) => {
                         waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+                        // One that grows by a quarter again and again in no time is saved now and then only.
+                        if grown.get(&id).is_some_and(|(_, saved)| saved.elapsed() < GROWING) {
+                            continue;
+                        }
                         keep(id);
                         if grown.len() < queues::SNAPSHOTS {
-                            grown.insert(id, 0);
+                            grown.insert(id, (0, Instant::now()));
                         }
                     }
                     Err(RecvTimeoutError::Timeout) => {
-                        let rested = grown.extract_if(|id, changes| {
+                        let rested = grown.extract_if(|id, (changes, _)| {
                             let row = reader.row(*id).ok().flatten();
                             row.is_none_or(|row| std::mem::replace(changes, row.change_count) == row.change_count)
                         });
