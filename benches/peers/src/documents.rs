@@ -40,7 +40,7 @@ pub fn small(count: usize) -> Result<Vec<Authored>, Failure> {
     let one = |n: usize| {
         let mut document = AutoCommit::new();
         document.put(ROOT, "title", format!("note {n}"))?;
-        document.put(ROOT, "done", n % 3 == 0)?;
+        document.put(ROOT, "done", n.is_multiple_of(3))?;
         document.put(ROOT, "priority", (n % 5) as i64)?;
         Ok(Authored { id: fresh_id(), base: last(&mut document)?, edits: Vec::new() })
     };

@@ -22,9 +22,9 @@ pub async fn run(kind: Kind, readers: usize, setting: &Setting, sheet: &mut Shee
     let cost = stretch.end().await?;
     let cpu = cost.cpu.as_secs_f64() * 1e6 / (done * readers) as f64;
     sheet.figure("server CPU", "us a delivery", Better::Lower, cpu, &cost);
-    let progress = room.progress.borrow();
+    let latencies = room.progress.borrow().latencies.clone();
     for (name, share) in [("last reader, p50", 0.5), ("last reader, p99", 0.99)] {
-        sheet.figure(name, "ms", Better::Lower, percentile(&progress.latencies, share), &cost);
+        sheet.figure(name, "ms", Better::Lower, percentile(&latencies, share), &cost);
     }
     server.stop().await
 }

@@ -22,9 +22,9 @@ pub async fn run(kind: Kind, setting: &Setting, sheet: &mut Sheet<'_>) -> Result
     let cost = stretch.end().await?;
     let cpu = cost.cpu.as_secs_f64() * 1e6 / done as f64;
     sheet.figure("server CPU", "us a keystroke", Better::Lower, cpu, &cost);
-    let progress = room.progress.borrow();
+    let latencies = room.progress.borrow().latencies.clone();
     for (name, share) in [("client to client, p50", 0.5), ("client to client, p99", 0.99)] {
-        sheet.figure(name, "ms", Better::Lower, percentile(&progress.latencies, share), &cost);
+        sheet.figure(name, "ms", Better::Lower, percentile(&latencies, share), &cost);
     }
     server.stop().await
 }
