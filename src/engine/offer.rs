@@ -46,7 +46,11 @@ impl Database {
         let (mut group, mut bytes) = (Vec::new(), 0);
         let mut all = sync::Admitted::default();
         for row in rows {
-            for row in unpack(row, &limits).await? {
+            let unpacked = unpack(row, &limits).await?;
+            if !from.is_trusted && unpacked.len() > limits.group_records_max {
+                self.try_ahead_aside(&unpacked).await?;
+            }
+            for row in unpacked {
                 if group.len() >= limits.group_records_max || bytes >= limits.group_bytes_max {
                     gather(&mut all, self.offer_group(from, std::mem::take(&mut group), None).await?);
                     bytes = 0;
@@ -64,6 +68,17 @@ impl Database {
         all.cursor_stored = last.cursor_stored;
         gather(&mut all, last);
         Ok(all)
+    }
+
+    /// Tries the changes of one document chunk in one go.
+    async fn try_ahead_aside(&self, rows: &[Incoming]) -> Result<(), Error> {
+        let Some(document) = rows.first().map(|row| row.document) else { return Ok(()) };
+        let change = |row: &Incoming| match &row.body {
+            IncomingBody::Change(change) => Some((**change).clone()),
+            IncomingBody::Lifecycle(_) => None,
+        };
+        let (trier, changes) = (self.clone(), rows.iter().filter_map(change).collect());
+        aside(move || trier.try_ahead(document, changes)).await?
     }
 
     async fn offer_group(

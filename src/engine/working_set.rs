@@ -52,6 +52,9 @@ impl std::fmt::Debug for Held {
     }
 }
 
+/// Views that may come in before all are weighed again: those there may have grown.
+const WEIGH_EVERY: usize = 64;
+
 /// All cells of a database.
 #[derive(Debug)]
 pub(crate) struct WorkingSet {
@@ -61,6 +64,8 @@ pub(crate) struct WorkingSet {
     warm: Mutex<HashMap<DocumentId, Arc<Cell>>>,
     uses: AtomicU64,
     budget: usize,
+    /// Bytes of the budget that were free when all were last weighed, less what came since. Written under `warm`.
+    room: AtomicUsize,
     /// Views built since the database was opened.
     materialized: AtomicU64,
     /// Views of an older generation show edits that may be lost.
@@ -91,6 +96,7 @@ impl WorkingSet {
             warm: Mutex::default(),
             uses: AtomicU64::new(0),
             budget,
+            room: AtomicUsize::new(0),
             materialized: AtomicU64::new(0),
             generation: AtomicU64::new(0),
         }
@@ -262,14 +268,23 @@ impl WorkingSet {
         }
         let mut warm = lock(&self.warm);
         warm.insert(cell.id, cell.clone());
+        // All are weighed only when the new ones may have used up what was free: many small ones come in a row.
+        let (new, room) = (cell.bytes.load(Ordering::Relaxed), self.room.load(Ordering::Relaxed));
+        if new <= room && !warm.len().is_multiple_of(WEIGH_EVERY) {
+            self.room.store(room - new, Ordering::Relaxed);
+            return;
+        }
         let mut bytes: usize = warm.values().map(|cell| cell.bytes.load(Ordering::Relaxed)).sum();
+        self.room.store(self.budget.saturating_sub(bytes), Ordering::Relaxed);
         if bytes <= self.budget {
             return;
         }
+        // Some more than must go, so that the next ones find room without looking at all again.
+        let enough = self.budget - self.budget / 8;
         let mut oldest_first: Vec<Arc<Cell>> = warm.values().cloned().collect();
         oldest_first.sort_unstable_by_key(|cell| cell.used.load(Ordering::Relaxed));
         for old in oldest_first {
-            if bytes <= self.budget || Arc::ptr_eq(&old, cell) {
+            if bytes <= enough || Arc::ptr_eq(&old, cell) {
                 break;
             }
             // A view in use, or with edits on their way to the log, stays.
@@ -281,6 +296,7 @@ impl WorkingSet {
             bytes -= old.bytes.swap(0, Ordering::Relaxed).min(bytes);
             warm.remove(&old.id);
         }
+        self.room.store(self.budget.saturating_sub(bytes), Ordering::Relaxed);
     }
 }
 
