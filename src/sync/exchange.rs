@@ -378,9 +378,9 @@ impl Exchange {
         if !need.iter().all(announced) {
             return Ok(Vec::new());
         }
-        if let Some(their) = self.their.as_ref().filter(|their| graph.contains_all(their.heads.as_slice())) {
-            // Who has nothing that we lack has nothing to compare with a filter.
-            return Ok(vec![Have { last_sync: to_automerge(their.heads.as_slice()), bloom: BloomFilter::default() }]);
+        if !self.sent_whole.is_empty() {
+            // Who was sent everything had nothing to compare with a filter.
+            return Ok(vec![Have::default()]);
         }
         let beyond = graph.following(self.shared.as_slice());
         let last_sync = to_automerge(self.shared.as_slice());

@@ -38,7 +38,7 @@ impl From<OwnedSemaphorePermit> for Room {
 pub(super) async fn sync(State(app): State<App>, mut request: Request) -> Response {
     let key = match key_of(&request) {
         Ok(key) => key,
-        Err(response) => return response,
+        Err(response) => return *response,
     };
     let room = request.extensions().get::<Room>().cloned();
     let (config, denied) = config_of(&app, &request);
@@ -61,22 +61,23 @@ pub(super) async fn sync(State(app): State<App>, mut request: Request) -> Respon
 }
 
 /// The handshake's key, or what is wrong with the request.
-fn key_of(request: &Request) -> Result<Vec<u8>, Response> {
+fn key_of(request: &Request) -> Result<Vec<u8>, Box<Response>> {
     let headers = request.headers();
     let asks = request.method() == Method::GET
         && has_word(headers, &CONNECTION, "upgrade")
         && has_word(headers, &UPGRADE, "websocket");
     if !asks {
         let text = "This is a WebSocket for automerge-repo: new WebSocketClientAdapter(\"ws://.../sync\").\n";
-        return Err((StatusCode::UPGRADE_REQUIRED, [(UPGRADE, "websocket")], text).into_response());
+        return Err(Box::new((StatusCode::UPGRADE_REQUIRED, [(UPGRADE, "websocket")], text).into_response()));
     }
     if headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
         let versions = [(SEC_WEBSOCKET_VERSION, "13")];
-        return Err((StatusCode::UPGRADE_REQUIRED, versions, "WebSocket version 13 is spoken here.\n").into_response());
+        let text = "WebSocket version 13 is spoken here.\n";
+        return Err(Box::new((StatusCode::UPGRADE_REQUIRED, versions, text).into_response()));
     }
     match headers.get(SEC_WEBSOCKET_KEY) {
         Some(key) => Ok(key.as_bytes().to_vec()),
-        None => Err((StatusCode::BAD_REQUEST, "Sec-WebSocket-Key is missing.\n").into_response()),
+        None => Err(Box::new((StatusCode::BAD_REQUEST, "Sec-WebSocket-Key is missing.\n").into_response())),
     }
 }
 

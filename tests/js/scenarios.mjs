@@ -287,18 +287,6 @@ const scenarios = {
     await ask(["restore", id])
     await until(his, doc => doc.depth === 3, "it is restored")
   },
-
-  /** A long history, from nothing. */
-  async paper() {
-    const [id, length] = more
-    const begun = performance.now()
-    const anna = await connect(one, address)
-    const mine = await soon(anna.find(id), "the paper", 60)
-    same(text(read(mine))?.length, Number(length), "its letters")
-    say({ milliseconds: Math.round(performance.now() - begun) })
-    append(mine, ".")
-    await saved(anna, mine)
-  },
 }
 
 /** Collects what a handle hears. */
