@@ -222,6 +222,7 @@ impl Database {
     ///
     /// # Errors
     /// As [`Database::examine`].
+    #[cfg(any(feature = "quic", feature = "web"))]
     pub(super) fn try_ahead(&self, document: DocumentId, changes: Vec<Change>) -> Result<(), Error> {
         let trials = self.trials();
         if changes.iter().any(|change| trials.quarantined(change.hash())) {
