@@ -524,6 +524,12 @@ fn parse_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
     data_encoding::HEXLOWER_PERMISSIVE.decode(text.as_bytes()).ok()?.try_into().ok()
 }
 
+/// As much of a text as has room in so many bytes.
+pub(crate) fn truncated(text: &str, bytes_max: usize) -> &str {
+    let end = (0..=bytes_max.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    &text[..end.unwrap_or(0)]
+}
+
 /// At most 80 characters of what a user gave us, for an error message.
 pub(crate) fn shortened(text: &str) -> String {
     let mut out: String = text.chars().take(80).collect();

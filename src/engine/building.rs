@@ -6,7 +6,6 @@
 
 use crate::document::{Change, View, automerge_version};
 use crate::error::Error;
-use crate::history::fold::heads_of;
 use crate::history::voids::{Sifted, sift};
 use crate::history::{HistoryError, Misfit, Readable, Reader};
 use crate::id::{DocumentId, Lsn};
@@ -48,8 +47,11 @@ pub(crate) fn build(reader: &Reader, id: DocumentId, tell: Tell<'_>) -> Result<B
             return match reader.row(id)? {
                 Some(row) if is_whole && row.last_lsn == upto.0 => {
                     let readable = reader.readable(id, &row, upto)?;
-                    let heads = if readable.is_whole() { heads_of(&row) } else { readable.heads().clone() };
-                    if view.heads() == heads { Ok(Built { view, readable, applied: upto }) } else { Err(error) }
+                    if view.heads() == readable.shown_heads(&row) {
+                        Ok(Built { view, readable, applied: upto })
+                    } else {
+                        Err(error)
+                    }
                 }
                 _ => Err(error),
             };
@@ -84,8 +86,7 @@ pub(crate) fn materialize(reader: &Reader, id: DocumentId) -> Result<(View, Read
     let upto = tail.min(Lsn(row.last_lsn));
     let readable = reader.readable(id, &row, upto)?;
     // A row ahead of the tail is of a group that nobody was told of yet.
-    let expected =
-        (upto.0 == row.last_lsn).then(|| if readable.is_whole() { heads_of(&row) } else { readable.heads().clone() });
+    let expected = (upto.0 == row.last_lsn).then(|| readable.shown_heads(&row));
     let whole = |view: &View| mutant!(SnapshotTrusted) || expected.as_ref().is_none_or(|heads| view.heads() == *heads);
     if let Some(snapshot) = reader.snapshot(id)?.filter(|snapshot| snapshot.lsn <= upto) {
         match load(reader, id, (snapshot.lsn, snapshot.bytes), upto, &readable) {

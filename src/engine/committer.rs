@@ -25,7 +25,7 @@ pub(super) struct Committed {
     pub(super) end: LogCursor,
     /// Records were appended.
     pub(super) appended: bool,
-    /// Documents that they are about.
+    /// Documents that they are about, some more than once.
     pub(super) documents: Vec<DocumentId>,
     /// One outcome for each input, in order.
     pub(super) outcomes: Vec<Outcome>,
@@ -44,7 +44,7 @@ impl Committer {
     /// that nothing more is taken, and then discards them.
     pub(super) fn commit(&mut self, now_ms: u64, now: Instant, inputs: Vec<Input>) -> Result<Committed, LogError> {
         let count = inputs.len();
-        let Step { group, rows, answers, changed, mut documents, restated, snapshots_due, storage_id } =
+        let Step { group, rows, answers, changed, documents, restated, snapshots_due, storage_id } =
             self.core.step(now_ms, now, inputs);
         let span = tracing::debug_span!("commit", lsn = tracing::field::Empty, inputs = count).entered();
         let end = match group {
@@ -63,8 +63,6 @@ impl Committer {
             self.reader.advance(end);
             self.working_set.note_changes(&changed);
         }
-        documents.sort_unstable();
-        documents.dedup();
         let told = |admitted| (admitted, end.lsn);
         let outcomes = answers.into_iter().map(|answer| answer.map(told).map_err(Error::from)).collect();
         Ok(Committed { end, appended, documents, outcomes, snapshots_due })

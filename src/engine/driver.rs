@@ -235,11 +235,15 @@ impl Writer {
         let (inputs, waiting): (Vec<_>, Vec<_>) =
             batch.into_iter().map(|job| (job.input, (job.answer, job.held))).unzip();
         match self.committer.commit(now_ms, Instant::now(), inputs) {
-            Ok(Committed { end, appended, documents, outcomes, snapshots_due }) => {
+            Ok(Committed { end, appended, mut documents, outcomes, snapshots_due }) => {
                 if appended {
                     self.tail.send_replace(end);
-                    // Nobody may be listening.
-                    let _ = self.changed.send(documents.into());
+                    if self.changed.receiver_count() > 0 {
+                        documents.sort_unstable();
+                        documents.dedup();
+                        // Whoever listened may be gone.
+                        let _ = self.changed.send(documents.into());
+                    }
                 }
                 for id in snapshots_due {
                     self.snapshots.request(id);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::ControlFlow;
 
-use super::fold::{by_seq_key, fold_record, heads_of, index_key, index_row, lsn_in, new_row};
+use super::fold::{by_seq_key, fold_record, index_key, index_row, lsn_in, new_row};
 use super::open::Walk;
 use super::reader::document_row;
 use super::snapshot::read_snapshot;
@@ -453,7 +453,7 @@ fn rebuild_document(reader: &Reader, id: DocumentId, report: &mut Verification) 
         }
     }
     let place = format!("document {id}");
-    let heads = if readable.is_whole() { heads_of(&row) } else { readable.heads().clone() };
+    let heads = readable.shown_heads(&row);
     match View::load(&chunks) {
         Ok(view) if view.heads() == heads => {}
         Ok(view) => report.fault(place.clone(), format!("rebuilt from the log it has the heads {}", view.heads())),

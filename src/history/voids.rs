@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
+use super::fold::heads_of;
 use super::{HistoryError, Reader};
 use crate::document::{Change, View, ViewError, automerge_version};
 use crate::id::{ChangeHash, DocumentId, Heads, Lsn};
@@ -148,6 +149,12 @@ impl Readable {
             hidden: self.hidden.len() as u64,
             heads: self.heads.clone(),
         })
+    }
+
+    /// The heads that a view of the document `row` is about has.
+    #[must_use]
+    pub fn shown_heads(&self, row: &DocumentRow) -> Heads {
+        if self.is_whole() { heads_of(row) } else { self.heads.clone() }
     }
 
     fn void(&mut self, lsn: Lsn, row: &IndexRow) {

@@ -10,6 +10,9 @@ pub trait Chunks {
     /// Why nothing can be read.
     type Error;
 
+    /// Whether messages are remembered. Else nothing is spent on finding out what they follow from.
+    const REMEMBERS: bool = false;
+
     /// The chunk of the change at `lsn`.
     ///
     /// # Errors

@@ -222,7 +222,7 @@ impl Exchange {
             return if self.reset_sent { Ok(None) } else { Ok(Some(self.reset_message(&our_heads)?)) };
         }
         let may_be_quiet = heads_unchanged && self.have_responded;
-        let state = self.state(&our_heads, may_be_quiet, budget_bytes);
+        let state = if C::REMEMBERS { self.state(&our_heads, may_be_quiet, budget_bytes) } else { None };
         if let Some(composed) = state.as_ref().and_then(|state| source.composed(state)) {
             self.note_sent(our_heads, &composed);
             return Ok(Some(composed.message.clone()));

@@ -31,7 +31,7 @@ use super::wire::{
 };
 use crate::document::Change;
 use crate::history::{HistoryError, Location, Origin, Reader};
-use crate::id::{ChangeHash, DocumentId, LogCursor, LogId, Lsn, NodeId};
+use crate::id::{ChangeHash, DocumentId, LogCursor, LogId, Lsn, NodeId, truncated};
 use crate::limits::Limits;
 
 /// Why a session cannot go on. The driver closes the link with the code that belongs to it.
@@ -542,9 +542,7 @@ impl Session {
     fn hello(&self, reader: &Reader) -> Hello {
         let tail = reader.tail();
         let strict = if self.config.strict { CAPABILITY_STRICT } else { 0 };
-        let mut agent = self.config.agent.clone();
-        let end = (0..=agent.len().min(wire::AGENT_BYTES_MAX)).rev().find(|&end| agent.is_char_boundary(end));
-        agent.truncate(end.unwrap_or(0));
+        let agent = truncated(&self.config.agent, wire::AGENT_BYTES_MAX).to_owned();
         Hello {
             node: self.config.node,
             log_id: tail.log_id,

@@ -23,7 +23,7 @@ use super::wire::{
     Position, ROW_IN_PARTS, Row, RowKind, StreamBegin, StreamPart, Want, Wanted,
 };
 use crate::history::{Entry, EntryKind, HistoryError, Origin, Reader, Snapshot};
-use crate::id::{DocumentId, Heads, LogCursor, Lsn, NodeId};
+use crate::id::{DocumentId, Heads, LogCursor, Lsn, NodeId, truncated};
 use crate::limits::Limits;
 use crate::log::record::{Admission, Record, StateDigest};
 
@@ -549,9 +549,7 @@ impl<T: Clone + Eq + Hash> Dictionary<T> {
 }
 
 fn origin_to_wire(origin: &Origin) -> wire::Origin {
-    let mut principal = origin.principal.clone();
-    let end = (0..=principal.len().min(wire::PRINCIPAL_BYTES_MAX)).rev().find(|&end| principal.is_char_boundary(end));
-    principal.truncate(end.unwrap_or(0));
+    let principal = truncated(&origin.principal, wire::PRINCIPAL_BYTES_MAX).to_owned();
     let admission = match origin.admission {
         Admission::Local => 0,
         Admission::Structural => 1,

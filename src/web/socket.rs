@@ -25,6 +25,7 @@ use super::server::stopped;
 use super::switchboard::{Mailbox, Switchboard};
 use crate::engine::{Clash, Database, Source};
 use crate::error::Error;
+use crate::id::truncated;
 use crate::sync::Admitted;
 use crate::sync::repo::{Moment, RepoConfig, RepoFault, RepoOutput, RepoSession, SocketId};
 
@@ -212,9 +213,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                     }));
                 }
                 Some(RepoOutput::Event(event)) => {
+                    // What the hub answers is in the mailbox.
                     self.shared.switchboard.handle(self.name, event);
-                    // The hub may have answered at once.
-                    self.take_mail();
                 }
                 Some(RepoOutput::Close(fault)) => return Err(fault),
             }
@@ -309,8 +309,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     async fn close(mut self, why: Option<(u16, &str)>) {
         let closing = async {
             if let Some((code, reason)) = why {
-                let end = (0..=REASON_BYTES).rev().find(|end| reason.is_char_boundary(*end)).unwrap_or(0);
-                let frame = CloseFrame { code: CloseCode::from(code), reason: reason[..end].into() };
+                let frame = CloseFrame { code: CloseCode::from(code), reason: truncated(reason, REASON_BYTES).into() };
                 self.put(Message::Close(Some(frame)));
             }
             poll_fn(|context| Pin::new(&mut self.stream).poll_flush(context)).await.ok();

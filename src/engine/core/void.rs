@@ -5,7 +5,7 @@ use std::sync::PoisonError;
 use super::{Core, Work, remove_snapshot};
 use crate::history::voids::{fold_void, void_index_row};
 use crate::history::{HistoryError, Misfit, Readable};
-use crate::id::{DocumentId, Lsn};
+use crate::id::{DocumentId, Lsn, truncated};
 use crate::log::record::{Record, VoidHeader};
 
 impl Core {
@@ -34,8 +34,8 @@ impl Core {
             let header = VoidHeader {
                 document: document.0,
                 change: lsn.0 - change.0,
-                automerge: within(automerge, VoidHeader::AUTOMERGE_BYTES_MAX),
-                why: within(&why, VoidHeader::WHY_BYTES_MAX),
+                automerge: truncated(automerge, VoidHeader::AUTOMERGE_BYTES_MAX).to_owned(),
+                why: truncated(&why, VoidHeader::WHY_BYTES_MAX).to_owned(),
                 received_ms: work.now_ms,
             };
             let saved = row.snapshot;
@@ -50,10 +50,4 @@ impl Core {
         self.rows.insert(document, row);
         Ok(())
     }
-}
-
-/// As much of a text as has room in so many bytes.
-fn within(text: &str, bytes_max: usize) -> String {
-    let end = (0..=bytes_max.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
-    text[..end.unwrap_or(0)].to_owned()
 }

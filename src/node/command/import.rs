@@ -210,7 +210,7 @@ pub fn import_automerge(
         let called = stem(file).parse::<DocumentId>();
         to.document = Some(called.unwrap_or_else(|_| DocumentId::random()).to_string());
     }
-    let (id, add) = place_of(&to, String::new, "default")?;
+    let (id, add) = place_of(&to, String::new, CollectionName::unnamed().as_str())?;
     let changes: Result<Vec<Change>, _> =
         view.document().get_changes(&[]).into_iter().map(Change::from_automerge).collect();
     let changes = changes?;

@@ -16,7 +16,7 @@ use crate::document::{Change, split_each};
 use crate::engine::{Clash, Collection, Database, Incoming, IncomingBody};
 use crate::error::Error;
 use crate::history::Origin;
-use crate::id::{ChangeHash, DocumentId, StorageId};
+use crate::id::{ChangeHash, CollectionName, DocumentId, StorageId};
 use crate::log::record::Admission;
 use crate::node::command::{Cancel, CommandError, Exit, Output, Progress};
 
@@ -41,7 +41,7 @@ pub(in crate::node) fn import(
     cancel: &Cancel,
     output: &mut dyn Output,
 ) -> Result<Value, CommandError> {
-    let collection = database.collection(collection.unwrap_or("default"))?;
+    let collection = database.collection(collection.unwrap_or(CollectionName::unnamed().as_str()))?;
     let mut takeover = Takeover::new(database, collection, cancel, output);
     let found = takeover.look_through(folder)?;
     takeover.adopt_storage_id(found.storage_id)?;

@@ -30,11 +30,11 @@ const MESSAGES_BYTES: usize = 16 << 20;
 #[derive(Debug, Default)]
 struct Places {
     tail: Lsn,
-    documents: HashMap<DocumentId, Place>,
+    documents: HashMap<DocumentId, Arc<Place>>,
 }
 
 /// Where a document stands.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Place {
     /// What its row says; `None` when nobody ever brought anything of it.
     pub(super) state: Option<PlaceState>,
@@ -43,7 +43,7 @@ pub(super) struct Place {
     pub(super) graph: Arc<Mutex<ChangeGraph>>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct PlaceState {
     pub(super) collection: CollectionName,
     pub(super) is_visible: bool,
@@ -60,7 +60,7 @@ struct Messages {
 
 impl RepoCommon {
     /// Where a document stands, at the end of the log or a little further.
-    pub(super) fn place(&self, document: DocumentId, reader: &Reader) -> Result<Place, HistoryError> {
+    pub(super) fn place(&self, document: DocumentId, reader: &Reader) -> Result<Arc<Place>, HistoryError> {
         // Read before the rows: they are of this end or of a later one.
         let tail = reader.tail().lsn;
         {
@@ -72,7 +72,7 @@ impl RepoCommon {
                 return Ok(place.clone());
             }
         }
-        let place = match reader.document(document)? {
+        let place = Arc::new(match reader.document(document)? {
             None => Place { state: None, graph: Arc::default() },
             Some(state) => Place {
                 state: Some(PlaceState {
@@ -82,7 +82,7 @@ impl RepoCommon {
                 }),
                 graph: reader.graph(document)?,
             },
-        };
+        });
         let mut places = lock(&self.places);
         if places.tail == tail {
             places.documents.insert(document, place.clone());

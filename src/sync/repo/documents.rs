@@ -334,6 +334,8 @@ struct Stored<'a> {
 impl Chunks for Stored<'_> {
     type Error = HistoryError;
 
+    const REMEMBERS: bool = true;
+
     fn change(&mut self, lsn: Lsn) -> Result<Vec<u8>, HistoryError> {
         self.reader.change_bytes(lsn)
     }

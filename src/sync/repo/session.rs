@@ -455,8 +455,8 @@ impl RepoSession {
         if !self.documents.is_open(document) {
             return Ok(());
         }
-        let graph = reader.graph(document)?;
-        let graph = graph.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let place = self.config.common.place(document, reader)?;
+        let graph = place.graph.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         for store in stores {
             let heads: Option<Vec<ChangeHash>> = store.heads.iter().map(|head| parse_head(head)).collect();
             let Some(heads) = heads.filter(|heads| !heads.is_empty() && graph.contains_all(heads)) else { continue };
