@@ -210,6 +210,22 @@ pub(crate) mod queues {
     pub(crate) const ADMIN_CONNECTIONS: usize = 32;
 }
 
+/// Bounds of one change feed.
+pub(crate) mod feeds {
+    /// Records read from the log at a time; they are told before more are read.
+    pub(crate) const RECORDS_PER_READ: usize = 512;
+    /// Bytes of them.
+    pub(crate) const BYTES_PER_READ: usize = 256 << 10;
+    /// Records without anything to tell after which a feed says how far it is.
+    pub(crate) const RECORDS_PER_PROGRESS: u64 = 1 << 16;
+    /// Documents of which a feed remembers where they stand. Beyond it all are forgotten, and looked up again.
+    pub(crate) const DOCUMENTS_REMEMBERED: usize = 1 << 14;
+    /// Heads of one document that are remembered; as above.
+    pub(crate) const HEADS_REMEMBERED: usize = 64;
+    /// Documents that are told as they stand at a time, over all collections.
+    pub(crate) const STANDINGS_PER_READ: usize = 4096;
+}
+
 /// Bounds on the search for changes that automerge cannot apply, of a document that could not be made with them.
 pub(crate) mod voids {
     /// Such changes that one pass looks for. They are noted, and another pass looks for more.

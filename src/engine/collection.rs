@@ -29,6 +29,12 @@ impl Collection {
         Self { database, name }
     }
 
+    /// The database it is in.
+    #[must_use]
+    pub fn database(&self) -> &Database {
+        &self.database
+    }
+
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &CollectionName {

@@ -67,6 +67,12 @@ impl DocHandle {
         self.cell.id
     }
 
+    /// The database it is in.
+    #[must_use]
+    pub fn database(&self) -> &Database {
+        &self.database
+    }
+
     /// The collection it was found in.
     #[must_use]
     pub fn collection(&self) -> &CollectionName {

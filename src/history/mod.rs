@@ -10,6 +10,7 @@ pub mod fold;
 mod graphs;
 mod names;
 mod open;
+mod positions;
 mod reader;
 mod rebuild;
 mod snapshot;
