@@ -227,7 +227,11 @@ impl World {
                 self.storage = self.storage.killed();
                 self.databases[0] = Some(open(&self.storage, 1));
             }
-            Step::Follow { consumer, items } => consumers[*consumer].follow(self.database(0), *items),
+            Step::Follow { consumer, items } => {
+                if let Some(consumer) = consumers.get_mut(*consumer) {
+                    consumer.follow(self.database(0), *items);
+                }
+            }
         }
     }
 
@@ -334,7 +338,8 @@ fn a_cursor_outlives_a_lost_tail_where_what_it_saw_was_kept_and_is_told_so_where
     let storage = MemoryStorage::new();
     let database = Database::on(storage.clone()).durability(Durability::Buffered).node(node(1)).open().unwrap();
     let notes = database.collection("notes").unwrap();
-    let create = || notes.create(json!({})).map(|(handle, commit)| (handle.id(), commit.wait().unwrap())).unwrap();
+    let create =
+        || notes.create(json!({ "n": 0 })).map(|(handle, commit)| (handle.id(), commit.wait().unwrap())).unwrap();
     create();
     storage_synced(&storage);
     let before = caught_up(&database);
@@ -378,4 +383,194 @@ fn a_feed_of_little_says_how_far_it_is() {
     note.change(|edit| Ok(edit.put("n", 1)?)).unwrap().wait().unwrap();
     let next = items();
     assert!(matches!(&next[..], [last] if is_caught_up(last)), "{next:?}");
+}
+
+mod consumers {
+    use super::*;
+    use std::cell::Cell;
+    use tidelog::Error;
+    use tidelog::feed::{Consumer, RowsMut};
+
+    fn counter(database: &Database) -> Consumer {
+        database.consumer("counter").unwrap()
+    }
+
+    /// Counts the events of each document, and all of them.
+    fn count(rows: &mut RowsMut<'_>, item: &Item) -> Result<(), Error> {
+        let Item::Event(event) = item else { return Ok(()) };
+        for key in [&b"all"[..], event.document.as_bytes()] {
+            let before = rows.row(key)?.map_or(0, |bytes| u64::from_be_bytes(bytes.try_into().unwrap()));
+            rows.put(key, (before + 1).to_be_bytes().to_vec())?;
+        }
+        Ok(())
+    }
+
+    fn counted(consumer: &Consumer) -> BTreeMap<Vec<u8>, u64> {
+        let rows = consumer.rows().after(None, usize::MAX).unwrap();
+        rows.into_iter().map(|(key, value)| (key, u64::from_be_bytes(value.try_into().unwrap()))).collect()
+    }
+
+    /// The counts that a naive reading of the whole feed gives.
+    fn expected(database: &Database) -> BTreeMap<Vec<u8>, u64> {
+        let mut counts = BTreeMap::new();
+        for event in replayed(database.changes()) {
+            *counts.entry(b"all".to_vec()).or_default() += 1;
+            *counts.entry(event.document.as_bytes().to_vec()).or_default() += 1;
+        }
+        counts
+    }
+
+    fn catch_up(consumer: &Consumer) -> Result<(), Error> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async { consumer.projection().await?.catch_up(count).await })
+    }
+
+    proptest! {
+        #![proptest_config(cases(48))]
+
+        /// Ended at any instant, by a kill, an error of its own, or the disk, each event counts once.
+        #[test]
+        fn each_event_counts_once(steps in vec((step(), 0..4u8, 0..40u64), 1..40)) {
+            let mut world = World::new();
+            for (step, end, at) in &steps {
+                world.run(step, &mut []);
+                let consumer = counter(world.database(0));
+                match end {
+                    0 => catch_up(&consumer).unwrap(),
+                    1 => {
+                        // Its own error, after so many items.
+                        let left = Cell::new(*at);
+                        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+                        let ended = runtime.block_on(async {
+                            consumer.projection().await?.catch_up(|rows, item| {
+                                if left.replace(left.get().saturating_sub(1)) == 0 {
+                                    return Err(Error::Application("enough".into()));
+                                }
+                                count(rows, item)
+                            }).await
+                        });
+                        prop_assert!(ended.is_ok() || matches!(ended, Err(Error::Application(_))), "{ended:?}");
+                    }
+                    2 => {
+                        catch_up(&consumer).unwrap();
+                        drop(consumer);
+                        // The process ends; what was written without waiting for the disk is there.
+                        world.run(&Step::Reopen, &mut []);
+                    }
+                    _ => {
+                        // The power ends, and with it what the disk had not yet: some projections, never an event.
+                        let unsynced = world.storage.unsynced_batches();
+                        catch_up(&consumer).unwrap();
+                        drop(consumer);
+                        world.databases[0].take().unwrap().close();
+                        let kept = unsynced + (*at as usize) % (world.storage.unsynced_batches() - unsynced + 1);
+                        world.storage = world.storage.crashed(kept);
+                        world.databases[0] = Some(open(&world.storage, 1));
+                    }
+                }
+            }
+            let database = world.database(0);
+            catch_up(&counter(database)).unwrap();
+            prop_assert_eq!(counted(&counter(database)), expected(database));
+            let state = counter(database).state().unwrap().unwrap();
+            prop_assert_eq!((state.events, state.lag(database)), (expected(database).get(&b"all"[..]).copied().unwrap_or(0), 0));
+        }
+    }
+
+    #[test]
+    fn of_two_under_one_name_one_is_turned_away() {
+        let database = open(&MemoryStorage::new(), 1);
+        let notes = database.collection("notes").unwrap();
+        notes.create(json!({ "n": 0 })).unwrap().1.wait().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let (mut first, mut second) =
+                (counter(&database).projection().await.unwrap(), counter(&database).projection().await.unwrap());
+            first.catch_up(count).await.unwrap();
+            let refused = second.catch_up(count).await.unwrap_err();
+            assert!(matches!(&refused, Error::ConsumerMoved(name) if name == "counter"), "{refused:?}");
+            assert_eq!(counted(&counter(&database)), expected(&database));
+            notes.create(json!({ "n": 0 })).unwrap().1.wait().unwrap();
+            first.catch_up(count).await.unwrap();
+            assert_eq!(counted(&counter(&database)), expected(&database));
+        });
+    }
+
+    #[test]
+    fn a_consumer_begins_anew_when_its_code_or_its_feed_is_another_or_it_is_told_to() {
+        let database = open(&MemoryStorage::new(), 1);
+        for _ in 0..3 {
+            database.collection("notes").unwrap().create(json!({ "n": 0 })).unwrap().1.wait().unwrap();
+        }
+        database.collection("tasks").unwrap().create(json!({ "n": 0 })).unwrap().1.wait().unwrap();
+        // Whose name begins with the other's: their rows stay apart.
+        let neighbour = database.consumer("counter2").unwrap();
+        catch_up(&neighbour).unwrap();
+        catch_up(&counter(&database)).unwrap();
+        let all = expected(&database);
+        assert_eq!(counted(&counter(&database)), all);
+        catch_up(&counter(&database).version(1)).unwrap();
+        assert_eq!(counted(&counter(&database)), all, "counted anew, not twice");
+        let tasks = Filter::Collection(CollectionName::new("tasks").unwrap());
+        catch_up(&counter(&database).filter(tasks)).unwrap();
+        assert_eq!(counted(&counter(&database))[&b"all"[..]], 2, "created and changed");
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(counter(&database).reset()).unwrap();
+        assert_eq!(counted(&counter(&database)), BTreeMap::new());
+        assert_eq!(counter(&database).state().unwrap().unwrap().cursor, None);
+        assert_eq!(counted(&neighbour), all);
+        let names: Vec<String> = database.consumers().unwrap().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["counter", "counter2"]);
+        assert!(database.consumer("a b").is_err() && database.consumer("").is_err());
+    }
+
+    /// A consumer in another store's copy of its rows, or after its log lost what it saw, forgets and is told anew.
+    #[test]
+    fn a_consumer_whose_place_is_gone_counts_what_is_there() {
+        let storage = MemoryStorage::new();
+        let database = Database::on(storage.clone()).durability(Durability::Buffered).node(node(1)).open().unwrap();
+        let notes = database.collection("notes").unwrap();
+        notes.create(json!({ "n": 0 })).unwrap().1.wait().unwrap();
+        notes.create(json!({ "n": 0 })).unwrap().1.wait().unwrap();
+        catch_up(&counter(&database)).unwrap();
+        let row = tidelog::log::Storage::get(&storage, tidelog::log::Keyspace::State, b"ccounter").unwrap();
+        // Its rows are those of a log that went on differently.
+        let other = MemoryStorage::new();
+        let database = open(&other, 1);
+        database.collection("notes").unwrap().create(json!({ "n": 0 })).unwrap().1.wait().unwrap();
+        catch_up(&counter(&database)).unwrap();
+        other.tamper(tidelog::log::Keyspace::State, b"ccounter", row);
+        catch_up(&counter(&database)).unwrap();
+        let counted = counted(&counter(&database));
+        assert_eq!((counted.len(), counted[&b"all"[..]]), (2, 1), "one document, told once as it stands");
+    }
+
+    #[tokio::test]
+    async fn an_effect_outside_has_a_key_that_stays() {
+        let storage = MemoryStorage::new();
+        let database = open(&storage, 1);
+        let mail = database.consumer("mail").unwrap();
+        database.collection("notes").unwrap().create(json!({ "n": 0 })).unwrap().1.wait().unwrap();
+        let next = async |mail: &Consumer| {
+            let mut feed = mail.feed().await.unwrap();
+            loop {
+                match feed.next().await.unwrap().unwrap() {
+                    Item::Event(event) => return event,
+                    _ => continue,
+                }
+            }
+        };
+        let first = next(&mail).await;
+        let key = mail.idempotency_key(&first);
+        assert_eq!(mail.idempotency_key(&next(&mail).await), key, "not acknowledged, it comes again under its key");
+        mail.acknowledge(first.cursor).await.unwrap();
+        database.close();
+        drop((mail, database));
+        let database = open(&storage.killed(), 1);
+        let mail = database.consumer("mail").unwrap();
+        let second = next(&mail).await;
+        assert!(second.position > first.position && mail.idempotency_key(&second) != key);
+        let other = database.consumer("other").unwrap();
+        assert_eq!(other.idempotency_key(&next(&other).await) == key, false, "another consumer, another effect");
+    }
 }

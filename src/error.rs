@@ -74,6 +74,9 @@ pub enum Error {
         /// What automerge says.
         why: String,
     },
+    /// A consumer of a feed is not where it was left: another one runs under its name.
+    #[error("consumer {0:?} was moved by another that runs under its name; nothing was written")]
+    ConsumerMoved(String),
     /// The application's own error, out of the closure it gave.
     #[error("{0}")]
     Application(String),
@@ -113,6 +116,7 @@ impl Error {
             Self::Refused { .. } => "E0608",
             Self::Application(_) => "E0609",
             Self::Unappliable { .. } => "E0616",
+            Self::ConsumerMoved(_) => "E0620",
         }
     }
 
@@ -148,6 +152,7 @@ impl Error {
             Self::StorageFull => "free some space; writing goes on by itself",
             Self::Busy => "wait for earlier commits, then try again",
             Self::Deleted(_) => "`tidelog restore <id>` makes it visible again",
+            Self::ConsumerMoved(_) => "stop one of the two, or give it a name of its own",
             Self::NotFound(_) => "`tidelog ls` lists what is here",
             _ => return None,
         })

@@ -222,6 +222,16 @@ pub(crate) mod feeds {
     pub(crate) const DOCUMENTS_REMEMBERED: usize = 1 << 14;
     /// Heads of one document that are remembered; as above.
     pub(crate) const HEADS_REMEMBERED: usize = 64;
+    /// Events that a consumer takes in before it writes what it made of them.
+    pub(crate) const EVENTS_PER_COMMIT: usize = 512;
+    /// Bytes of rows after which it writes them at the next event.
+    pub(crate) const BYTES_PER_COMMIT: usize = 1 << 20;
+    /// One row of a consumer, without its key. A longer one is refused.
+    pub(crate) const ROW_BYTES_MAX: usize = 1 << 20;
+    /// The key of such a row; as above.
+    pub(crate) const KEY_BYTES_MAX: usize = 1 << 10;
+    /// Rows that are removed at a time when a consumer begins anew.
+    pub(crate) const ROWS_PER_CLEARING: usize = 1024;
     /// Documents that are told as they stand at a time, over all collections.
     pub(crate) const STANDINGS_PER_READ: usize = 4096;
 }

@@ -19,7 +19,7 @@ use crate::error::Error;
 use crate::history::{Reader, Verification, open, verify};
 use crate::id::{ActorId, CollectionName, DocumentId, LogCursor, Lsn, NodeId, StorageId, first, random_bytes};
 use crate::limits::{Limits, queues};
-use crate::log::{Durability, Log, RecoverOptions, Storage};
+use crate::log::{Durability, Log, RecoverOptions, Storage, WriteBatch};
 
 /// How a database is opened. Every setting has a default.
 pub struct DatabaseBuilder {
@@ -441,6 +441,23 @@ impl Database {
     /// As [`Self::admit`].
     pub async fn store_cursor(&self, peer: NodeId, cursor: LogCursor) -> Result<(), Error> {
         self.ask(Input::StoreCursor { peer, cursor }).await.map(|_| ())
+    }
+
+    /// Writes what a consumer of a feed made of it, and how far it is now, under `key` in `state`: both or neither, and
+    /// only if its row is still the one it began from. `false` when it is not.
+    ///
+    /// # Errors
+    /// As [`Self::admit`].
+    ///
+    /// # Cancel safety
+    /// As [`Self::admit`].
+    pub(crate) async fn consume(
+        &self,
+        key: Vec<u8>,
+        expected: Option<Vec<u8>>,
+        rows: WriteBatch,
+    ) -> Result<bool, Error> {
+        Ok(self.ask(Input::Consume { key, expected, rows }).await?.cursor_stored)
     }
 
     pub(super) async fn ask(&self, input: Input) -> Result<Admitted, Error> {

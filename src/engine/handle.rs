@@ -271,7 +271,7 @@ pub(super) fn now_seconds() -> i64 {
 }
 
 /// The wall clock in milliseconds since 1970.
-pub(super) fn now_ms() -> u64 {
+pub(crate) fn now_ms() -> u64 {
     #[cfg(feature = "sim")]
     if let Some(now) = crate::mutant::wall_clock() {
         return now;

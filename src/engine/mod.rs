@@ -33,6 +33,7 @@ pub use collection::Collection;
 pub use commit::{Commit, Committed};
 pub use core::{Admitted, Clash, Incoming, IncomingBody};
 pub use database::{Database, DatabaseBuilder, Status};
+pub(crate) use handle::now_ms;
 pub use handle::{DocHandle, HistoryEntry};
 #[cfg(any(feature = "quic", feature = "web"))]
 pub(crate) use offer::Source;

@@ -209,15 +209,28 @@ impl ChangeFeed {
     /// Reads at most 512 records or 256 KiB at a time, on the thread that polls it: about a millisecond.
     pub async fn next(&mut self) -> Option<Result<Item, Error>> {
         loop {
-            self.tail.borrow_and_update();
             match self.next_now() {
                 Ok(Some(item)) => return Some(Ok(item)),
                 Ok(None) if self.has_ended => return None,
                 Ok(None) => {}
                 Err(error) => return Some(Err(error)),
             }
+            self.has_ended = !self.wait().await;
+        }
+    }
+
+    /// Waits until more was logged than was read; `false` when the database was closed.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost when it is dropped.
+    pub async fn wait(&mut self) -> bool {
+        loop {
+            let tail = *self.tail.borrow_and_update();
+            if !self.made.is_empty() || self.at.position < tail.lsn {
+                return true;
+            }
             if self.tail.changed().await.is_err() {
-                self.has_ended = true;
+                return false;
             }
         }
     }
