@@ -116,6 +116,20 @@ await run("demo", async () => {
   const third = await open(browser, url)
   for (const name of ["Left", "Right"]) await pane(third, name).shows(holds(merged, "Always."))
   say({ saw: "a killed server has it all" })
+
+  // A document whose author is not heard yet: it appears to whoever waits for it.
+  let isHeard = false
+  const author = await open(browser, `http://${address}/demo/icon.svg`)
+  await author.routeWebSocket(/\/sync$/, socket => (isHeard ? void socket.connectToServer() : socket.close()))
+  await author.goto(`http://${address}/demo/`)
+  await pane(author, "Left").note.fill(SENTENCE)
+  const waiting = await open(browser, author.url())
+  for (const name of ["Left", "Right"]) await pane(waiting, name).says("Not found yet")
+  isHeard = true
+  for (const name of ["Left", "Right"]) await pane(waiting, name).shows(is(SENTENCE))
+  say({ saw: "a document appears to who waits for it" })
+  const licences = await author.request.get(`http://${address}/demo/licenses.txt`)
+  check((await licences.text()).includes("@automerge/automerge-repo 2.5.6"), "the page says whose packages it is made of")
   same(complaints, [], "what the pages complained of")
   await browser.close()
 })
