@@ -8,11 +8,12 @@ use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use futures_util::{Sink, Stream};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::ProtocolError;
@@ -23,9 +24,9 @@ use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
 use super::meter::{Meter, Metered, ReceiveBudget};
 use super::server::stopped;
 use super::switchboard::{Mailbox, Switchboard};
-use crate::engine::{Clash, Database, Source};
+use crate::engine::{Clash, Database, Source, now_ms};
 use crate::error::Error;
-use crate::id::truncated;
+use crate::id::{DocumentId, truncated};
 use crate::sync::Admitted;
 use crate::sync::repo::{Moment, RepoConfig, RepoFault, RepoOutput, RepoSession, SocketId};
 
@@ -42,6 +43,8 @@ const SLOWEST: u64 = 16 << 10;
 const OUTPUTS_PER_TURN: usize = 32;
 /// How long a client is listened to after its socket was closed.
 const CLOSING_TIME: Duration = Duration::from_secs(1);
+/// How long a client that has nothing of a long document waits for its snapshot; then it is sent changes.
+const SAVING_TIME: Duration = Duration::from_secs(10);
 /// Bytes that are read, or written, at a time. Allocated for each socket, so a small number.
 const BUFFER_BYTES: usize = 4 << 10;
 /// The longest reason that a close frame can carry.
@@ -69,6 +72,8 @@ pub(super) struct Socket<S> {
     mailbox: Arc<Mailbox>,
     session: RepoSession,
     admitting: Option<Admitting>,
+    /// Snapshots that documents of the session wait for. Empty, it takes no memory worth naming.
+    saving: JoinSet<DocumentId>,
     /// A message of the session is on its way: until when it must be gone.
     sending: Option<Instant>,
     /// Something is in the socket's buffer.
@@ -119,6 +124,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             mailbox,
             session: RepoSession::new(config),
             admitting: None,
+            saving: JoinSet::new(),
             sending: None,
             is_unflushed: false,
             receiving: None,
@@ -169,7 +175,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                 tokio::task::yield_now().await;
             }
             self.meter.set_message_max(self.session.message_bytes_max());
-            let Self { stream, mailbox, session, admitting, is_unflushed, .. } = self;
+            let Self { stream, mailbox, session, admitting, saving, is_unflushed, .. } = self;
             let ended = tokio::select! {
                 biased;
                 () = stopped(&mut stop) => Err(Ended::Stopped),
@@ -186,6 +192,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                 }
                 happened = next(stream, *is_unflushed, session.accepts()) => self.take(happened),
                 () = mailbox.arrived() => Ok(()),
+                Some(saved) = saving.join_next(), if !saving.is_empty() => {
+                    // None of them panics; one that did would leave its document to the client's next message.
+                    saved.into_iter().for_each(|document| self.session.handle_saved(document));
+                    Ok(())
+                }
                 _ = ticks.tick() => self.tick(),
                 () = std::future::ready(()), if more => Ok(()),
             };
@@ -211,6 +222,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                         let from = Source { node: database.node(), is_trusted, clash: Clash::KeepFirst };
                         (ticket, database.offer(from, rows, None).await)
                     }));
+                }
+                Some(RepoOutput::Save(document)) => {
+                    let database = self.shared.database.clone();
+                    self.saving.spawn(async move {
+                        // Late or not, the document is answered.
+                        let _ = timeout(SAVING_TIME, database.await_snapshot(document)).await;
+                        document
+                    });
                 }
                 Some(RepoOutput::Event(event)) => {
                     // What the hub answers is in the mailbox.
@@ -342,6 +361,5 @@ where
 }
 
 fn moment() -> Moment {
-    let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
-    Moment { at: Instant::now().into_std(), unix_ms }
+    Moment { at: Instant::now().into_std(), unix_ms: now_ms() }
 }

@@ -287,6 +287,20 @@ const scenarios = {
     await ask(["restore", id])
     await until(his, doc => doc.depth === 3, "it is restored")
   },
+
+  /** A long history, from nothing: it is whole when it is found. */
+  async paper() {
+    const [id, length] = more
+    const begun = performance.now()
+    const anna = await connect(one, address)
+    const mine = await soon(anna.find(id), "the paper", 60)
+    say({ milliseconds: Math.round(performance.now() - begun) })
+    // Whoever came before wrote a letter more.
+    const letters = text(read(mine)).length
+    check(letters >= Number(length), `all its letters at the first look, not ${letters} of ${length}`)
+    append(mine, ".")
+    await saved(anna, mine)
+  },
 }
 
 /** Collects what a handle hears. */
