@@ -300,13 +300,13 @@ fn a_client_pulls_a_long_history_from_nothing() {
         println!("skipped: traces absent");
         return;
     };
-    let path = folder.join("sequential/automerge-paper.json.gz");
+    let path = folder.join("sequential/rustcode.json.gz");
     let mut server = Server::start();
     let report: Value =
         serde_json::from_str(&server.run(&["import", "trace", path.to_str().unwrap(), "--json"])).unwrap();
     let length = Trace::read(&path).unwrap().end_content.chars().count().to_string();
     for pair in ["2,2", "1,2"] {
-        play_scenario(&mut server, "paper", pair, &[report["id"].as_str().unwrap(), &length]);
+        play_scenario(&mut server, "history", pair, &[report["id"].as_str().unwrap(), &length]);
     }
 }
 

@@ -10,7 +10,7 @@ const SENTENCE = "The tide comes twice a day."
 const complaints = []
 
 /** A window with storage of its own, as another person's browser has. */
-async function open(browser, url, more = {}) {
+async function open(browser, url, more = {}, prepare = async () => {}) {
   const context = await browser.newContext(more)
   context.setDefaultTimeout(20_000)
   const page = await context.newPage()
@@ -18,6 +18,7 @@ async function open(browser, url, more = {}) {
   page.on("console", message => {
     if (message.type() === "error" && !message.text().includes("WebSocket connection")) complaints.push(message.text())
   })
+  await prepare(page)
   await page.goto(url)
   return page
 }
@@ -119,9 +120,9 @@ await run("demo", async () => {
 
   // A document whose author is not heard yet: it appears to whoever waits for it.
   let isHeard = false
-  const author = await open(browser, `http://${address}/demo/icon.svg`)
-  await author.routeWebSocket(/\/sync$/, socket => (isHeard ? void socket.connectToServer() : socket.close()))
-  await author.goto(`http://${address}/demo/`)
+  const silence = page =>
+    page.routeWebSocket(/\/sync$/, socket => (isHeard ? void socket.connectToServer() : socket.close()))
+  const author = await open(browser, `http://${address}/demo/`, {}, silence)
   await pane(author, "Left").note.fill(SENTENCE)
   const waiting = await open(browser, author.url())
   for (const name of ["Left", "Right"]) await pane(waiting, name).says("Not found yet")

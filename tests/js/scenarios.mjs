@@ -289,11 +289,11 @@ const scenarios = {
   },
 
   /** A long history, from nothing: it is whole when it is found. */
-  async paper() {
+  async history() {
     const [id, length] = more
     const begun = performance.now()
     const anna = await connect(one, address)
-    const mine = await soon(anna.find(id), "the paper", 60)
+    const mine = await soon(anna.find(id), "the document", 60)
     say({ milliseconds: Math.round(performance.now() - begun) })
     // Whoever came before wrote a letter more.
     const letters = text(read(mine)).length
