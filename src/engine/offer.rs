@@ -3,7 +3,7 @@
 
 use super::core::{Admitted, Clash, Incoming, IncomingBody};
 use super::database::Database;
-use crate::document::split;
+use crate::document::{View, split_and_keep};
 use crate::error::Error;
 use crate::id::{LogCursor, NodeId};
 use crate::limits::Limits;
@@ -46,9 +46,9 @@ impl Database {
         let (mut group, mut bytes) = (Vec::new(), 0);
         let mut all = sync::Admitted::default();
         for row in rows {
-            let unpacked = unpack(row, &limits).await?;
-            if !from.is_trusted && unpacked.len() > limits.group_records_max {
-                self.try_ahead_aside(&unpacked).await?;
+            let (mut unpacked, built) = unpack(row, &limits).await?;
+            if let Some(view) = built.filter(|_| !from.is_trusted && unpacked.len() > limits.group_records_max) {
+                unpacked = self.try_ahead_aside(unpacked, view).await?;
             }
             for row in unpacked {
                 if group.len() >= limits.group_records_max || bytes >= limits.group_bytes_max {
@@ -70,15 +70,14 @@ impl Database {
         Ok(all)
     }
 
-    /// Tries the changes of one document chunk in one go.
-    async fn try_ahead_aside(&self, rows: &[Incoming]) -> Result<(), Error> {
-        let Some(document) = rows.first().map(|row| row.document) else { return Ok(()) };
-        let change = |row: &Incoming| match &row.body {
-            IncomingBody::Change(change) => Some((**change).clone()),
-            IncomingBody::Lifecycle(_) => None,
-        };
-        let (trier, changes) = (self.clone(), rows.iter().filter_map(change).collect());
-        aside(move || trier.try_ahead(document, changes)).await?
+    /// Tries the changes of one document chunk in one go; `view` is the document that was built of it.
+    async fn try_ahead_aside(&self, rows: Vec<Incoming>, view: View) -> Result<Vec<Incoming>, Error> {
+        let trier = self.clone();
+        aside(move || {
+            trier.try_ahead(&rows, view)?;
+            Ok(rows)
+        })
+        .await?
     }
 
     async fn offer_group(
@@ -91,8 +90,13 @@ impl Database {
         if from.is_trusted {
             return self.admit_with(from.clash, rows, via, cursor).await;
         }
-        let trier = self.clone();
-        let examined = aside(move || trier.examine(from.node, rows)).await??;
+        let examined = if self.is_quick_to_examine(&rows) {
+            // Two threads less to wake, which takes longer than the trying.
+            self.examine(from.node, rows)?
+        } else {
+            let trier = self.clone();
+            aside(move || trier.examine(from.node, rows)).await??
+        };
         let cursor = cursor.filter(|_| examined.missing.is_empty() && examined.fault.is_none());
         let mut admitted = self.admit_examined(from.clash, examined.rows, via, cursor).await?;
         admitted.missing.extend(examined.missing);
@@ -123,19 +127,19 @@ fn gather(all: &mut sync::Admitted, part: Admitted) {
     all.missing.extend(part.missing);
 }
 
-/// The rows in one incoming row: a document chunk holds many.
-async fn unpack(row: IncomingRow, limits: &Limits) -> Result<Vec<Incoming>, Error> {
+/// The rows in one incoming row: a document chunk holds many, and the document that was built to take it apart.
+async fn unpack(row: IncomingRow, limits: &Limits) -> Result<(Vec<Incoming>, Option<View>), Error> {
     let IncomingRow { document, body, origin } = row;
-    let one = |body| vec![Incoming { document, body, origin: origin.clone() }];
+    let one = |body| (vec![Incoming { document, body, origin: origin.clone() }], None);
     match body {
         sync::IncomingBody::Change(change) => Ok(one(IncomingBody::Change(change))),
         sync::IncomingBody::Lifecycle(bytes) => Ok(one(IncomingBody::Lifecycle(bytes))),
         sync::IncomingBody::Document(chunk) => {
             let limits = limits.clone();
-            let changes = aside(move || split(&chunk, &limits)).await??;
+            let (changes, view) = aside(move || split_and_keep(&chunk, &limits)).await??;
             let row =
                 |change| Incoming { document, body: IncomingBody::Change(Box::new(change)), origin: origin.clone() };
-            Ok(changes.into_iter().map(row).collect())
+            Ok((changes.into_iter().map(row).collect(), Some(view)))
         }
     }
 }

@@ -260,6 +260,13 @@ impl WorkingSet {
         Ok(())
     }
 
+    /// Whether the document's view is there, free, and of no more than `bytes`.
+    #[cfg(any(feature = "quic", feature = "web"))]
+    pub(crate) fn is_at_hand(&self, id: DocumentId, bytes: usize) -> bool {
+        let Some(cell) = lock(&self.cells).get(&id).and_then(Weak::upgrade) else { return false };
+        cell.bytes.load(Ordering::Relaxed) <= bytes && cell.view.try_lock().is_ok_and(|held| held.view.is_some())
+    }
+
     /// Notes the use, and makes room when a new view came in.
     fn keep_warm(&self, cell: &Arc<Cell>, fresh: bool) {
         cell.used.store(self.uses.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
@@ -308,12 +315,15 @@ fn catch_up(cell: &Cell, held: &mut Held, reader: &Reader) -> Result<(), Error> 
     }
     // Read before the index: what is committed in between is found twice, and skipped the second time.
     let upto = reader.tail().lsn;
-    match (read_changes(reader, cell.id, held.applied, &mut held.readable)?, &mut held.view) {
-        (Some(changes), Some(view)) => {
+    let Held { view: Some(view), readable, applied, .. } = held else { return Ok(()) };
+    // What it has already, since it was made or tried on it, is not read again.
+    let has = |hash| view.contains(hash);
+    match read_changes(reader, cell.id, *applied, readable, &has)? {
+        Some(changes) => {
             view.apply(&changes)?;
         }
         // It shows what was withdrawn since, or what cannot be applied as a whole.
-        _ => held.view = None,
+        None => held.view = None,
     }
     held.applied = upto;
     Ok(())
