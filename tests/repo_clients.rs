@@ -277,8 +277,8 @@ fn of_two_clients_with_one_name_the_newer_has_it() {
 
 #[test]
 fn a_client_hears_what_another_client_s_store_has() {
-    // The second generation does not understand the first's words for heads, nor the first its.
-    scenario("gossip", &["2,2", "1,2"]);
+    // A reader of the first generation hears the right heads, but in the words of the second.
+    scenario("gossip", &PAIRS);
 }
 
 #[test]
@@ -289,6 +289,11 @@ fn a_path_of_one_collection_serves_no_other() {
 #[test]
 fn the_command_line_and_clients_edit_one_document() {
     scenario("command", &["2,2", "1,2"]);
+}
+
+#[test]
+fn a_folder_that_a_stock_store_wrote_is_taken_over() {
+    scenario("takeover", &["2,2", "1,2", "2,1"]);
 }
 
 #[test]
