@@ -546,7 +546,7 @@ impl Database {
         Ok(Commit::waiting(answer, change))
     }
 
-    fn queue(&self) -> Result<Queue, Error> {
+    pub(super) fn queue(&self) -> Result<Queue, Error> {
         self.inner.queue.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(Error::Closed)
     }
 }

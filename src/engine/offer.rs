@@ -143,3 +143,80 @@ async fn unpack(row: IncomingRow, limits: &Limits) -> Result<(Vec<Incoming>, Opt
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use automerge::transaction::Transactable;
+    use automerge::{AutoCommit, ROOT};
+
+    use super::*;
+    use crate::document::Change;
+    use crate::history::Origin;
+    use crate::id::DocumentId;
+    use crate::log::MemoryStorage;
+    use crate::log::record::Admission;
+    use crate::sync::IncomingBody as Body;
+
+    fn grow(document: &mut AutoCommit, changes: u64) {
+        for n in 0..changes {
+            document.put(ROOT, format!("k{}", n % 5), n).unwrap();
+            document.commit();
+        }
+    }
+
+    async fn offer(database: &Database, document: DocumentId, bodies: Vec<Body>) -> Result<sync::Admitted, Error> {
+        let origin = Origin {
+            node: database.node(),
+            principal: String::new(),
+            admission: Admission::Structural,
+            rules_version: 0,
+        };
+        let rows = bodies.into_iter().map(|body| IncomingRow { document, body, origin: origin.clone() }).collect();
+        let from = Source { node: database.node(), is_trusted: false, clash: Clash::KeepFirst };
+        database.offer(from, rows, None).await
+    }
+
+    fn creation(database: &Database, document: DocumentId) -> Body {
+        use crate::log::record::{CreationRank, Lifecycle, LifecycleKind};
+        let statement = Lifecycle {
+            document,
+            collection: crate::id::CollectionName::new("notes").unwrap(),
+            kind: LifecycleKind::Created,
+            rank: CreationRank::Path,
+            lamport: 1,
+            author: database.node(),
+            actor: None,
+            time_ms: 0,
+            heads: crate::id::Heads::default(),
+            name: None,
+        };
+        Body::Lifecycle(statement.encode())
+    }
+
+    #[tokio::test]
+    async fn a_long_document_chunk_is_tried_in_one_go_and_its_view_is_the_one_it_was_taken_apart_from() {
+        let limits = Limits { group_records_max: 8, write_queue_items: 8, ..Limits::default() };
+        let database = Database::on(MemoryStorage::new()).limits(limits).open().unwrap();
+        let id = DocumentId([7; 16]);
+        let mut theirs = AutoCommit::new();
+        grow(&mut theirs, 100);
+        let begun = [creation(&database, id), Body::Document(theirs.save())];
+        assert!(offer(&database, id, begun.into()).await.unwrap().missing.is_empty());
+        let row = database.reader().row(id).unwrap().unwrap();
+        assert_eq!((row.change_count, database.status().trial_materializations), (100, 1));
+
+        // What comes behind it is tried on the same view.
+        grow(&mut theirs, 1);
+        let last = theirs.get_last_local_change().unwrap().raw_bytes().to_vec();
+        let change = Change::parse(last).unwrap();
+        offer(&database, id, vec![Body::Change(Box::new(change))]).await.unwrap();
+        // And the document once more, with more in it: some of it is here.
+        grow(&mut theirs, 50);
+        offer(&database, id, vec![Body::Document(theirs.save())]).await.unwrap();
+        let row = database.reader().row(id).unwrap().unwrap();
+        assert_eq!((row.change_count, database.status().trial_materializations), (151, 1));
+        assert_eq!(database.find(id).unwrap().read::<u64>("k4").unwrap(), Some(49));
+        let found = database.verify(true, &mut |_, _| {}).unwrap();
+        assert!(found.faults.is_empty(), "{found:?}");
+    }
+}

@@ -274,3 +274,92 @@ fn saved_view(working_set: &WorkingSet, id: DocumentId, heads: &Heads) -> Option
     let saved = cell.try_save()?;
     Some(saved.map_err(Error::from))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::engine::{Database, DocHandle};
+    use crate::limits::Limits;
+    use crate::log::MemoryStorage;
+
+    /// A database that finds no snapshot due by itself, and a document in it.
+    fn open() -> (Database, DocHandle) {
+        let limits = Limits { snapshot_tail_min: u64::MAX, snapshot_tail_bytes: u64::MAX, ..Limits::default() };
+        let database = Database::on(MemoryStorage::new()).limits(limits).open().unwrap();
+        let (handle, commit) = database.collection("notes").unwrap().create(json!({ "n": 0 })).unwrap();
+        commit.wait().unwrap();
+        (database, handle)
+    }
+
+    fn grow(handle: &DocHandle, changes: u64) {
+        let mut last = None;
+        for n in 0..changes {
+            last = Some(loop {
+                match handle.change(|edit| Ok(edit.put("n", n)?)) {
+                    Err(Error::Busy) => std::thread::yield_now(),
+                    other => break other.unwrap(),
+                }
+            });
+        }
+        last.unwrap().wait().unwrap();
+    }
+
+    fn saver(database: &Database) -> Saver {
+        let (reader, working_set) = (database.reader().clone(), database.working_set().clone());
+        Saver { reader, working_set, queue: database.queue().unwrap(), grown: HashMap::new() }
+    }
+
+    fn saved(handle: &DocHandle, database: &Database) -> u64 {
+        database.reader().row(handle.id()).unwrap().unwrap().snapshot.map_or(0, |saved| saved.changes)
+    }
+
+    #[test]
+    fn what_grew_fast_is_saved_once_more_when_it_rests_and_not_while_the_saver_is_to_stop() {
+        let (database, handle) = open();
+        let (mut saver, shared) = (saver(&database), Shared::default());
+        grow(&handle, 1500);
+        saver.serve(handle.id(), true, &shared);
+        assert_eq!(saved(&handle, &database), 1501);
+        // Again in no time: not now, and not at the first look, since it may be growing.
+        grow(&handle, 1500);
+        saver.serve(handle.id(), true, &shared);
+        saver.look_for_rest(&shared);
+        assert_eq!(saved(&handle, &database), 1501);
+        grow(&handle, 1);
+        saver.look_for_rest(&shared);
+        assert_eq!(saved(&handle, &database), 1501, "it grew since the last look");
+        shared.is_stopped.store(true, Ordering::Release);
+        let kept = saver.grown.clone();
+        saver.look_for_rest(&shared);
+        assert_eq!(saved(&handle, &database), 1501, "the saver is to stop");
+        saver.grown = kept;
+        shared.is_stopped.store(false, Ordering::Release);
+        saver.look_for_rest(&shared);
+        assert_eq!(saved(&handle, &database), 3002);
+        assert!(saver.grown.is_empty());
+        // What is not far behind is let rest.
+        grow(&handle, 100);
+        saver.grown.insert(handle.id(), (3102, Instant::now()));
+        saver.look_for_rest(&shared);
+        assert_eq!(saved(&handle, &database), 3002);
+    }
+
+    #[cfg(feature = "web")]
+    #[test]
+    fn whoever_waits_for_a_snapshot_has_it_made_when_it_is_far_behind_and_only_then() {
+        let (database, handle) = open();
+        block_on(database.await_snapshot(handle.id()));
+        assert_eq!((saved(&handle, &database), database.status().awaited_snapshots), (0, 0));
+        grow(&handle, 2000);
+        // Two at once are served by one.
+        block_on(async { tokio::join!(database.await_snapshot(handle.id()), database.await_snapshot(handle.id())) });
+        assert_eq!((saved(&handle, &database), database.status().awaited_snapshots), (2001, 1));
+        block_on(database.await_snapshot(handle.id()));
+        assert_eq!(database.status().awaited_snapshots, 1);
+        database.close();
+        // Nobody waits for a thread that has ended.
+        block_on(database.await_snapshot(handle.id()));
+    }
+}

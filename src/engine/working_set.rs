@@ -376,3 +376,55 @@ impl Cell {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(n: usize) -> DocumentId {
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&n.to_le_bytes());
+        DocumentId(id)
+    }
+
+    fn is_warm(set: &WorkingSet, n: usize) -> bool {
+        lock(&set.cell(id(n)).view).view.is_some()
+    }
+
+    #[test]
+    fn views_stay_within_the_budget_and_the_oldest_go_first() {
+        let one = View::new().bytes_estimate();
+        for room in [5, 100] {
+            let set = WorkingSet::new(room * one);
+            for n in 0..1000 {
+                let cell = set.cell(id(n));
+                set.adopt(&cell, View::new(), None).unwrap();
+                let (count, bytes) = set.usage();
+                assert!(bytes <= room * one && bytes == count * one, "{count} views of {bytes} bytes");
+                assert!(is_warm(&set, n), "the newest stays");
+            }
+            let (count, _) = set.usage();
+            assert!(count >= room * 7 / 8, "{count} of {room}");
+            assert!((0..1000 - count).all(|n| !is_warm(&set, n)) && (1000 - count..1000).all(|n| is_warm(&set, n)));
+        }
+    }
+
+    #[test]
+    fn views_that_grew_are_weighed_again_before_long_and_those_with_edits_on_their_way_stay() {
+        let one = View::new().bytes_estimate();
+        let set = WorkingSet::new(1000 * one);
+        let (grown, busy) = (set.cell(id(0)), set.cell(id(1)));
+        for cell in [&grown, &busy] {
+            set.adopt(cell, View::new(), None).unwrap();
+        }
+        let in_flight = WorkingSet::in_flight(&busy);
+        for cell in [&grown, &busy] {
+            cell.bytes.store(900 * one, Ordering::Relaxed);
+        }
+        for n in 2..2 + WEIGH_EVERY {
+            set.adopt(&set.cell(id(n)), View::new(), None).unwrap();
+        }
+        assert!(!is_warm(&set, 0) && is_warm(&set, 1));
+        drop(in_flight);
+    }
+}
