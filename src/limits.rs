@@ -100,6 +100,9 @@ pub struct Limits {
     pub repo_text_bytes: usize,
     /// Items in one list or map of such a message; as above.
     pub repo_list_items: usize,
+    /// Bytes of changes that one message to an automerge-repo client aims for, beside a snapshot. More follow in the next
+    /// ones; but applications take the first for the whole document, so it is larger than for nodes.
+    pub repo_batch_bytes: usize,
     /// Documents that one automerge-repo client may speak of on one socket. One more closes it.
     pub repo_documents: usize,
     /// Bytes of heads and filters kept of one automerge-repo client, over all its documents. More closes its socket.
@@ -168,6 +171,7 @@ impl Limits {
         repo_depth: 64,
         repo_text_bytes: 4 * KIB,
         repo_list_items: 4096,
+        repo_batch_bytes: 4 * MIB,
         repo_documents: 1 << 16,
         repo_kept_bytes: 64 * MIB,
         repo_subscriptions: 1024,

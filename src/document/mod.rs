@@ -32,5 +32,5 @@ pub use json::JsonError;
 pub use misfits::automerge_version;
 pub use path::Path;
 pub use reading::Reading;
-pub use split::{Pieces, split, split_each};
+pub use split::{Pieces, split, split_and_keep, split_each};
 pub use view::{Applied, EditOptions, View};

@@ -3,10 +3,11 @@
 use serde::Serialize;
 use serde_json::Value;
 
+use super::clock::{now_ms, now_seconds};
 use super::commit::Commit;
 use super::core::{Incoming, IncomingBody};
 use super::database::Database;
-use super::handle::{DocHandle, now_ms, now_seconds};
+use super::handle::DocHandle;
 use super::working_set::WorkingSet;
 use crate::document::{Change, EditOptions, Path, View, ViewError, genesis};
 use crate::error::Error;

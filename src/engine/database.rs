@@ -251,6 +251,8 @@ pub struct Status {
     pub trials_bytes: usize,
     /// Changes of untrusted peers that were refused since the database was opened, because they cannot be applied.
     pub quarantined: u64,
+    /// Snapshots made since the database was opened because a client waited for them.
+    pub awaited_snapshots: u64,
     /// Of the documents that are materialised now, those of which some changes cannot be applied and are not shown.
     pub degraded: usize,
     /// Why nothing more is written, if so.
@@ -383,6 +385,7 @@ impl Database {
             trials,
             trial_materializations: self.inner.trials.materialized(),
             trials_bytes,
+            awaited_snapshots: self.inner.snapshots.awaited(),
             degraded: self.inner.working_set.degraded(),
             quarantined: self.inner.trials.refused(),
             failure: queue.as_ref().and_then(|queue| queue.state().failure().map(str::to_owned)),
@@ -500,6 +503,15 @@ impl Database {
         self.inner.close();
     }
 
+    /// Waits until a document is saved whose snapshot is far behind; at once, when it is not, or too many wait.
+    ///
+    /// # Cancel safety
+    /// Dropped, it is saved all the same.
+    #[cfg(feature = "web")]
+    pub(crate) async fn await_snapshot(&self, document: DocumentId) {
+        self.inner.snapshots.await_save(document).await;
+    }
+
     pub(super) fn trials(&self) -> &Trials {
         &self.inner.trials
     }
@@ -551,7 +563,7 @@ impl Database {
         Ok(Commit::waiting(answer, change))
     }
 
-    fn queue(&self) -> Result<Queue, Error> {
+    pub(super) fn queue(&self) -> Result<Queue, Error> {
         self.inner.queue.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(Error::Closed)
     }
 }

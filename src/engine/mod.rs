@@ -13,6 +13,7 @@
 
 mod admission;
 mod building;
+mod clock;
 mod collection;
 mod commit;
 mod committer;
@@ -29,11 +30,12 @@ mod snapshots;
 mod working_set;
 
 pub use admission::Examined;
+#[cfg(feature = "web")]
+pub(crate) use clock::now_ms;
 pub use collection::Collection;
 pub use commit::{Commit, Committed};
 pub use core::{Admitted, Clash, Incoming, IncomingBody};
 pub use database::{Database, DatabaseBuilder, Status};
-pub(crate) use handle::now_ms;
 pub use handle::{DocHandle, HistoryEntry};
 #[cfg(any(feature = "quic", feature = "web"))]
 pub(crate) use offer::Source;

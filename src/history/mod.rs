@@ -27,7 +27,7 @@ pub(crate) use reader::peer_key;
 pub use reader::{DocumentState, Entry, EntryKind, Location, Origin, Reader};
 pub use rebuild::rebuild;
 pub use snapshot::Snapshot;
-pub(crate) use snapshot::snapshot_key;
+pub(crate) use snapshot::{is_saved_far_behind, snapshot_key};
 pub(crate) use storage_id::put_storage_id;
 pub use verify::{Fault, Unapplied, Verification, verify};
 pub use voids::{Degraded, Misfit, Readable};

@@ -354,6 +354,33 @@ fn whoever_has_nothing_is_sent_the_snapshot_and_what_came_after_it() {
     }
 }
 
+/// Behind a snapshot there is nothing to compare with a filter, unless more is to follow: without one, the client would
+/// send back what it was just sent.
+#[test]
+fn a_client_that_is_sent_a_snapshot_sends_nothing_of_it_back() {
+    let [mut doc, mut early] = long_histories(400, 360);
+    let snapshot = (heads_of(&early), early.save());
+    for (budget, is_whole) in [(1 << 20, true), (1000, false)] {
+        let mut server = Docless { snapshot: Some(snapshot.clone()), ..Docless::of(&mut doc) };
+        let mut client = AutoCommit::new();
+        let (mut state, mut exchange) = (State::new(), Exchange::new());
+        let mut messages = 0;
+        loop {
+            let said = client.sync().generate_sync_message(&mut state);
+            let Some(message) = said else { break };
+            assert_eq!(server.receive(&mut exchange, &message.encode(), false), 0, "changes that came back");
+            let Some(message) = server.generate(&mut exchange, budget) else { break };
+            let message = Message::decode(&message).unwrap();
+            let has_filter = message.have.iter().any(|have| have.bloom.to_bytes().len() > 1);
+            assert!(messages > 0 || has_filter != is_whole, "a filter: {has_filter}");
+            messages += 1;
+            client.sync().receive_sync_message(&mut state, message).unwrap();
+        }
+        assert_eq!(client.get_heads(), doc.get_heads());
+        assert_eq!(messages > 4, !is_whole, "{messages} messages");
+    }
+}
+
 #[test]
 fn a_read_only_side_sends_and_takes_nothing() {
     let [mut a, mut b] = long_histories(10, 4);
