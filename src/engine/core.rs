@@ -471,8 +471,8 @@ impl Core {
         let Some((deps, op_min)) = at_heads else {
             return self.admit_by_graph(work, document, arrival, &row);
         };
-        if seq > 0 && op_min <= row.max_op {
-            // Whether it follows its author's last change, the heads alone do not tell.
+        if deps.len() < row.heads.len() && (seq > 0 || change.refers_to_others()) {
+            // Whether what it follows and refers to is in its past, the heads alone do not tell.
             return self.admit_by_graph(work, document, arrival, &row);
         }
         if change.seq() != seq + 1 {
@@ -504,7 +504,7 @@ impl Core {
         let change = &arrival.change;
         let graph = self.graph(work, document)?;
         let deps = {
-            let graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
             if graph.contains(&change.hash()) {
                 return Ok(Verdict::Known);
             }
@@ -521,7 +521,8 @@ impl Core {
             }
             let deps: Vec<Lsn> = change.deps().iter().filter_map(|hash| graph.lsn_of(hash)).collect();
             // The graph's own rules, on a copy of nothing: it is changed only when the change is taken.
-            if let Err(error) = graph.check_next(&node_of(change, self.appender.next())) {
+            let node = node_of(change, self.appender.next());
+            if let Err(error) = graph.check_next(&node).and_then(|()| graph.check_past(&node, &change.references())) {
                 return Ok(Verdict::Refused(error.to_string()));
             }
             deps

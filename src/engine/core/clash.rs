@@ -96,7 +96,8 @@ impl Core {
         if !left.missing(change.deps()).is_empty() {
             return Ok(Verdict::Refused("it was made on top of the change whose number it has".into()));
         }
-        if let Err(error) = left.check_next(&node_of(change, self.appender.next())) {
+        let node = node_of(change, self.appender.next());
+        if let Err(error) = left.check_next(&node).and_then(|()| left.check_past(&node, &change.references())) {
             return Ok(Verdict::Refused(error.to_string()));
         }
         tracing::warn!(%document, winner = %change.hash(), %first, actor = %change.actor(), seq = change.seq(), withdrawn = withdrawn.len(), "two changes have one author and number; the logged one and all that stands on it are withdrawn");
