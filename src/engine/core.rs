@@ -198,6 +198,8 @@ impl Accepted {
 /// What is to become of one change.
 enum Verdict {
     Accepted,
+    /// Accepted, and others were withdrawn for it.
+    Displaces,
     Known,
     Waits(Vec<ChangeHash>),
     /// Another change of the same author and number stays, or what it depends on gave way: that change.
@@ -360,7 +362,7 @@ impl Core {
     ) -> Result<(), HistoryError> {
         let hash = arrival.change.hash();
         let why = match self.admit(work, document, &arrival)? {
-            Verdict::Accepted => {
+            Verdict::Accepted | Verdict::Displaces => {
                 answer.accepted += 1;
                 // Their fate is not this edit's.
                 let mut others = Admitted::default();
@@ -401,10 +403,17 @@ impl Core {
         let mut ready = vec![arrival];
         while let Some(arrival) = ready.pop() {
             let hash = arrival.change.hash();
-            match self.admit(work, document, &arrival)? {
-                Verdict::Accepted => {
+            let verdict = self.admit(work, document, &arrival)?;
+            match verdict {
+                Verdict::Accepted | Verdict::Displaces => {
                     answer.accepted += 1;
                     ready.extend(self.pending.take_waiting(document, Some(hash)));
+                    if matches!(verdict, Verdict::Displaces) {
+                        // Some of what stands on it may have been here once and be withdrawn, and its sender holds it for
+                        // known: the document is asked for as a whole.
+                        self.pending.note_dropped(document);
+                        answer.missing.push((document, Vec::new()));
+                    }
                 }
                 Verdict::Known => answer.known += 1,
                 Verdict::Outranked(by) => {
