@@ -205,3 +205,50 @@ fn a_client_takes_what_its_node_has_decided_and_loses_only_what_stood_on_its_own
     document.change(|edit| Ok(edit.put("on", "again")?)).unwrap().wait().unwrap();
     replicas[0].check();
 }
+
+/// A client that hears of both twins in turn, as its node changed its mind, ends with what stood on the one that stays: also
+/// with its own, which the node does not send back to it.
+#[test]
+fn a_client_that_takes_back_what_it_gave_up_asks_for_what_stood_on_it() {
+    let (mut replicas, base) = replicas(2);
+    let (stays, goes) = (made(&base, 1, &["stays ".into()]), made(&base, 1, &["goes ".into()]));
+    let with = [base.clone(), stays.clone()].concat();
+    let own = made(&with, 2, &["own ".into()]);
+    let later = made(&[with, own.clone()].concat(), 3, &["later ".into()]);
+    let client = &replicas[0];
+    for changes in [&stays, &own, &later] {
+        assert_eq!(client.offer_changes(changes, Clash::TakeTheirs).accepted, 1);
+    }
+    let answer = client.offer_changes(&goes, Clash::TakeTheirs);
+    assert_eq!((answer.accepted, answer.missing), (1, vec![(DOCUMENT, Vec::new())]));
+    let answer = client.offer_changes(&stays, Clash::TakeTheirs);
+    assert_eq!((answer.accepted, answer.missing), (1, vec![(DOCUMENT, Vec::new())]), "it lacks what it brought itself");
+    // What waits for that is not taken for something that gave way.
+    let answer = client.offer_changes(&later, Clash::TakeTheirs);
+    assert_eq!((answer.outranked, answer.missing), (vec![], vec![(DOCUMENT, vec![own[0].hash()])]));
+    assert_eq!(client.offer_changes(&own, Clash::TakeTheirs).accepted, 2);
+    let text: String = client.document().read("text").unwrap().unwrap();
+    assert!(["stays", "own", "later"].iter().all(|word| text.contains(word)) && !text.contains("goes"), "{text}");
+    replicas[0].check();
+}
+
+/// Others may still have what was withdrawn here, and its numbers: an honest author does not use them again.
+#[test]
+fn who_edited_before_a_withdrawal_edits_under_another_author_after_it() {
+    let (replicas, base) = replicas(1);
+    let (first, second) = (made(&base, 1, &["one ".into()]), made(&base, 1, &["two ".into()]));
+    let (client, document) = (&replicas[0], replicas[0].document());
+    let own = |key: &str| {
+        let before = client.hashes();
+        document.change(|edit| Ok(edit.put(key, 1)?)).unwrap().wait().unwrap();
+        let logged = logged_changes(client.database.reader(), DOCUMENT);
+        let change = logged.into_values().find(|change| !before.contains(&change.hash())).unwrap();
+        (change.actor().clone(), change.seq())
+    };
+    client.offer_changes(&first, Clash::TakeTheirs);
+    let before = [own("a"), own("b")];
+    assert_eq!(before[0].0, before[1].0);
+    assert_eq!(client.offer_changes(&second, Clash::TakeTheirs).accepted, 1);
+    let after = own("c");
+    assert!(!before.contains(&after), "{after:?} was used before");
+}

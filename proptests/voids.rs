@@ -475,15 +475,12 @@ impl Elsewhere {
             }
             Step::Later(which, who) if !self.bad.is_empty() => {
                 let before = which.get(&self.bad);
-                let deps = self.views[*who].heads();
-                // What it stands on must end above its author's last change.
-                let last =
-                    self.made.iter().filter(|change| change.actor() == before.actor()).map(Change::start_op).max();
-                let ends = base.iter().chain(&self.made).filter(|change| deps.as_slice().contains(&change.hash()));
-                if ends.map(|change| change.start_op() + change.op_count() - 1).max() > last {
-                    let author = self.author(Some(before.actor().as_bytes()[0]));
-                    self.made.push(plain_change(deps.as_slice(), next, author));
-                }
+                let mut deps = self.views[*who].heads().as_slice().to_vec();
+                // An author's changes follow one another.
+                let last = self.made.iter().rfind(|change| change.actor() == before.actor());
+                deps.extend(last.map(Change::hash));
+                let author = self.author(Some(before.actor().as_bytes()[0]));
+                self.made.push(plain_change(&deps, next, author));
             }
             _ => {}
         }

@@ -6,6 +6,7 @@ mod bombs;
 mod forge;
 mod fuzz;
 mod honest;
+mod past;
 mod targets;
 mod vectors;
 

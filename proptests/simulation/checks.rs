@@ -8,7 +8,7 @@ use tidelog::id::{DocumentId, LogCursor};
 use tidelog::log::{Durability, Keyspace, Storage};
 
 use super::replica::Replica;
-use super::world::{CLIENTS, NODES, World};
+use super::world::{CLIENTS, NODES, Promise, World};
 
 impl World {
     /// Nothing was written that may not be, and no queue is above its bound.
@@ -34,17 +34,29 @@ impl World {
         Ok(())
     }
 
-    /// No document has fewer changes than before.
+    /// No document has fewer changes than before, unless some were withdrawn, which has to have a reason.
     pub fn check_counts(&mut self, n: usize, documents: &[DocumentId]) -> Result<(), String> {
         for id in documents {
             let Some(engine) = &self.replicas[n].engine else { return Ok(()) };
             let Some(row) = engine.reader().row(*id).map_err(|error| error.to_string())? else { continue };
-            let before = self.replicas[n].counts.insert(*id, row.change_count).unwrap_or(0);
-            if row.change_count < before {
-                return Err(format!("replica {n} had {before} changes of {id} and has {}", row.change_count));
-            }
+            let after = (row.generation, row.change_count);
+            let before = self.replicas[n].counts.insert(*id, after).unwrap_or_default();
+            self.check_count(n, *id, before, after)?;
+            self.mark_if("a change was withdrawn", after.0 > before.0);
         }
         Ok(())
+    }
+
+    /// Holds generation and count of a document's changes against what they were before.
+    fn check_count(&self, n: usize, id: DocumentId, before: (u64, u64), after: (u64, u64)) -> Result<(), String> {
+        let has_reason = after.0 == 0 || self.twins.contains_key(&id);
+        if has_reason && after.0 >= before.0 && (after.0 > before.0 || after.1 >= before.1) {
+            return Ok(());
+        }
+        let ((generation, count), (later, left)) = (before, after);
+        Err(format!(
+            "replica {n} had {count} changes of {id} in generation {generation}, and has {left} in generation {later}"
+        ))
     }
 
     /// What was acknowledged before the stop is on the disk.
@@ -61,10 +73,8 @@ impl World {
         }
         for (id, count) in &replica.counts {
             let row = reader.row(*id).map_err(|error| error.to_string())?;
-            let found = row.map_or(0, |row| row.change_count);
-            if found < *count {
-                return Err(format!("replica {n} had {count} changes of {id}, and {found} after its start"));
-            }
+            let found = row.map_or((0, 0), |row| (row.generation, row.change_count));
+            self.check_count(n, *id, *count, found).map_err(|why| format!("after its start {why}"))?;
         }
         if self.random.chance(4) {
             self.check_store(n, false)?;
@@ -113,7 +123,10 @@ impl World {
                         let heads: Vec<String> =
                             row.heads.iter().map(|head| tidelog::ChangeHash(head.hash).short()).collect();
                         let winner = row.winner.as_ref().map(|winner| (winner.kind, winner.lamport, winner.id[0]));
-                        states += &format!("\n  {n}: {} changes, heads {heads:?}, winner {winner:?}", row.change_count);
+                        states += &format!(
+                            "\n  {n}: {} changes, heads {heads:?}, winner {winner:?}, withdrawn {} times",
+                            row.change_count, row.withdrawals
+                        );
                     }
                     return Ok(Some(format!("replica 0 and replica {n} differ about {id}:{states}")));
                 }
@@ -138,9 +151,15 @@ impl World {
             self.check_disk(n)?;
         }
         let judge = self.random.index(self.replicas.len());
-        for (author, id, hash) in std::mem::take(&mut self.promised) {
-            if !self.has(judge, id, hash)? {
-                return Err(format!("change {hash} of {id}, acknowledged by replica {author}, is nowhere"));
+        for Promise { author, document, hash, stands_on } in std::mem::take(&mut self.promised) {
+            if self.has(judge, document, hash)? {
+                continue;
+            }
+            match stands_on {
+                Some(twin) if !self.has(judge, document, twin)? => {
+                    self.mark("an acknowledged edit went with what it stood on");
+                }
+                _ => return Err(format!("change {hash} of {document}, acknowledged by replica {author}, is nowhere")),
             }
         }
         let refused = self.refused.clone();

@@ -9,8 +9,9 @@ use tidelog::engine::sim::Mutant;
 use super::world::{CLIENTS, Outcome, Plan, World};
 
 /// Rare branches, each of which must have been reached.
-const MARKS: [&str; 33] = [
+const MARKS: [&str; 36] = [
     "a change was refused",
+    "a change was withdrawn",
     "a chunk went on a stream of its own",
     "a clock jumped",
     "a cursor was known",
@@ -34,7 +35,9 @@ const MARKS: [&str; 33] = [
     "a snapshot was saved",
     "a store was verified",
     "a swizzled partition",
+    "an acknowledged edit went with what it stood on",
     "an append failed and the store only read from then on",
+    "an author signed two changes with one number",
     "an edit met a deleted document",
     "an edit was turned away by a failed store",
     "an edit was turned away for want of disk",

@@ -24,7 +24,7 @@ impl World {
         let recent = self.documents.len().saturating_sub(WORKED_ON);
         let mut open = Vec::new();
         for id in &self.documents[recent..] {
-            if self.replicas[client].counts.get(id).is_some_and(|count| (1..DOCUMENT_CHANGES).contains(count)) {
+            if self.replicas[client].counts.get(id).is_some_and(|(_, count)| (1..DOCUMENT_CHANGES).contains(count)) {
                 open.push(*id);
             }
         }

@@ -21,6 +21,8 @@ impl World {
             let at = self.random.between(2, 250) * SECOND;
             self.after(at, Event::Break);
         }
+        let at = self.random.between(20, 250) * SECOND;
+        self.after(at, Event::Twins);
     }
 
     pub fn break_something(&mut self) -> Result<(), String> {
@@ -294,7 +296,7 @@ impl World {
     fn forget_promises_of(&mut self, n: usize) {
         self.replicas[n].acknowledged = None;
         self.replicas[n].counts.clear();
-        self.promised.retain(|(author, _, _)| *author != n);
+        self.promised.retain(|promise| promise.author != n);
     }
 
     /// Offers a change that is too large, and one made on top of it: neither may ever be seen anywhere.

@@ -607,7 +607,8 @@ impl World {
             end.batches.pop_front();
             let graph = engine.reader().graph(document).map_err(|error| Closed::Broken(error.to_string()))?;
             let there = graph.lock().unwrap().contains(&hash);
-            if !there {
+            // It may have been withdrawn since.
+            if !there && !self.twins.contains_key(&document) {
                 let why = format!("replica {here} acknowledged batch {number} and does not have {hash} of {document}");
                 return Err(Closed::Broken(why));
             }

@@ -12,4 +12,5 @@ mod links;
 mod quic;
 mod random;
 mod replica;
+mod twins;
 mod world;

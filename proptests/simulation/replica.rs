@@ -39,8 +39,8 @@ pub struct Replica {
     pub writer_due: bool,
     /// The greatest footer that covers an answer: what the disk must hold.
     pub acknowledged: Option<LogCursor>,
-    /// Changes of each document, as last seen.
-    pub counts: HashMap<DocumentId, u64>,
+    /// Generation and changes of each document, as last seen.
+    pub counts: HashMap<DocumentId, (u64, u64)>,
     pub backup: Option<Image>,
     /// Its disk failed, and somebody will start it again.
     pub mending: bool,

@@ -46,6 +46,8 @@ pub enum Event {
     Dial(usize),
     /// Something breaks.
     Break,
+    /// An author signs two changes with one number.
+    Twins,
     /// A stopped replica starts again.
     Start(usize),
     /// Two replicas can reach each other again.
@@ -87,6 +89,16 @@ pub struct Outcome {
     pub failure: Option<String>,
 }
 
+/// An acknowledged edit.
+#[derive(Debug, Clone, Copy)]
+pub struct Promise {
+    pub author: usize,
+    pub document: DocumentId,
+    pub hash: ChangeHash,
+    /// One of two changes of one author and number, on which it stands: it goes when that goes.
+    pub stands_on: Option<ChangeHash>,
+}
+
 pub struct World {
     pub plan: Plan,
     pub random: Random,
@@ -104,7 +116,9 @@ pub struct World {
     pub chaos: bool,
     pub documents: Vec<DocumentId>,
     /// Acknowledged edits since all were equal last, and who made them.
-    pub promised: Vec<(usize, DocumentId, ChangeHash)>,
+    pub promised: Vec<Promise>,
+    /// The two changes of one author and number, where there are some.
+    pub twins: BTreeMap<DocumentId, [ChangeHash; 2]>,
     /// Changes that were refused.
     pub refused: Vec<(DocumentId, ChangeHash)>,
     pub strict: bool,
@@ -143,6 +157,7 @@ impl World {
             chaos: false,
             documents: Vec::new(),
             promised: Vec::new(),
+            twins: BTreeMap::new(),
             refused: Vec::new(),
             strict,
             watched: std::env::var("TIDELOG_SIM_WATCH").ok(),
@@ -255,6 +270,7 @@ impl World {
             Event::PowerOff(_) => Ok(()),
             Event::Dial(edge) => self.dial(edge),
             Event::Break => self.break_something(),
+            Event::Twins => self.make_twins(),
             Event::Start(n) => self.start(n),
             Event::Heal(a, b) => self.heal(a, b),
         }
@@ -330,12 +346,18 @@ impl World {
             match (waiter, outcome) {
                 (Waiter::Edit { document, hash, edits }, Ok((admitted, _))) => {
                     if let Some((_, why)) = admitted.refused.first() {
-                        return Err(format!("an edit of replica {n} was refused: {why}"));
+                        if !self.twins.contains_key(&document) {
+                            return Err(format!("an edit of replica {n} was refused: {why}"));
+                        }
+                        self.mark("an edit met the withdrawal of what it stood on");
+                        self.refused.push((document, hash));
+                        continue;
                     }
                     if self.is_watched(hash) {
                         self.say(|| format!("replica {n} made {hash} of {document}"));
                     }
-                    self.promised.push((n, document, hash));
+                    let stands_on = self.twin_below(n, document, hash)?;
+                    self.promised.push(Promise { author: n, document, hash, stands_on });
                     self.outcome.edits += edits;
                     self.outcome.commits += 1;
                 }
@@ -401,6 +423,7 @@ fn kind_of(event: Event) -> u64 {
         Event::Heal(..) => 96,
         Event::Cut(_) => 97,
         Event::PowerOff(n) => 98 + n as u64,
+        Event::Twins => 112,
     }
 }
 

@@ -95,6 +95,20 @@ impl Change {
         self.claims.unbacked_deletions
     }
 
+    /// The operations of others that it refers to: each such author, and the greatest counter. They must lie in the
+    /// change's past, which only the [graph](super::ChangeGraph::check_past) knows.
+    #[must_use]
+    pub fn references(&self) -> Vec<(ActorId, u64)> {
+        let others = self.inner.other_actor_ids().iter().filter_map(|actor| ActorId::new(actor.to_bytes()));
+        others.zip(self.claims.greatest.iter().copied()).collect()
+    }
+
+    /// Whether it refers to operations of other authors.
+    #[must_use]
+    pub fn refers_to_others(&self) -> bool {
+        !self.claims.greatest.is_empty()
+    }
+
     /// Whether it sets or ends marks.
     pub(crate) fn has_marks(&self) -> bool {
         self.claims.marks

@@ -15,8 +15,11 @@
 //!            \-------- c <---/             following [c]: b, d, e
 //! ```
 
+mod past;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use self::past::Pasts;
 use super::slots::Slots;
 use crate::id::{ActorId, ChangeHash, Heads, Lsn};
 use crate::limits::Limits;
@@ -67,6 +70,15 @@ pub enum GraphError {
         /// Its number.
         seq: u64,
     },
+    /// The change refers to an operation that its author had not seen: of a change that is not among its ancestors, or of
+    /// none.
+    #[error("the change refers to operation {counter} of actor {of}, which is not in its past")]
+    Unseen {
+        /// Whose operation.
+        of: ActorId,
+        /// Its counter.
+        counter: u64,
+    },
     /// The graph numbers changes with 32 bits and has no number left.
     #[error("a document has at most 4294967294 changes")]
     Full,
@@ -98,8 +110,8 @@ pub struct Index(u32);
 /// The graph of one document's changes.
 ///
 /// Invariant: every dependency of entry `n` is an entry below `n`; an actor's entries have the numbers 1, 2, 3 ... in
-/// order, each of which depends on what ends at or above the one before; a change's operations end at or above where those
-/// of everything it depends on end.
+/// order, each of which depends on what ends at or above the one before (and, where [`Self::check_past`] was asked, on the
+/// one before); a change's operations end at or above where those of everything it depends on end.
 #[derive(Debug, Clone)]
 pub struct ChangeGraph {
     entries: Vec<Entry>,
@@ -113,6 +125,7 @@ pub struct ChangeGraph {
     start_op_window: u64,
     /// The record by which changes were withdrawn last; zero when none ever were.
     generation: Lsn,
+    pasts: Pasts,
 }
 
 /// What is kept of one change. 64 bytes.
@@ -164,6 +177,7 @@ impl ChangeGraph {
             max_op: 0,
             start_op_window,
             generation: Lsn::ZERO,
+            pasts: Pasts::default(),
         }
     }
 
@@ -196,6 +210,7 @@ impl ChangeGraph {
         let entries = &self.entries;
         self.slots.insert(number, |number| &entries[number as usize].hash);
         self.heads.insert(number);
+        self.pasts.note(number, &node.hash, actor, self.heads.len() == 1);
         Ok(true)
     }
 
@@ -460,6 +475,7 @@ impl ChangeGraph {
             + 4 * (self.deps.capacity() + self.slots.capacity())
             + authors
             + 24 * self.heads.len()
+            + self.pasts.bytes()
             + size_of::<Self>()
     }
 

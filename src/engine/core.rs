@@ -206,6 +206,8 @@ impl Accepted {
 /// What is to become of one change.
 enum Verdict {
     Accepted,
+    /// Accepted, and others were withdrawn for it.
+    Displaces,
     Known,
     Waits(Vec<ChangeHash>),
     /// Another change of the same author and number stays, or what it depends on gave way: that change.
@@ -369,7 +371,7 @@ impl Core {
     ) -> Result<(), HistoryError> {
         let hash = arrival.change.hash();
         let why = match self.admit(work, document, &arrival)? {
-            Verdict::Accepted => {
+            Verdict::Accepted | Verdict::Displaces => {
                 answer.accepted += 1;
                 // Their fate is not this edit's.
                 let mut others = Admitted::default();
@@ -410,10 +412,17 @@ impl Core {
         let mut ready = vec![arrival];
         while let Some(arrival) = ready.pop() {
             let hash = arrival.change.hash();
-            match self.admit(work, document, &arrival)? {
-                Verdict::Accepted => {
+            let verdict = self.admit(work, document, &arrival)?;
+            match verdict {
+                Verdict::Accepted | Verdict::Displaces => {
                     answer.accepted += 1;
                     ready.extend(self.pending.take_waiting(document, Some(hash)));
+                    if matches!(verdict, Verdict::Displaces) {
+                        // Some of what stands on it may have been here once and be withdrawn, and its sender holds it for
+                        // known: the document is asked for as a whole.
+                        self.pending.note_dropped(document);
+                        answer.missing.push((document, Vec::new()));
+                    }
                 }
                 Verdict::Known => answer.known += 1,
                 Verdict::Outranked(by) => {
@@ -480,8 +489,8 @@ impl Core {
         let Some((deps, op_min)) = at_heads else {
             return self.admit_by_graph(work, document, arrival, &row);
         };
-        if seq > 0 && op_min <= row.max_op {
-            // Whether it follows its author's last change, the heads alone do not tell.
+        if deps.len() < row.heads.len() && (seq > 0 || change.refers_to_others()) {
+            // Whether what it follows and refers to is in its past, the heads alone do not tell.
             return self.admit_by_graph(work, document, arrival, &row);
         }
         if change.seq() != seq + 1 {
@@ -513,7 +522,7 @@ impl Core {
         let change = &arrival.change;
         let graph = self.graph(work, document)?;
         let deps = {
-            let graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
             if graph.contains(&change.hash()) {
                 return Ok(Verdict::Known);
             }
@@ -530,7 +539,8 @@ impl Core {
             }
             let deps: Vec<Lsn> = change.deps().iter().filter_map(|hash| graph.lsn_of(hash)).collect();
             // The graph's own rules, on a copy of nothing: it is changed only when the change is taken.
-            if let Err(error) = graph.check_next(&node_of(change, self.appender.next())) {
+            let node = node_of(change, self.appender.next());
+            if let Err(error) = graph.check_next(&node).and_then(|()| graph.check_past(&node, &change.references())) {
                 return Ok(Verdict::Refused(error.to_string()));
             }
             deps

@@ -568,11 +568,11 @@ impl Database {
     }
 }
 
-/// The author in `document` of whoever drew `nonce`.
-pub(super) fn actor_of(nonce: &[u8; 32], document: DocumentId, voided: Lsn) -> Result<ActorId, Error> {
-    let digest = match voided {
+/// The author in `document` of whoever drew `nonce`, since the record that last took changes out of view.
+pub(super) fn actor_of(nonce: &[u8; 32], document: DocumentId, since: Lsn) -> Result<ActorId, Error> {
+    let digest = match since {
         Lsn::ZERO => blake3::keyed_hash(nonce, &document.0),
-        voided => blake3::keyed_hash(nonce, &[&document.0[..], &voided.0.to_le_bytes()].concat()),
+        since => blake3::keyed_hash(nonce, &[&document.0[..], &since.0.to_le_bytes()].concat()),
     };
     ActorId::new(&first::<16>(digest.as_bytes())).ok_or(Error::Closed)
 }

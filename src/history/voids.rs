@@ -21,6 +21,8 @@ pub struct Readable {
     voids: BTreeSet<Lsn>,
     /// The newest `void` record that counts; zero when none does.
     newest: Lsn,
+    /// The record by which changes were withdrawn last; zero when none ever were.
+    generation: Lsn,
     hidden: BTreeSet<Lsn>,
     hashes: HashSet<ChangeHash>,
     authors: BTreeSet<NameRef>,
@@ -129,10 +131,14 @@ impl Readable {
         self.voids.contains(&lsn)
     }
 
-    /// The newest `void` record that counts; zero when none does.
+    /// The newest record that takes changes out of view, one that withdraws some or a `void` record that counts; zero when
+    /// there is none.
+    ///
+    /// Who edited before it edits under another author after it: some of the changes may have been that author's, others
+    /// may have them still, and their numbers stay taken.
     #[must_use]
     pub fn newest(&self) -> Lsn {
-        self.newest
+        self.newest.max(self.generation)
     }
 
     /// The heads of what is shown, of the index that was read at first.
@@ -184,12 +190,13 @@ impl Reader {
     /// # Cost
     /// Nothing, unless the row says that something cannot be applied: then its index is read.
     pub fn readable(&self, id: DocumentId, row: &DocumentRow, upto: Lsn) -> Result<Readable, HistoryError> {
+        let generation = Lsn(row.generation);
         if !is_degraded(row) {
-            return Ok(Readable::default());
+            return Ok(Readable { generation, ..Readable::default() });
         }
         let mut rows = self.index(id, Lsn::ZERO)?;
         rows.retain(|(lsn, _)| *lsn <= upto);
-        Ok(Readable::of(&rows))
+        Ok(Readable { generation, ..Readable::of(&rows) })
     }
 }
 

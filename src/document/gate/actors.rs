@@ -13,12 +13,13 @@ const ACTOR_BYTES_MAX: usize = 64;
 pub(super) struct Actors<'a> {
     own: &'a [u8],
     others: Vec<&'a [u8]>,
-    used: Vec<bool>,
+    /// The greatest counter that is referred to, of each of the others; 0 when none is.
+    greatest: Vec<u64>,
 }
 
 impl<'a> Actors<'a> {
     pub(super) fn new(own: &'a [u8]) -> Self {
-        Self { own, others: Vec::new(), used: Vec::new() }
+        Self { own, others: Vec::new(), greatest: Vec::new() }
     }
 
     /// Reads the others.
@@ -36,16 +37,17 @@ impl<'a> Actors<'a> {
             }
             self.others.push(name);
         }
-        self.used.resize(self.others.len(), false);
+        self.greatest.resize(self.others.len(), 0);
         Ok(())
     }
 
-    /// Notes that an operation of `actor` is referred to.
+    /// Notes that operations of `actor` are referred to, the greatest of which has that counter.
     #[inline]
-    pub(super) fn note(&mut self, actor: u64) -> Result<(), Fault> {
+    pub(super) fn note(&mut self, actor: u64, counter: u64) -> Result<(), Fault> {
         let Some(other) = actor.checked_sub(1) else { return Ok(()) };
-        let used = usize::try_from(other).ok().and_then(|other| self.used.get_mut(other));
-        *used.ok_or("an actor's number is beyond the list")? = true;
+        let greatest = usize::try_from(other).ok().and_then(|other| self.greatest.get_mut(other));
+        let greatest = greatest.ok_or("an actor's number is beyond the list")?;
+        *greatest = counter.max(*greatest);
         Ok(())
     }
 
@@ -54,10 +56,12 @@ impl<'a> Actors<'a> {
         self.name(one).cmp(self.name(other))
     }
 
-    /// Makes sure that each of them is there for a reason.
-    pub(super) fn finish(&self) -> Result<(), GateError> {
-        let all = self.used.iter().all(|used| *used);
-        if all { Ok(()) } else { Err(GateError::Malformed { part: "list of actors", why: "one of them is not used" }) }
+    /// Makes sure that each of the others is there for a reason; the greatest counter that is referred to of each.
+    pub(super) fn finish(self) -> Result<Vec<u64>, GateError> {
+        if self.greatest.contains(&0) {
+            return Err(GateError::Malformed { part: "list of actors", why: "one of them is not used" });
+        }
+        Ok(self.greatest)
     }
 
     fn name(&self, actor: u64) -> &'a [u8] {

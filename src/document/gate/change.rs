@@ -12,7 +12,7 @@ use super::runs::count;
 use crate::limits::Limits;
 
 /// What a change that passed says it will cost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Claims {
     /// Its operations.
     pub operations: u64,
@@ -21,6 +21,9 @@ pub struct Claims {
     pub unbacked_deletions: u64,
     /// It sets or ends marks.
     pub marks: bool,
+    /// The greatest counter among the operations that it refers to, of each other author in the order in which it names
+    /// them.
+    pub greatest: Vec<u64>,
 }
 
 /// Operation counters stay below this: automerge keeps them in 32 bits, and a later local edit must not overflow them.
@@ -102,12 +105,12 @@ pub(super) fn check_plain(bytes: &[u8], length: usize, limits: &Limits) -> Resul
     let allowed = backed(length, columns[VALUE].len(), limits);
     let marks = !columns[MARKS].is_empty();
     let deletions = walk(&columns, &mut actors, header.start, operations)?;
-    actors.finish()?;
+    let greatest = actors.finish()?;
     let unbacked = operations.saturating_sub(allowed);
     if unbacked > deletions {
         return Err(GateError::TooMany { what: "operations for so few bytes", found: operations, max: allowed });
     }
-    Ok(Claims { operations, unbacked_deletions: unbacked, marks })
+    Ok(Claims { operations, unbacked_deletions: unbacked, marks, greatest })
 }
 
 /// How many operations `length` bytes on the wire may claim. Text that is literally there vouches for itself.

@@ -278,8 +278,8 @@ impl<'a> Walk<'a, '_> {
     /// Both go up in even steps, so the first and the last stand for all.
     fn refer(&mut self, part: &'static str, actor: u64, slope: Slope, id: u64, count: u64) -> Result<(), GateError> {
         let wrong = |why| GateError::Reference { part, why };
-        self.actors.note(actor).map_err(wrong)?;
         let (least, greatest) = slope.range(count).map_err(wrong)?;
+        self.actors.note(actor, greatest.unsigned_abs()).map_err(wrong)?;
         if least < 1 {
             return Err(wrong("a counter is below 1"));
         }

@@ -167,4 +167,39 @@ proptest! {
         });
         prop_assert_eq!(graph.newest_of(hashes(among.iter().copied()), usize::MAX), Heads::new(hashes(newest)));
     }
+
+    /// A change may refer to what sets say is in its past, and to nothing else.
+    #[test]
+    fn a_past_is_what_sets_say(
+        shape in prop::collection::vec((0_u8..4, prop::collection::vec(any::<prop::sample::Index>(), 0..3), any::<bool>()), 2..120),
+        reach in 2..120_usize,
+    ) {
+        let mut graph = ChangeGraph::new();
+        let mut model = Model::default();
+        let mut made: Vec<(u8, u64)> = Vec::new();
+        let mut last_of: HashMap<u8, usize> = HashMap::new();
+        for (n, (author, picks, is_checked)) in shape.iter().enumerate() {
+            let mut deps: BTreeSet<usize> = last_of.get(author).copied().into_iter().collect();
+            deps.extend(picks.iter().filter(|_| n > 0).map(|pick| n - 1 - pick.index(n.min(reach))));
+            let (own, start) = (actor(*author), graph.max_op() + 1);
+            let past = model.with_ancestors(deps.iter().copied());
+            let dep_hashes = hashes(deps.iter().copied());
+            let next = node(n as u64, &own, graph.clock(&own) + 1, start, &dep_hashes);
+            if *is_checked {
+                for (other, (of, first)) in made.iter().enumerate().filter(|(_, (of, _))| of != author) {
+                    let allowed = graph.check_past(&next, &[(actor(*of), first + 1)]);
+                    prop_assert_eq!(allowed.is_ok(), past.contains(&other), "{} of {}: {:?}", other, n, allowed);
+                }
+                let nobody = graph.check_past(&next, &[(actor(9), 1)]);
+                prop_assert_eq!(nobody, Err(GraphError::Unseen { of: actor(9), counter: 1 }));
+                let follows = graph.check_past(&Node { deps: &[], ..next }, &[]);
+                prop_assert_eq!(follows.is_ok(), !last_of.contains_key(author));
+                prop_assert_eq!(graph.check_past(&next, &[]), Ok(()));
+            }
+            prop_assert_eq!(graph.add(next), Ok(true));
+            last_of.insert(*author, n);
+            made.push((*author, start));
+            model.deps.push(deps);
+        }
+    }
 }

@@ -41,6 +41,13 @@ impl Outranked {
         self.0.contains(hash)
     }
 
+    /// Forgets all of them when `hash` is one: it is here after all, and what stands on it may come again.
+    fn take_back(&mut self, hash: &ChangeHash) {
+        if self.0.contains(hash) {
+            self.0.clear();
+        }
+    }
+
     fn note(&mut self, hash: ChangeHash) {
         if self.0.len() >= Self::MAX {
             self.0.clear();
@@ -96,16 +103,21 @@ impl Core {
         if !left.missing(change.deps()).is_empty() {
             return Ok(Verdict::Refused("it was made on top of the change whose number it has".into()));
         }
-        if let Err(error) = left.check_next(&node_of(change, self.appender.next())) {
+        let node = node_of(change, self.appender.next());
+        if let Err(error) = left.check_next(&node).and_then(|()| left.check_past(&node, &change.references())) {
             return Ok(Verdict::Refused(error.to_string()));
         }
         tracing::warn!(%document, winner = %change.hash(), %first, actor = %change.actor(), seq = change.seq(), withdrawn = withdrawn.len(), "two changes have one author and number; the logged one and all that stands on it are withdrawn");
         let row = self.withdraw(work, document, arrival, row.snapshot, &withdrawn)?;
+        self.outranked.take_back(&change.hash());
         gone.into_iter().for_each(|hash| self.outranked.note(hash));
         left.set_generation(Lsn(row.generation));
         let deps: Vec<Lsn> = change.deps().iter().filter_map(|hash| left.lsn_of(hash)).collect();
         *graph.lock().unwrap_or_else(PoisonError::into_inner) = left;
-        self.append(work, document, arrival, row, &deps)
+        Ok(match self.append(work, document, arrival, row, &deps)? {
+            Verdict::Accepted => Verdict::Displaces,
+            other => other,
+        })
     }
 
     /// Puts the records and rows into the group that take `withdrawn`, positions of changes in order, out of the
