@@ -459,11 +459,10 @@ mod consumers {
                     }
                     _ => {
                         // The power ends, and with it what the disk had not yet: some projections, never an event.
-                        let unsynced = world.storage.unsynced_batches();
                         catch_up(&consumer).unwrap();
                         drop(consumer);
                         world.databases[0].take().unwrap().close();
-                        let kept = unsynced + (*at as usize) % (world.storage.unsynced_batches() - unsynced + 1);
+                        let kept = (*at as usize) % (world.storage.unsynced_batches() + 1);
                         world.storage = world.storage.crashed(kept);
                         world.databases[0] = Some(open(&world.storage, 1));
                     }

@@ -214,6 +214,31 @@ pub(crate) mod queues {
     pub(crate) const ADMIN_CONNECTIONS: usize = 32;
 }
 
+/// Bounds of the HTTP API.
+#[cfg(feature = "web")]
+pub(crate) mod api {
+    /// The body of one request. A longer one is refused.
+    pub(crate) const BODY_BYTES_MAX: usize = 16 << 20;
+    /// Requests whose bodies are read, or done, at a time. More wait.
+    pub(crate) const BODIES: usize = 16;
+    /// How long such a request may take, in seconds.
+    pub(crate) const BODY_SECONDS: u64 = 30;
+    /// Requests that read or write documents at a time. More wait.
+    pub(crate) const WORKERS: usize = 4;
+    /// Documents, or events, in one answer, unless the request says otherwise.
+    pub(crate) const PAGE: usize = 100;
+    /// As many as it may ask for.
+    pub(crate) const PAGE_MAX: usize = 10_000;
+    /// How long a long poll waits, in seconds, unless the request says otherwise.
+    pub(crate) const POLL_SECONDS: u64 = 25;
+    /// As long as it may ask for.
+    pub(crate) const POLL_SECONDS_MAX: u64 = 300;
+    /// After so many seconds without anything to say, a stream says that it is still there.
+    pub(crate) const SILENCE_SECONDS: u64 = 15;
+    /// Bytes of lines that a stream sends at once.
+    pub(crate) const STREAM_BYTES: usize = 64 << 10;
+}
+
 /// Bounds of one change feed.
 pub(crate) mod feeds {
     /// Records read from the log at a time; they are told before more are read.
