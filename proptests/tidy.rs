@@ -24,7 +24,7 @@ const ROOMS: [(&str, &[&str]); 13] = [
 ];
 
 /// Foreign crates that are confined, and the files or folders where they may be named.
-const FOREIGN: [(&str, &[&str]); 19] = [
+const FOREIGN: [(&str, &[&str]); 20] = [
     ("automerge", &["src/document/", "src/sync/", "src/lib.rs"]),
     ("fjall", &["src/log/fjall.rs", "src/log/mod.rs"]),
     ("rustix", &["src/log/"]),
@@ -32,6 +32,7 @@ const FOREIGN: [(&str, &[&str]); 19] = [
     ("quinn", &["src/net/"]),
     ("rustls", &["src/net/"]),
     ("backon", &["src/net/"]),
+    ("futures_core", &["src/feed/"]),
     ("axum", &["src/web/"]),
     ("hyper", &["src/web/"]),
     ("hyper_util", &["src/web/"]),
