@@ -23,7 +23,7 @@ const ROOMS: [(&str, &[&str]); 12] = [
 ];
 
 /// Foreign crates that are confined, and the files or folders where they may be named.
-const FOREIGN: [(&str, &[&str]); 19] = [
+const FOREIGN: [(&str, &[&str]); 20] = [
     ("automerge", &["src/document/", "src/sync/", "src/lib.rs"]),
     ("fjall", &["src/log/fjall.rs", "src/log/mod.rs"]),
     ("rustix", &["src/log/"]),
@@ -37,6 +37,7 @@ const FOREIGN: [(&str, &[&str]); 19] = [
     ("tokio_tungstenite", &["src/web/"]),
     ("clap", &["src/bin/"]),
     ("indicatif", &["src/bin/"]),
+    ("mimalloc", &["src/bin/"]),
     ("comfy_table", &["src/bin/"]),
     ("tracing_subscriber", &["src/bin/"]),
     ("flate2", &["src/document/gate/inflate.rs", "src/node/trace/"]),
