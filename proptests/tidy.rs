@@ -39,6 +39,7 @@ const FOREIGN: [(&str, &[&str]); 20] = [
     ("tokio_tungstenite", &["src/web/"]),
     ("clap", &["src/bin/"]),
     ("indicatif", &["src/bin/"]),
+    ("mimalloc", &["src/bin/"]),
     ("comfy_table", &["src/bin/"]),
     ("tracing_subscriber", &["src/bin/"]),
     ("flate2", &["src/document/gate/inflate.rs", "src/node/trace/"]),

@@ -214,7 +214,9 @@ mod tests {
         grow(&mut theirs, 50);
         offer(&database, id, vec![Body::Document(theirs.save())]).await.unwrap();
         let row = database.reader().row(id).unwrap().unwrap();
-        assert_eq!((row.change_count, database.status().trial_materializations), (151, 1));
+        let count = theirs.get_changes(&[]).len() as u64;
+        assert_eq!((row.change_count, database.status().trial_materializations), (count, 1));
+        assert!(count > 140);
         assert_eq!(database.find(id).unwrap().read::<u64>("k4").unwrap(), Some(49));
         let found = database.verify(true, &mut |_, _| {}).unwrap();
         assert!(found.faults.is_empty(), "{found:?}");

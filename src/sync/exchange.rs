@@ -378,12 +378,16 @@ impl Exchange {
         if !need.iter().all(announced) {
             return Ok(Vec::new());
         }
-        if !self.sent_whole.is_empty() && self.backlog.is_empty() {
-            // Who was sent everything had nothing to compare with a filter. Who is sent a part would send it back.
-            return Ok(vec![Have::default()]);
-        }
-        let beyond = graph.following(self.shared.as_slice());
-        let last_sync = to_automerge(self.shared.as_slice());
+        // Who was sent a snapshot has that for sure once it reads this, and all the rest if none is left to send. A filter of
+        // it would cost a walk over everything, and without one, or this, it would send the whole document back.
+        let our_heads = graph.heads();
+        let known = match (self.sent_whole.is_empty(), self.backlog.is_empty()) {
+            (true, _) => &self.shared,
+            (false, true) => &our_heads,
+            (false, false) => &self.sent_whole,
+        };
+        let beyond = graph.following(known.as_slice());
+        let last_sync = to_automerge(known.as_slice());
         if beyond.len() as u64 > BLOOM_ENTRIES_MAX {
             // An empty filter: the peer sends everything beyond what is shared, and what we have we drop.
             return Ok(vec![Have { last_sync, bloom: BloomFilter::default() }]);

@@ -47,7 +47,7 @@ const CLOSING_TIME: Duration = Duration::from_secs(1);
 /// How long a client that has nothing of a long document waits for its snapshot; then it is sent changes.
 const SAVING_TIME: Duration = Duration::from_secs(10);
 /// Bytes that are read, or written, at a time. Allocated for each socket, so a small number.
-const BUFFER_BYTES: usize = 4 << 10;
+const BUFFER_BYTES: usize = 2 << 10;
 /// The most of a message that is in a socket's buffer at a time.
 const PART_BYTES: usize = 64 << 10;
 /// The longest reason that a close frame can carry.
@@ -389,4 +389,22 @@ where
 
 fn moment() -> Moment {
     Moment { at: Instant::now().into_std(), unix_ms: now_ms() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes_of_future<A, F>(_: impl FnOnce(A) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// Most sockets do nothing most of the time, and there are thousands.
+    #[test]
+    fn an_idle_socket_is_small() {
+        let socket = size_of::<Socket<tokio::net::TcpStream>>();
+        let task = bytes_of_future(Socket::<tokio::net::TcpStream>::run);
+        println!("{socket} bytes, and {task} while it runs, of which its session {}", size_of::<RepoSession>());
+        assert!(socket <= 4 << 10 && task <= 2 << 10, "{socket} and {task} bytes");
+    }
 }
