@@ -3,10 +3,10 @@
 
 use super::core::{Admitted, Clash, Incoming, IncomingBody};
 use super::database::Database;
+use super::turns::{Turn, cost_of_split};
 use crate::document::split;
 use crate::error::Error;
 use crate::id::{LogCursor, NodeId};
-use crate::limits::Limits;
 use crate::sync::{self, IncomingRow};
 
 /// Whose rows they are.
@@ -42,13 +42,13 @@ impl Database {
             }
             return Ok(sync::Admitted { missing: Vec::new(), cursor_stored: cursor.is_some() });
         }
-        let limits = self.limits().clone();
+        let limits = self.limits();
         let (mut group, mut bytes) = (Vec::new(), 0);
         let mut all = sync::Admitted::default();
         for row in rows {
-            let unpacked = unpack(row, &limits).await?;
+            let unpacked = self.unpack(from, row).await?;
             if !from.is_trusted && unpacked.len() > limits.group_records_max {
-                self.try_ahead_aside(&unpacked).await?;
+                self.try_ahead_aside(from, &unpacked).await?;
             }
             for row in unpacked {
                 if group.len() >= limits.group_records_max || bytes >= limits.group_bytes_max {
@@ -71,14 +71,15 @@ impl Database {
     }
 
     /// Tries the changes of one document chunk in one go.
-    async fn try_ahead_aside(&self, rows: &[Incoming]) -> Result<(), Error> {
+    async fn try_ahead_aside(&self, from: Source, rows: &[Incoming]) -> Result<(), Error> {
         let Some(document) = rows.first().map(|row| row.document) else { return Ok(()) };
         let change = |row: &Incoming| match &row.body {
             IncomingBody::Change(change) => Some((**change).clone()),
             IncomingBody::Lifecycle(_) => None,
         };
+        let turn = self.turns().turn(self.account_of(from), self.cost_of_trying(rows)?).await?;
         let (trier, changes) = (self.clone(), rows.iter().filter_map(change).collect());
-        aside(move || trier.try_ahead(document, changes)).await?
+        aside(turn, move || trier.try_ahead(document, changes)).await?
     }
 
     async fn offer_group(
@@ -91,8 +92,9 @@ impl Database {
         if from.is_trusted {
             return self.admit_with(from.clash, rows, via, cursor).await;
         }
+        let turn = self.turns().turn(self.account_of(from), self.cost_of_trying(&rows)?).await?;
         let trier = self.clone();
-        let examined = aside(move || trier.examine(from.node, rows)).await??;
+        let examined = aside(turn, move || trier.examine(from.node, rows)).await??;
         let cursor = cursor.filter(|_| examined.missing.is_empty() && examined.fault.is_none());
         let mut admitted = self.admit_examined(from.clash, examined.rows, via, cursor).await?;
         admitted.missing.extend(examined.missing);
@@ -105,11 +107,41 @@ impl Database {
             None => Ok(admitted),
         }
     }
+
+    /// Whose the work is: clients that are no nodes have no name.
+    fn account_of(&self, from: Source) -> Option<NodeId> {
+        (from.node != self.node()).then_some(from.node)
+    }
+
+    /// The rows in one incoming row: a document chunk holds many.
+    async fn unpack(&self, from: Source, row: IncomingRow) -> Result<Vec<Incoming>, Error> {
+        let IncomingRow { document, body, origin } = row;
+        let one = |body| vec![Incoming { document, body, origin: origin.clone() }];
+        match body {
+            sync::IncomingBody::Change(change) => Ok(one(IncomingBody::Change(change))),
+            sync::IncomingBody::Lifecycle(bytes) => Ok(one(IncomingBody::Lifecycle(bytes))),
+            sync::IncomingBody::Document(chunk) => {
+                let turn = self.turns().turn(self.account_of(from), cost_of_split(chunk.len())).await?;
+                let limits = self.limits().clone();
+                let changes = aside(turn, move || split(&chunk, &limits)).await??;
+                let row = |change| Incoming {
+                    document,
+                    body: IncomingBody::Change(Box::new(change)),
+                    origin: origin.clone(),
+                };
+                Ok(changes.into_iter().map(row).collect())
+            }
+        }
+    }
 }
 
-/// Runs what takes long where it holds up nobody else. In a simulation it runs at once: when another thread is done
-/// does not follow from a seed.
-async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+/// Runs what takes long where it holds up nobody else, and gives the turn back when it is done. In a simulation it runs
+/// at once: when another thread is done does not follow from a seed.
+async fn aside<T: Send + 'static>(turn: Turn, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+    let work = move || {
+        let _until_done = turn;
+        work()
+    };
     if cfg!(feature = "sim") {
         return Ok(work());
     }
@@ -123,19 +155,62 @@ fn gather(all: &mut sync::Admitted, part: Admitted) {
     all.missing.extend(part.missing);
 }
 
-/// The rows in one incoming row: a document chunk holds many.
-async fn unpack(row: IncomingRow, limits: &Limits) -> Result<Vec<Incoming>, Error> {
-    let IncomingRow { document, body, origin } = row;
-    let one = |body| vec![Incoming { document, body, origin: origin.clone() }];
-    match body {
-        sync::IncomingBody::Change(change) => Ok(one(IncomingBody::Change(change))),
-        sync::IncomingBody::Lifecycle(bytes) => Ok(one(IncomingBody::Lifecycle(bytes))),
-        sync::IncomingBody::Document(chunk) => {
-            let limits = limits.clone();
-            let changes = aside(move || split(&chunk, &limits)).await??;
-            let row =
-                |change| Incoming { document, body: IncomingBody::Change(Box::new(change)), origin: origin.clone() };
-            Ok(changes.into_iter().map(row).collect())
-        }
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::document::{Change, EditOptions, View, ViewError};
+    use crate::history::{EntryKind, Origin};
+    use crate::id::{ActorId, DocumentId};
+    use crate::limits::Limits;
+    use crate::log::MemoryStorage;
+    use crate::log::record::Admission;
+
+    /// Keystrokes of one author in a document of its own, as a peer's session gives them out.
+    fn keystrokes(database: &Database, count: usize) -> (DocumentId, Vec<IncomingRow>) {
+        let (handle, commit) = database.collection("notes").unwrap().create(json!({ "text": "" })).unwrap();
+        commit.wait().unwrap();
+        let mut view = handle.with_view(|view| Ok(View::load(&view.save()?)?)).unwrap();
+        let actor = ActorId::random();
+        let mut edit = |at: usize| -> Change {
+            let options = EditOptions { actor: actor.clone(), time: 0, message: None };
+            let edited = view.edit(options, |edit| -> Result<(), ViewError> { edit.splice("text", at, 0, "x") });
+            edited.unwrap().1.unwrap()
+        };
+        let origin =
+            Origin { node: NodeId([9; 32]), principal: String::new(), admission: Admission::Full, rules_version: 0 };
+        let row = |change| IncomingRow {
+            document: handle.id(),
+            body: sync::IncomingBody::Change(Box::new(change)),
+            origin: origin.clone(),
+        };
+        (handle.id(), (0..count).map(|at| row(edit(at))).collect())
+    }
+
+    #[test]
+    fn a_client_that_sends_much_delays_another_by_one_of_its_turns() {
+        let limits = Limits { work_at_once: 1, group_records_max: 16, ..Limits::default() };
+        let database = Database::on(MemoryStorage::new()).node(NodeId([1; 32])).limits(limits).open().unwrap();
+        let ((greedy, much), (other, little)) = (keystrokes(&database, 320), keystrokes(&database, 1));
+        let before = database.reader().tail().lsn;
+        let from = |number: u8| Source { node: NodeId([number; 32]), is_trusted: false, clash: Clash::KeepFirst };
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let (first, second) =
+                tokio::join!(database.offer(from(2), much, None), database.offer(from(3), little, None));
+            assert!(first.unwrap().missing.is_empty() && second.unwrap().missing.is_empty());
+        });
+        let entries = database.reader().read_log(before, usize::MAX, usize::MAX).unwrap();
+        let documents: Vec<DocumentId> = entries
+            .into_iter()
+            .filter_map(|entry| match entry.kind {
+                EntryKind::Change { document, .. } => Some(document),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(documents.iter().filter(|id| **id == greedy).count(), 320);
+        let place = documents.iter().position(|id| *id == other).unwrap();
+        assert!(place <= 2 * 16, "after {place} changes of the other's, two turns at most");
     }
 }
