@@ -252,3 +252,26 @@ fn who_edited_before_a_withdrawal_edits_under_another_author_after_it() {
     let after = own("c");
     assert!(!before.contains(&after), "{after:?} was used before");
 }
+
+/// Whoever asked for the document and was not answered compares it again on the next link: the cursor is forgotten, and
+/// stored anew with what comes once nothing is asked.
+#[test]
+fn whoever_withdraws_changes_forgets_how_far_it_followed_who_brought_the_others() {
+    let (replicas, base) = replicas(2);
+    let (first, second) = (made(&base, 1, &["one ".into()]), made(&base, 1, &["two ".into()]));
+    let (client, peers) = (&replicas[0], [node(8), node(9)]);
+    let cursor = replicas[1].database.reader().tail();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let offer = |changes: &[Change], peer| {
+        let rows = changes.iter().map(row).collect();
+        runtime.block_on(client.database.admit_with(Clash::TakeTheirs, rows, Some(peer), Some(cursor))).unwrap()
+    };
+    for peer in peers {
+        assert!(offer(&first, peer).cursor_stored);
+    }
+    assert!(!offer(&second, peers[1]).cursor_stored);
+    assert_eq!(client.database.reader().peer_cursor(peers[1]).unwrap(), None);
+    assert_eq!(client.database.reader().peer_cursor(peers[0]).unwrap(), Some(cursor));
+    assert!(offer(&second, peers[1]).cursor_stored, "it is known, and nothing is missing");
+    assert_eq!(client.database.reader().peer_cursor(peers[1]).unwrap(), Some(cursor));
+}

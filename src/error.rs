@@ -76,7 +76,7 @@ pub enum Error {
     },
     /// A patch cannot be made. Nothing of it was.
     #[error(transparent)]
-    Patch(#[from] PatchError),
+    Patch(Box<PatchError>),
     /// The document is not as the caller last saw it. Nothing was edited.
     #[error("the document has changed: its heads are {found}")]
     Changed {
@@ -177,6 +177,12 @@ impl From<HistoryError> for Error {
             HistoryError::Log(LogError::Poisoned(why)) => Self::ReadOnly(why),
             other => Self::History(other),
         }
+    }
+}
+
+impl From<PatchError> for Error {
+    fn from(error: PatchError) -> Self {
+        Self::Patch(Box::new(error))
     }
 }
 

@@ -52,6 +52,11 @@ pub struct Limits {
     pub memory_budget: usize,
     /// Materialised documents on which the changes of untrusted peers are tried; as above.
     pub trial_budget: usize,
+    /// Peers whose bytes are taken apart or tried at a time. More wait, whoever had least work done going first, and what
+    /// they send is read later. The last place is for short turns.
+    pub work_at_once: usize,
+    /// Microseconds, as claimed, up to which such a turn is short.
+    pub work_short_us: u64,
     /// Changes in quarantine because they cannot be applied. Beyond it the oldest is forgotten, and tried again if it
     /// comes again.
     pub quarantine_rows: u64,
@@ -148,6 +153,8 @@ impl Limits {
         pending_bytes: 64 * MIB,
         memory_budget: 256 * MIB,
         trial_budget: 64 * MIB,
+        work_at_once: 4,
+        work_short_us: 100_000,
         quarantine_rows: 1024,
         graph_budget: 64 * MIB,
         clock_entries_in_row: 64,

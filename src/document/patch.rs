@@ -25,7 +25,7 @@ pub enum PatchError {
         /// Which, from 0.
         number: usize,
         /// What is wrong with it.
-        error: ViewError,
+        error: Box<ViewError>,
     },
     /// A `test` does not hold.
     #[error("operation {number}: the value at {path} is another one")]
@@ -94,7 +94,8 @@ impl JsonPatch {
     /// [`PatchError`] names the operation that cannot be made; the edit is then to be given up.
     pub fn apply(&self, edit: &mut Edit<'_>) -> Result<(), PatchError> {
         for (number, operation) in self.0.iter().enumerate() {
-            let holds = operation.apply(edit).map_err(|error| PatchError::Operation { number, error })?;
+            let holds =
+                operation.apply(edit).map_err(|error| PatchError::Operation { number, error: Box::new(error) })?;
             if let (false, Operation::Test { path, .. }) = (holds, operation) {
                 return Err(PatchError::Test { number, path: path.0.clone() });
             }

@@ -25,6 +25,8 @@ use super::building::Tell;
 use super::commit::block_on;
 use super::core::{Admitted, Clash, Incoming, IncomingBody, Input};
 use super::database::Database;
+#[cfg(any(feature = "quic", feature = "web"))]
+use super::turns::cost_of_trial;
 use super::working_set::{Cell, WorkingSet};
 use crate::document::{Change, View, ViewError};
 use crate::error::Error;
@@ -226,6 +228,24 @@ impl Database {
             Err(_) => self.trials().views.discard_views(),
         }
         admitted
+    }
+
+    /// What trying rows costs at most, in microseconds: as claimed, and the documents that have to be made for it.
+    ///
+    /// # Errors
+    /// [`Error`] when a document's row cannot be read.
+    #[cfg(any(feature = "quic", feature = "web"))]
+    pub(super) fn cost_of_trying(&self, rows: &[Incoming]) -> Result<u64, Error> {
+        let (mut changes, mut operations, mut to_materialize) = (0_u64, 0_u64, 0_u64);
+        let mut cold = HashSet::new();
+        for row in rows {
+            let IncomingBody::Change(change) = &row.body else { continue };
+            (changes, operations) = (changes + 1, operations.saturating_add(change.op_count()));
+            if cold.insert(row.document) && !self.trials().views.is_warm(row.document) {
+                to_materialize += self.reader().row(row.document)?.map_or(0, |row| row.change_count);
+            }
+        }
+        Ok(cost_of_trial(changes, operations, to_materialize))
     }
 
     /// Tries the changes of a document chunk in one go, so that [`Database::examine`] then finds them tried: 260,000 at

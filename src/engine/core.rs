@@ -421,7 +421,13 @@ impl Core {
                         // Some of what stands on it may have been here once and be withdrawn, and its sender holds it for
                         // known: the document is asked for as a whole.
                         self.pending.note_dropped(document);
-                        answer.missing.push((document, Vec::new()));
+                        if !answer.missing.iter().any(|(id, _)| *id == document) {
+                            answer.missing.push((document, Vec::new()));
+                        }
+                        // If the answer does not come, a new link compares everything.
+                        if let Some(peer) = arrival.via {
+                            work.group.batch.remove(Keyspace::State, crate::history::peer_key(peer));
+                        }
                     }
                 }
                 Verdict::Known => answer.known += 1,

@@ -165,6 +165,8 @@ impl DatabaseBuilder {
                 queue: Mutex::new(Some(queue)),
                 working_set,
                 trials,
+                #[cfg(any(feature = "quic", feature = "web"))]
+                turns: super::turns::Turns::new(&self.limits),
                 snapshots,
                 tail: tail_receiver,
                 changed,
@@ -196,6 +198,8 @@ struct Inner {
     queue: Mutex<Option<Queue>>,
     working_set: Arc<WorkingSet>,
     trials: Trials,
+    #[cfg(any(feature = "quic", feature = "web"))]
+    turns: Arc<super::turns::Turns>,
     snapshots: Snapshots,
     tail: watch::Receiver<LogCursor>,
     changed: broadcast::Sender<Arc<[DocumentId]>>,
@@ -516,6 +520,11 @@ impl Database {
         &self.inner.trials
     }
 
+    #[cfg(any(feature = "quic", feature = "web"))]
+    pub(super) fn turns(&self) -> &Arc<super::turns::Turns> {
+        &self.inner.turns
+    }
+
     pub(super) fn working_set(&self) -> &Arc<WorkingSet> {
         &self.inner.working_set
     }
@@ -523,10 +532,10 @@ impl Database {
     /// The author under which this process edits a document: its own in each document and each process, since an
     /// author's changes must be numbered without a gap and no number may be used twice.
     ///
-    /// `voided` is the newest record by which changes of the document became void, zero for none: they may have taken
-    /// changes of the author before with them, whose numbers stay taken.
-    pub(super) fn actor(&self, document: DocumentId, voided: Lsn) -> Result<ActorId, Error> {
-        actor_of(&self.inner.nonce, document, voided)
+    /// `since` is the newest record by which changes of the document became void or were withdrawn, zero for none: it may
+    /// have taken changes of the author before with it, whose numbers stay taken.
+    pub(super) fn actor(&self, document: DocumentId, since: Lsn) -> Result<ActorId, Error> {
+        actor_of(&self.inner.nonce, document, since)
     }
 
     /// Refuses a change that the log would refuse, before anybody depends on it.

@@ -9,7 +9,7 @@
 //! Documents are materialised when they are read or edited, within a budget of bytes (`working_set.rs`). They are made
 //! from the log, without what automerge cannot apply (`building.rs`), and saved in the background (`snapshots.rs`). What
 //! untrusted peers send is tried on the document before it is logged (`admission.rs`); `offer.rs` takes what their
-//! sessions give out.
+//! sessions give out, and does the work of each when its turn has come (`turns.rs`).
 
 mod admission;
 mod building;
@@ -27,6 +27,8 @@ mod pending;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod snapshots;
+#[cfg(any(feature = "quic", feature = "web"))]
+mod turns;
 mod working_set;
 
 pub use admission::Examined;

@@ -3,10 +3,10 @@
 
 use super::core::{Admitted, Clash, Incoming, IncomingBody};
 use super::database::Database;
+use super::turns::{Turn, cost_of_split};
 use crate::document::{View, split_and_keep};
 use crate::error::Error;
 use crate::id::{LogCursor, NodeId};
-use crate::limits::Limits;
 use crate::sync::{self, IncomingRow};
 
 /// Whose rows they are.
@@ -42,13 +42,13 @@ impl Database {
             }
             return Ok(sync::Admitted { missing: Vec::new(), cursor_stored: cursor.is_some() });
         }
-        let limits = self.limits().clone();
+        let limits = self.limits();
         let (mut group, mut bytes) = (Vec::new(), 0);
         let mut all = sync::Admitted::default();
         for row in rows {
-            let (mut unpacked, built) = unpack(row, &limits).await?;
+            let (mut unpacked, built) = self.unpack(from, row).await?;
             if let Some(view) = built.filter(|_| !from.is_trusted && unpacked.len() > limits.group_records_max) {
-                unpacked = self.try_ahead_aside(unpacked, view).await?;
+                unpacked = self.try_ahead_aside(from, unpacked, view).await?;
             }
             for row in unpacked {
                 if group.len() >= limits.group_records_max || bytes >= limits.group_bytes_max {
@@ -71,9 +71,10 @@ impl Database {
     }
 
     /// Tries the changes of one document chunk in one go; `view` is the document that was built of it.
-    async fn try_ahead_aside(&self, rows: Vec<Incoming>, view: View) -> Result<Vec<Incoming>, Error> {
+    async fn try_ahead_aside(&self, from: Source, rows: Vec<Incoming>, view: View) -> Result<Vec<Incoming>, Error> {
+        let turn = self.turns().turn(self.account_of(from), self.cost_of_trying(&rows)?).await?;
         let trier = self.clone();
-        aside(move || {
+        aside(turn, move || {
             trier.try_ahead(&rows, view)?;
             Ok(rows)
         })
@@ -91,11 +92,12 @@ impl Database {
             return self.admit_with(from.clash, rows, via, cursor).await;
         }
         let examined = if self.is_quick_to_examine(&rows) {
-            // Two threads less to wake, which takes longer than the trying.
+            // Two threads less to wake, which takes longer than the trying; so short that nobody has to wait for a turn.
             self.examine(from.node, rows)?
         } else {
+            let turn = self.turns().turn(self.account_of(from), self.cost_of_trying(&rows)?).await?;
             let trier = self.clone();
-            aside(move || trier.examine(from.node, rows)).await??
+            aside(turn, move || trier.examine(from.node, rows)).await??
         };
         let cursor = cursor.filter(|_| examined.missing.is_empty() && examined.fault.is_none());
         let mut admitted = self.admit_examined(from.clash, examined.rows, via, cursor).await?;
@@ -109,11 +111,41 @@ impl Database {
             None => Ok(admitted),
         }
     }
+
+    /// Whose the work is: clients that are no nodes have no name.
+    fn account_of(&self, from: Source) -> Option<NodeId> {
+        (from.node != self.node()).then_some(from.node)
+    }
+
+    /// The rows in one incoming row: a document chunk holds many, and the document that was built to take it apart.
+    async fn unpack(&self, from: Source, row: IncomingRow) -> Result<(Vec<Incoming>, Option<View>), Error> {
+        let IncomingRow { document, body, origin } = row;
+        let one = |body| (vec![Incoming { document, body, origin: origin.clone() }], None);
+        match body {
+            sync::IncomingBody::Change(change) => Ok(one(IncomingBody::Change(change))),
+            sync::IncomingBody::Lifecycle(bytes) => Ok(one(IncomingBody::Lifecycle(bytes))),
+            sync::IncomingBody::Document(chunk) => {
+                let turn = self.turns().turn(self.account_of(from), cost_of_split(chunk.len())).await?;
+                let limits = self.limits().clone();
+                let (changes, view) = aside(turn, move || split_and_keep(&chunk, &limits)).await??;
+                let row = |change| Incoming {
+                    document,
+                    body: IncomingBody::Change(Box::new(change)),
+                    origin: origin.clone(),
+                };
+                Ok((changes.into_iter().map(row).collect(), Some(view)))
+            }
+        }
+    }
 }
 
-/// Runs what takes long where it holds up nobody else. In a simulation it runs at once: when another thread is done
-/// does not follow from a seed.
-async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+/// Runs what takes long where it holds up nobody else, and gives the turn back when it is done. In a simulation it runs
+/// at once: when another thread is done does not follow from a seed.
+async fn aside<T: Send + 'static>(turn: Turn, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+    let work = move || {
+        let _until_done = turn;
+        work()
+    };
     if cfg!(feature = "sim") {
         return Ok(work());
     }
@@ -127,25 +159,68 @@ fn gather(all: &mut sync::Admitted, part: Admitted) {
     all.missing.extend(part.missing);
 }
 
-/// The rows in one incoming row: a document chunk holds many, and the document that was built to take it apart.
-async fn unpack(row: IncomingRow, limits: &Limits) -> Result<(Vec<Incoming>, Option<View>), Error> {
-    let IncomingRow { document, body, origin } = row;
-    let one = |body| (vec![Incoming { document, body, origin: origin.clone() }], None);
-    match body {
-        sync::IncomingBody::Change(change) => Ok(one(IncomingBody::Change(change))),
-        sync::IncomingBody::Lifecycle(bytes) => Ok(one(IncomingBody::Lifecycle(bytes))),
-        sync::IncomingBody::Document(chunk) => {
-            let limits = limits.clone();
-            let (changes, view) = aside(move || split_and_keep(&chunk, &limits)).await??;
-            let row =
-                |change| Incoming { document, body: IncomingBody::Change(Box::new(change)), origin: origin.clone() };
-            Ok((changes.into_iter().map(row).collect(), Some(view)))
-        }
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::document::{Change, EditOptions, View, ViewError};
+    use crate::history::{EntryKind, Origin};
+    use crate::id::{ActorId, DocumentId};
+    use crate::limits::Limits;
+    use crate::log::MemoryStorage;
+    use crate::log::record::Admission;
+
+    /// Keystrokes of one author in a document of its own, as a peer's session gives them out.
+    fn keystrokes(database: &Database, count: usize) -> (DocumentId, Vec<IncomingRow>) {
+        let (handle, commit) = database.collection("notes").unwrap().create(json!({ "text": "" })).unwrap();
+        commit.wait().unwrap();
+        let mut view = handle.with_view(|view| Ok(View::load(&view.save()?)?)).unwrap();
+        let actor = ActorId::random();
+        let mut edit = |at: usize| -> Change {
+            let options = EditOptions { actor: actor.clone(), time: 0, message: None };
+            let edited = view.edit(options, |edit| -> Result<(), ViewError> { edit.splice("text", at, 0, "x") });
+            edited.unwrap().1.unwrap()
+        };
+        let origin =
+            Origin { node: NodeId([9; 32]), principal: String::new(), admission: Admission::Full, rules_version: 0 };
+        let row = |change| IncomingRow {
+            document: handle.id(),
+            body: sync::IncomingBody::Change(Box::new(change)),
+            origin: origin.clone(),
+        };
+        (handle.id(), (0..count).map(|at| row(edit(at))).collect())
+    }
+
+    #[test]
+    fn a_client_that_sends_much_delays_another_by_one_of_its_turns() {
+        let limits = Limits { work_at_once: 1, group_records_max: 16, ..Limits::default() };
+        let database = Database::on(MemoryStorage::new()).node(NodeId([1; 32])).limits(limits).open().unwrap();
+        let ((greedy, much), (other, little)) = (keystrokes(&database, 320), keystrokes(&database, 1));
+        let before = database.reader().tail().lsn;
+        let from = |number: u8| Source { node: NodeId([number; 32]), is_trusted: false, clash: Clash::KeepFirst };
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let (first, second) =
+                tokio::join!(database.offer(from(2), much, None), database.offer(from(3), little, None));
+            assert!(first.unwrap().missing.is_empty() && second.unwrap().missing.is_empty());
+        });
+        let entries = database.reader().read_log(before, usize::MAX, usize::MAX).unwrap();
+        let documents: Vec<DocumentId> = entries
+            .into_iter()
+            .filter_map(|entry| match entry.kind {
+                EntryKind::Change { document, .. } => Some(document),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(documents.iter().filter(|id| **id == greedy).count(), 320);
+        let place = documents.iter().position(|id| *id == other).unwrap();
+        assert!(place <= 2 * 16, "after {place} changes of the other's, two turns at most");
     }
 }
 
 #[cfg(test)]
-mod tests {
+mod chunks {
     use automerge::transaction::Transactable;
     use automerge::{AutoCommit, ROOT};
 
@@ -153,6 +228,7 @@ mod tests {
     use crate::document::Change;
     use crate::history::Origin;
     use crate::id::DocumentId;
+    use crate::limits::Limits;
     use crate::log::MemoryStorage;
     use crate::log::record::Admission;
     use crate::sync::IncomingBody as Body;

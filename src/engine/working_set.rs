@@ -139,6 +139,11 @@ impl WorkingSet {
         (warm.len(), warm.values().map(|cell| cell.bytes.load(Ordering::Relaxed)).sum())
     }
 
+    /// Whether the document is materialised now.
+    pub(crate) fn is_warm(&self, id: DocumentId) -> bool {
+        lock(&self.warm).contains_key(&id)
+    }
+
     /// How many of the documents that are materialised now lack changes.
     pub(crate) fn degraded(&self) -> usize {
         lock(&self.warm).values().filter(|cell| cell.degraded.load(Ordering::Relaxed)).count()

@@ -19,7 +19,6 @@ use crate::log::record::Record;
 
 impl Database {
     /// Everything that happens to documents here, from the beginning of the log unless it is told otherwise.
-    #[must_use]
     pub fn changes(&self) -> Changes {
         Changes { database: self.clone(), filter: Filter::Everything, since: Since::Beginning, coalesced: false }
     }
@@ -27,7 +26,6 @@ impl Database {
 
 impl Collection {
     /// Everything that happens to documents of this collection; see [`Database::changes`].
-    #[must_use]
     pub fn changes(&self) -> Changes {
         self.database().changes().filter(Filter::Collection(self.name().clone()))
     }
@@ -35,7 +33,6 @@ impl Collection {
 
 impl DocHandle {
     /// Everything that happens to this document; see [`Database::changes`].
-    #[must_use]
     pub fn changes(&self) -> Changes {
         self.database().changes().document(self.id())
     }
@@ -263,7 +260,6 @@ impl ChangeFeed {
     }
 
     /// The feed as a stream.
-    #[must_use]
     pub fn into_stream(self) -> ItemStream {
         ItemStream::new(self)
     }

@@ -78,9 +78,11 @@ impl From<Error> for Problem {
             Error::NotFound(_) | Error::OtherCollection { .. } => StatusCode::NOT_FOUND,
             Error::Deleted(_) => StatusCode::GONE,
             Error::Changed { .. } => StatusCode::PRECONDITION_FAILED,
-            Error::Patch(PatchError::Malformed(_) | PatchError::NotObject) => StatusCode::BAD_REQUEST,
-            Error::Patch(PatchError::TooMany(_)) => StatusCode::PAYLOAD_TOO_LARGE,
-            Error::Patch(_) => StatusCode::CONFLICT,
+            Error::Patch(error) => match **error {
+                PatchError::Malformed(_) | PatchError::NotObject => StatusCode::BAD_REQUEST,
+                PatchError::TooMany(_) => StatusCode::PAYLOAD_TOO_LARGE,
+                _ => StatusCode::CONFLICT,
+            },
             Error::View(ViewError::UnknownHead(_)) => StatusCode::NOT_FOUND,
             Error::View(ViewError::Broken | ViewError::Panicked(_) | ViewError::Unloadable(_)) => {
                 StatusCode::INTERNAL_SERVER_ERROR
