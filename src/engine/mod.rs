@@ -32,7 +32,6 @@ mod turns;
 mod working_set;
 
 pub use admission::Examined;
-#[cfg(feature = "web")]
 pub(crate) use clock::now_ms;
 pub use collection::Collection;
 pub use commit::{Commit, Committed};

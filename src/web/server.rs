@@ -175,7 +175,10 @@ fn routes(app: App) -> Router {
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .fallback(|| async {
-            (StatusCode::NOT_FOUND, "Nothing is here. The WebSocket is at /sync, the API at /v1, a demonstration at /demo.\n")
+            (
+                StatusCode::NOT_FOUND,
+                "Nothing is here. The WebSocket is at /sync, the API at /v1, a demonstration at /demo.\n",
+            )
         })
         .with_state(app)
 }
