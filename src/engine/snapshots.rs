@@ -34,6 +34,8 @@ const GROWING: Duration = Duration::from_secs(4);
 /// How long it must do for somebody who waits for one: else those who come one after the other, while it grows, would
 /// have it saved without an end.
 const AWAITED: Duration = Duration::from_secs(1);
+/// How often it is tried for them: a document that changes while it is saved is not.
+const ATTEMPTS: usize = 3;
 
 enum Request {
     Save(DocumentId),
@@ -160,8 +162,19 @@ struct Saver {
     reader: Reader,
     working_set: Arc<WorkingSet>,
     queue: Queue,
-    /// Documents that grew: how many changes they had when they were last looked at, and when they were saved.
-    grown: HashMap<DocumentId, (u64, Instant)>,
+    /// Documents that grew.
+    grown: HashMap<DocumentId, Grown>,
+}
+
+/// A document that grew.
+#[derive(Clone, Copy)]
+struct Grown {
+    /// How many changes it had when it was last looked at.
+    changes: u64,
+    /// When it was to be saved.
+    tried: Instant,
+    /// Whether it was; not when it moved on meanwhile.
+    is_saved: bool,
 }
 
 impl Saver {
@@ -184,28 +197,36 @@ impl Saver {
     }
 
     fn serve(&mut self, id: DocumentId, is_due: bool, shared: &Shared) {
-        let saved_for = self.grown.get(&id).map_or(Duration::MAX, |(_, saved)| saved.elapsed());
+        let before = self.grown.get(&id).copied();
         // One that grows by a quarter again and again in no time is saved now and then only.
-        let is_due = is_due && saved_for >= GROWING;
-        let is_awaited = !is_due && saved_for >= AWAITED && self.is_far_behind(id);
+        let is_due = is_due && before.is_none_or(|before| before.tried.elapsed() >= GROWING);
+        let is_saved_now = before.is_some_and(|before| before.is_saved && before.tried.elapsed() < AWAITED);
+        let is_awaited = !is_due && !is_saved_now && self.is_far_behind(id);
         if !is_due && !is_awaited {
             return;
         }
-        self.keep(id);
-        if is_awaited {
+        let mut is_saved = self.keep(id);
+        // It may have moved on meanwhile, and somebody may be waiting for it.
+        for _ in 1..ATTEMPTS {
+            if is_saved || !is_awaited || shared.is_stopped() {
+                break;
+            }
+            is_saved = self.keep(id);
+        }
+        if is_awaited && is_saved {
             shared.awaited.fetch_add(1, Ordering::Relaxed);
         }
         if self.grown.len() < queues::SNAPSHOTS {
-            self.grown.insert(id, (0, Instant::now()));
+            self.grown.insert(id, Grown { changes: 0, tried: Instant::now(), is_saved });
         }
     }
 
     /// Saves once more what grew and does not grow any more.
     fn look_for_rest(&mut self, shared: &Shared) {
         let reader = &self.reader;
-        let rested = self.grown.extract_if(|id, (changes, _)| {
+        let rested = self.grown.extract_if(|id, grown| {
             let row = reader.row(*id).ok().flatten();
-            row.is_none_or(|row| std::mem::replace(changes, row.change_count) == row.change_count)
+            row.is_none_or(|row| std::mem::replace(&mut grown.changes, row.change_count) == row.change_count)
         });
         for (id, _) in rested.collect::<Vec<_>>() {
             if shared.is_stopped() {
@@ -221,16 +242,19 @@ impl Saver {
         self.reader.row(id).is_ok_and(|row| row.is_some_and(|row| is_saved_far_behind(&row)))
     }
 
-    fn keep(&self, id: DocumentId) {
+    /// Saves a document; `false` when that was not possible.
+    fn keep(&self, id: DocumentId) -> bool {
         match save(&self.reader, &self.working_set, id) {
-            Ok(Some(input)) => {
-                if let Ok(answer) = block_on(self.queue.send_when_free(input)) {
-                    // Kept or not: the next change will tell.
-                    let _ = block_on(answer);
-                }
+            Ok(Some(input)) => match block_on(self.queue.send_when_free(input)) {
+                // Kept or not: the next change will tell.
+                Ok(answer) => block_on(answer).is_ok(),
+                Err(_) => false,
+            },
+            Ok(None) => false,
+            Err(error) => {
+                tracing::warn!(document = %id, %error, "no snapshot was made");
+                false
             }
-            Ok(None) => {}
-            Err(error) => tracing::warn!(document = %id, %error, "no snapshot was made"),
         }
     }
 }
@@ -325,7 +349,7 @@ mod tests {
         // Again in no time: not now, and not at the first look, since it may be growing.
         grow(&handle, 1500);
         // However long that took.
-        saver.grown.insert(handle.id(), (0, Instant::now()));
+        saver.grown.insert(handle.id(), Grown { changes: 0, tried: Instant::now(), is_saved: true });
         saver.serve(handle.id(), true, &shared);
         saver.look_for_rest(&shared);
         assert_eq!(saved(&handle, &database), 1501);
@@ -343,7 +367,7 @@ mod tests {
         assert!(saver.grown.is_empty());
         // What is not far behind is let rest.
         grow(&handle, 100);
-        saver.grown.insert(handle.id(), (3102, Instant::now()));
+        saver.grown.insert(handle.id(), Grown { changes: 3102, tried: Instant::now(), is_saved: true });
         saver.look_for_rest(&shared);
         assert_eq!(saved(&handle, &database), 3002);
     }

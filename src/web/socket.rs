@@ -45,7 +45,7 @@ const OUTPUTS_PER_TURN: usize = 32;
 /// How long a client is listened to after its socket was closed.
 const CLOSING_TIME: Duration = Duration::from_secs(1);
 /// How long a client that has nothing of a long document waits for its snapshot; then it is sent changes.
-const SAVING_TIME: Duration = Duration::from_secs(10);
+const SAVING_TIME: Duration = Duration::from_secs(30);
 /// Bytes that are read, or written, at a time. Allocated for each socket, so a small number.
 const BUFFER_BYTES: usize = 2 << 10;
 /// The most of a message that is in a socket's buffer at a time.
