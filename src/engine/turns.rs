@@ -191,8 +191,7 @@ mod tests {
             for task in tasks {
                 task.await.unwrap();
             }
-            let order = order.lock().unwrap().clone();
-            order
+            std::mem::take(&mut *order.lock().unwrap())
         })
     }
 
