@@ -50,6 +50,14 @@ fn main() {
         bytes / 1_000_000,
         records as f64 / time
     );
+    let began = Instant::now();
+    let mut feed = database.changes().open().unwrap();
+    let mut events = 0;
+    while let Some(item) = feed.next_now().unwrap() {
+        events += usize::from(matches!(item, tidelog::feed::Item::Event(_)));
+    }
+    let time = began.elapsed().as_secs_f64();
+    println!("feed from the beginning: {events} events in {time:.2} s, {:.0} events/s", events as f64 / time);
     let tail = database.reader().tail().lsn;
     drop(database);
 

@@ -6,6 +6,7 @@ mod codec;
 mod convergence;
 mod disk_full;
 mod equivocation;
+mod feed;
 mod gate;
 mod json;
 mod live;

@@ -403,6 +403,8 @@ impl World {
                     socket.down.push_back(bytes);
                 }
                 RepoOutput::Admit { ticket, rows } => socket.writer.push_back((ticket, rows)),
+                // This database saves by itself; nobody waits for it here.
+                RepoOutput::Save(document) => socket.session.handle_saved(document),
                 RepoOutput::Event(event) => {
                     for (other, notice) in self.hub.handle(id, event) {
                         if let Some(socket) = self.sockets.get_mut(&other) {
@@ -477,6 +479,7 @@ fn admit(database: &Database, rows: Vec<IncomingRow>) -> Admitted {
 fn tight() -> Limits {
     let mut limits = Limits::DEFAULT;
     limits.batch_bytes = 700;
+    limits.repo_batch_bytes = 700;
     limits
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// The rooms from the ground up, each with what it may import from the crate beside itself. `error` stands beside
 /// `engine`: it gathers the errors of the rooms below, and what is above may use it.
-const ROOMS: [(&str, &[&str]); 12] = [
+const ROOMS: [(&str, &[&str]); 13] = [
     ("mutant", &[]),
     ("id", &["mutant"]),
     ("limits", &[]),
@@ -17,13 +17,14 @@ const ROOMS: [(&str, &[&str]); 12] = [
     ("sync", &["id", "limits", "document", "log", "history"]),
     ("error", &["id", "limits", "document", "log", "history", "sync"]),
     ("engine", &["mutant", "id", "limits", "document", "log", "history", "sync", "error"]),
+    ("feed", &["id", "limits", "document", "log", "history", "sync", "error", "engine"]),
     ("net", &["id", "limits", "document", "log", "history", "sync", "error", "engine"]),
-    ("web", &["id", "limits", "document", "log", "history", "sync", "error", "engine"]),
-    ("node", &["id", "limits", "document", "log", "history", "sync", "error", "engine", "net", "web"]),
+    ("web", &["id", "limits", "document", "log", "history", "sync", "error", "engine", "feed"]),
+    ("node", &["id", "limits", "document", "log", "history", "sync", "error", "engine", "feed", "net", "web"]),
 ];
 
 /// Foreign crates that are confined, and the files or folders where they may be named.
-const FOREIGN: [(&str, &[&str]); 19] = [
+const FOREIGN: [(&str, &[&str]); 21] = [
     ("automerge", &["src/document/", "src/sync/", "src/lib.rs"]),
     ("fjall", &["src/log/fjall.rs", "src/log/mod.rs"]),
     ("rustix", &["src/log/"]),
@@ -31,16 +32,18 @@ const FOREIGN: [(&str, &[&str]); 19] = [
     ("quinn", &["src/net/"]),
     ("rustls", &["src/net/"]),
     ("backon", &["src/net/"]),
+    ("futures_core", &["src/feed/"]),
     ("axum", &["src/web/"]),
     ("hyper", &["src/web/"]),
     ("hyper_util", &["src/web/"]),
     ("tokio_tungstenite", &["src/web/"]),
     ("clap", &["src/bin/"]),
     ("indicatif", &["src/bin/"]),
+    ("mimalloc", &["src/bin/"]),
     ("comfy_table", &["src/bin/"]),
     ("tracing_subscriber", &["src/bin/"]),
     ("flate2", &["src/document/gate/inflate.rs", "src/node/trace/"]),
-    ("tokio", &["src/engine/", "src/net/", "src/web/", "src/node/", "src/bin/"]),
+    ("tokio", &["src/engine/", "src/feed/", "src/net/", "src/web/", "src/node/", "src/bin/"]),
     ("minicbor", &["src/sync/repo/cbor.rs", "src/sync/repo/wire.rs"]),
     ("wincode", &[]),
 ];

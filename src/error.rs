@@ -3,7 +3,7 @@
 //! Each error has a fixed code (`E01xx` directory and configuration, `E03xx` protocol, `E04xx` storage, `E05xx`
 //! replication, `E06xx` documents, `E07xx` limits) and, where there is something to do, a remedy.
 
-use crate::document::{ChangeError, ViewError};
+use crate::document::{ChangeError, PatchError, ViewError};
 use crate::history::HistoryError;
 use crate::id::{ChangeHash, CollectionName, DocumentId, IdError};
 use crate::log::{LogError, StorageError};
@@ -74,6 +74,18 @@ pub enum Error {
         /// What automerge says.
         why: String,
     },
+    /// A patch cannot be made. Nothing of it was.
+    #[error(transparent)]
+    Patch(#[from] PatchError),
+    /// The document is not as the caller last saw it. Nothing was edited.
+    #[error("the document has changed: its heads are {found}")]
+    Changed {
+        /// Its heads now, joined by dots.
+        found: String,
+    },
+    /// A consumer of a feed is not where it was left: another one runs under its name.
+    #[error("consumer {0:?} was moved by another that runs under its name; nothing was written")]
+    ConsumerMoved(String),
     /// The application's own error, out of the closure it gave.
     #[error("{0}")]
     Application(String),
@@ -113,6 +125,9 @@ impl Error {
             Self::Refused { .. } => "E0608",
             Self::Application(_) => "E0609",
             Self::Unappliable { .. } => "E0616",
+            Self::ConsumerMoved(_) => "E0620",
+            Self::Patch(_) => "E0621",
+            Self::Changed { .. } => "E0622",
         }
     }
 
@@ -148,6 +163,8 @@ impl Error {
             Self::StorageFull => "free some space; writing goes on by itself",
             Self::Busy => "wait for earlier commits, then try again",
             Self::Deleted(_) => "`tidelog restore <id>` makes it visible again",
+            Self::Changed { .. } => "read it again, and make the edit on what is there",
+            Self::ConsumerMoved(_) => "stop one of the two, or give it a name of its own",
             Self::NotFound(_) => "`tidelog ls` lists what is here",
             _ => return None,
         })

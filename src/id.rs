@@ -200,8 +200,18 @@ pub struct CollectionKey(pub [u8; 8]);
 pub struct NodeId(pub [u8; 32]);
 
 /// RFC 4648 base32 in lower case and without padding.
-fn base32() -> data_encoding::Encoding {
-    data_encoding::BASE32_NOPAD_NOCASE
+pub(crate) fn encode_base32(bytes: &[u8]) -> String {
+    data_encoding::BASE32_NOPAD_NOCASE.encode(bytes).to_ascii_lowercase()
+}
+
+/// Reads what [`encode_base32`] wrote, in either case; `None` for anything else.
+pub(crate) fn decode_base32(text: &str) -> Option<Vec<u8>> {
+    data_encoding::BASE32_NOPAD_NOCASE.decode(text.as_bytes()).ok()
+}
+
+/// Hexadecimal digits, in lower case.
+pub(crate) fn encode_hex(bytes: &[u8]) -> String {
+    data_encoding::HEXLOWER.encode(bytes)
 }
 
 impl NodeId {
@@ -216,7 +226,7 @@ impl NodeId {
 
 impl fmt::Display for NodeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&base32().encode(&self.0).to_ascii_lowercase())
+        f.write_str(&encode_base32(&self.0))
     }
 }
 
@@ -234,7 +244,7 @@ impl FromStr for NodeId {
         if text.len() != 52 {
             return Err(refused());
         }
-        let bytes = base32().decode(text.as_bytes()).map_err(|_| refused())?;
+        let bytes = decode_base32(text).ok_or_else(refused)?;
         bytes.try_into().map(Self).map_err(|_| refused())
     }
 }

@@ -27,6 +27,7 @@
 //! | [`history`] | what the log holds of each document |
 //! | [`sync`] | conversations with one peer, without IO |
 //! | [`engine`] | the one place that orders writes: [`Database`], [`Collection`], [`DocHandle`] |
+//! | [`feed`] | the log told to those who follow what happens to documents |
 //! | `net` | keys, tickets, links over QUIC (feature `quic`) |
 //! | `web` | the HTTP port, for clients of automerge-repo (feature `web`) |
 //! | `node` | a serving node and its commands (feature `node`) |
@@ -37,6 +38,7 @@ mod mutant;
 pub mod document;
 pub mod engine;
 pub mod error;
+pub mod feed;
 pub mod history;
 pub mod id;
 pub mod limits;

@@ -105,6 +105,9 @@ pub struct Limits {
     pub repo_text_bytes: usize,
     /// Items in one list or map of such a message; as above.
     pub repo_list_items: usize,
+    /// Bytes of changes that one message to an automerge-repo client aims for, beside a snapshot. More follow in the next
+    /// ones; but applications take the first for the whole document, so it is larger than for nodes.
+    pub repo_batch_bytes: usize,
     /// Documents that one automerge-repo client may speak of on one socket. One more closes it.
     pub repo_documents: usize,
     /// Bytes of heads and filters kept of one automerge-repo client, over all its documents. More closes its socket.
@@ -175,6 +178,7 @@ impl Limits {
         repo_depth: 64,
         repo_text_bytes: 4 * KIB,
         repo_list_items: 4096,
+        repo_batch_bytes: 4 * MIB,
         repo_documents: 1 << 16,
         repo_kept_bytes: 64 * MIB,
         repo_subscriptions: 1024,
@@ -215,6 +219,57 @@ pub(crate) mod queues {
     pub(crate) const ADMIN_LINES: usize = 64;
     /// Commands that run on the admin socket at a time. More wait to be accepted.
     pub(crate) const ADMIN_CONNECTIONS: usize = 32;
+}
+
+/// Bounds of the HTTP API.
+#[cfg(feature = "web")]
+pub(crate) mod api {
+    /// The body of one request. A longer one is refused.
+    pub(crate) const BODY_BYTES_MAX: usize = 16 << 20;
+    /// Requests whose bodies are read, or done, at a time. More wait.
+    pub(crate) const BODIES: usize = 16;
+    /// How long such a request may take, in seconds.
+    pub(crate) const BODY_SECONDS: u64 = 30;
+    /// Requests that read or write documents at a time. More wait.
+    pub(crate) const WORKERS: usize = 4;
+    /// Documents, or events, in one answer, unless the request says otherwise.
+    pub(crate) const PAGE: usize = 100;
+    /// As many as it may ask for.
+    pub(crate) const PAGE_MAX: usize = 10_000;
+    /// How long a long poll waits, in seconds, unless the request says otherwise.
+    pub(crate) const POLL_SECONDS: u64 = 25;
+    /// As long as it may ask for.
+    pub(crate) const POLL_SECONDS_MAX: u64 = 300;
+    /// After so many seconds without anything to say, a stream says that it is still there.
+    pub(crate) const SILENCE_SECONDS: u64 = 15;
+    /// Bytes of lines that a stream sends at once.
+    pub(crate) const STREAM_BYTES: usize = 64 << 10;
+}
+
+/// Bounds of one change feed.
+pub(crate) mod feeds {
+    /// Records read from the log at a time; they are told before more are read.
+    pub(crate) const RECORDS_PER_READ: usize = 512;
+    /// Bytes of them.
+    pub(crate) const BYTES_PER_READ: usize = 256 << 10;
+    /// Records without anything to tell after which a feed says how far it is.
+    pub(crate) const RECORDS_PER_PROGRESS: u64 = 1 << 16;
+    /// Documents of which a feed remembers where they stand. Beyond it all are forgotten, and looked up again.
+    pub(crate) const DOCUMENTS_REMEMBERED: usize = 1 << 14;
+    /// Heads of one document that are remembered; as above.
+    pub(crate) const HEADS_REMEMBERED: usize = 64;
+    /// Events that a consumer takes in before it writes what it made of them.
+    pub(crate) const EVENTS_PER_COMMIT: usize = 512;
+    /// Bytes of rows after which it writes them at the next event.
+    pub(crate) const BYTES_PER_COMMIT: usize = 1 << 20;
+    /// One row of a consumer, without its key. A longer one is refused.
+    pub(crate) const ROW_BYTES_MAX: usize = 1 << 20;
+    /// The key of such a row; as above.
+    pub(crate) const KEY_BYTES_MAX: usize = 1 << 10;
+    /// Rows that are removed at a time when a consumer begins anew.
+    pub(crate) const ROWS_PER_CLEARING: usize = 1024;
+    /// Documents that are told as they stand at a time, over all collections.
+    pub(crate) const STANDINGS_PER_READ: usize = 4096;
 }
 
 /// Bounds on the search for changes that automerge cannot apply, of a document that could not be made with them.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tidelog::node::trace::{Trace, traces_folder};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_tidelog");
 const CHROMIUM: &str = "/usr/bin/chromium";
@@ -276,8 +277,8 @@ fn of_two_clients_with_one_name_the_newer_has_it() {
 
 #[test]
 fn a_client_hears_what_another_client_s_store_has() {
-    // The second generation does not understand the first's words for heads, nor the first its.
-    scenario("gossip", &["2,2", "1,2"]);
+    // A reader of the first generation hears the right heads, but in the words of the second.
+    scenario("gossip", &PAIRS);
 }
 
 #[test]
@@ -288,6 +289,30 @@ fn a_path_of_one_collection_serves_no_other() {
 #[test]
 fn the_command_line_and_clients_edit_one_document() {
     scenario("command", &["2,2", "1,2"]);
+}
+
+#[test]
+fn a_folder_that_a_stock_store_wrote_is_taken_over() {
+    scenario("takeover", &["2,2", "1,2", "2,1"]);
+}
+
+#[test]
+fn a_client_pulls_a_long_history_from_nothing() {
+    if !node_is_there() {
+        return;
+    }
+    let Some(folder) = traces_folder().expect("the traces' folder") else {
+        println!("skipped: traces absent");
+        return;
+    };
+    let path = folder.join("sequential/rustcode.json.gz");
+    let mut server = Server::start();
+    let report: Value =
+        serde_json::from_str(&server.run(&["import", "trace", path.to_str().unwrap(), "--json"])).unwrap();
+    let length = Trace::read(&path).unwrap().end_content.chars().count().to_string();
+    for pair in ["2,2", "1,2"] {
+        play_scenario(&mut server, "history", pair, &[report["id"].as_str().unwrap(), &length]);
+    }
 }
 
 #[test]

@@ -11,13 +11,14 @@ const here = fileURLToPath(new URL(".", import.meta.url))
 /** Another folder may be named, to compare with what is there. */
 const out = process.argv[2] ?? `${here}dist`
 
-const { outputFiles } = await build({
+const { outputFiles, metafile } = await build({
   absWorkingDir: here,
   entryPoints: ["main.js", "main.css"],
   outdir: "dist",
   bundle: true,
   minify: true,
   write: false,
+  metafile: true,
   format: "esm",
   target: "es2022",
   legalComments: "none",
@@ -31,6 +32,7 @@ const files = [
   ["icon.svg", readFileSync(`${here}icon.svg`)],
   ...outputFiles.map(({ path, contents }) => [path.slice(path.lastIndexOf("/") + 1), contents]),
   ["automerge.wasm", readFileSync(wasm)],
+  ["licenses.txt", Buffer.from(licenses(Object.keys(metafile.inputs)))],
 ]
 
 rmSync(out, { recursive: true, force: true })
@@ -39,3 +41,20 @@ for (const [name, contents] of files) {
   writeFileSync(`${out}/${name}.gz`, gzipSync(contents, { level: 9, mem: 12, mtime: "1980-01-01T00:00:00Z" }))
 }
 console.log(readdirSync(out).join(" "))
+
+/** The licences of the packages that files of the bundle are from, as their authors wrote them. */
+function licenses(inputs) {
+  const folders = inputs.map(path => path.match(/^(.*node_modules\/(?:@[^/]+\/)?[^/]+)\//)?.[1])
+  const texts = [...new Set(folders.filter(Boolean))].sort().map(folder => {
+    const { name, version, license, author } = JSON.parse(readFileSync(`${here}${folder}/package.json`))
+    const file = readdirSync(`${here}${folder}`).sort().find(file => /^licen[cs]e/i.test(file))
+    // One that has no such file says in a line which licence it is under, and who wrote it.
+    const text = file
+      ? readFileSync(`${here}${folder}/${file}`, "utf8").trim()
+      : `Licence: ${license}\nAuthor: ${author?.name ?? author ?? "the contributors to " + name}`
+    return `${name} ${version}\n\n${text}\n`
+  })
+  if (texts.length === 0) throw new Error("no package of the bundle was found")
+  const head = "The page at /demo is built from these packages; automerge.wasm is part of @automerge/automerge.\n"
+  return [head, ...texts].join(`\n${"-".repeat(80)}\n\n`)
+}

@@ -218,8 +218,8 @@ async function start() {
 async function open(pane, url) {
   const handle = await pane.repo.find(url, { allowableStates: ["ready", "unavailable"] })
   pane.open(handle)
-  // One that appears later is shown then.
-  if (!handle.isReady()) handle.once("heads-changed", () => pane.show([]))
+  // One that appears later has its changes just before it is called ready, and is shown then.
+  if (!handle.isReady()) handle.once("heads-changed", () => handle.whenReady().then(() => pane.show([])))
 }
 
 function share() {

@@ -5,6 +5,11 @@
 
 mod cli;
 
+/// It gives back to the system what is freed, whichever thread had it: the changes of a long document pass through
+/// several.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> std::process::ExitCode {
     cli::run()
 }

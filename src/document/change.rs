@@ -26,12 +26,13 @@ pub enum ChangeError {
 
 /// One verified change: a hash-linked group of operations by one actor.
 ///
-/// Invariant: `bytes` is exactly one change chunk (plain or deflated), and `hash` is the SHA-256 automerge computed
+/// Invariant: [`Self::bytes`] is exactly one change chunk (plain or deflated), and `hash` is the SHA-256 automerge computed
 /// from it, never one that somebody told us.
 #[derive(Debug, Clone)]
 pub struct Change {
     inner: automerge::Change,
-    bytes: Vec<u8>,
+    /// The chunk where it is deflated; empty where it is the plain one, which `inner` has.
+    deflated: Vec<u8>,
     hash: ChangeHash,
     actor: ActorId,
     deps: Vec<ChangeHash>,
@@ -85,7 +86,8 @@ impl Change {
         let actor = ActorId::new(raw).ok_or(ChangeError::Actor(raw.len()))?;
         let deps = inner.deps().iter().map(|hash| ChangeHash(hash.0)).collect();
         let hash = ChangeHash(inner.hash().0);
-        Ok(Self { inner, bytes, hash, actor, deps, claims })
+        let deflated = if bytes == inner.raw_bytes() { Vec::new() } else { bytes };
+        Ok(Self { inner, deflated, hash, actor, deps, claims })
     }
 
     /// How many of its deletions only a document with as many operations can vouch for; 0 but for a change that
@@ -165,7 +167,7 @@ impl Change {
     /// The chunk, as it is logged and sent.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        &self.bytes
+        if self.deflated.is_empty() { self.inner.raw_bytes() } else { &self.deflated }
     }
 
     /// Automerge's form of it.

@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::json::{self, Node};
 use super::reading::{find, json_at, prop_of};
 use super::{Path, ViewError};
+use crate::id::{ChangeHash, Heads};
 
 /// An edit under way. Everything done through it becomes one change.
 ///
@@ -33,6 +34,12 @@ impl<'a> Edit<'a> {
     /// Automerge's transaction, for what is not offered here.
     pub fn tx(&mut self) -> &mut Transaction<'a> {
         &mut self.tx
+    }
+
+    /// The heads of what this edit is made on top of.
+    #[must_use]
+    pub fn base(&self) -> Heads {
+        Heads::new(self.tx.base_heads().iter().map(|hash| ChangeHash(hash.0)).collect())
     }
 
     /// The value at `path` as JSON, this edit's own work included; `None` when there is nothing.

@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::gate::{self, GateError, Input, Kind, next_chunk};
-use super::{Change, ChangeError};
+use super::{Change, ChangeError, View};
 use crate::limits::Limits;
 
 /// Takes a document chunk apart, each change after those it depends on.
@@ -17,9 +17,23 @@ use crate::limits::Limits;
 /// # Cost
 /// 0.5 s and 50 MB for a paper of 260,000 keystrokes: call it where blocking is allowed.
 pub fn split(chunk: &[u8], limits: &Limits) -> Result<Vec<Change>, ChangeError> {
+    split_and_keep(chunk, limits).map(|(changes, _)| changes)
+}
+
+/// [`split`], and the document that was built for it. It holds those changes and nothing else, and can give each of them
+/// back, since they were taken from it.
+///
+/// # Errors
+/// As [`split`].
+///
+/// # Cost
+/// As [`split`]; the document is kept.
+pub fn split_and_keep(chunk: &[u8], limits: &Limits) -> Result<(Vec<Change>, View), ChangeError> {
     let document = gate::open_document(chunk, limits)?;
     let take_apart = AssertUnwindSafe(|| document.get_changes(&[]).into_iter().map(Change::from_automerge).collect());
-    catch_unwind(take_apart).unwrap_or_else(|panic| Err(GateError::Panicked(gate::message_of(&*panic)).into()))
+    let changes: Result<Vec<Change>, ChangeError> =
+        catch_unwind(take_apart).unwrap_or_else(|panic| Err(GateError::Panicked(gate::message_of(&*panic)).into()));
+    Ok((changes?, View::from_automerge(document)))
 }
 
 /// What was found in chunks that stand one behind the other.

@@ -122,6 +122,17 @@ impl Trials {
     }
 }
 
+/// What is tried without another thread: so many rows, bytes and operations, on trial views of so many bytes. That takes
+/// some hundreds of microseconds, and at worst, where a change cannot be made as a local edit, a few milliseconds.
+#[cfg(any(feature = "quic", feature = "web"))]
+const QUICK_ROWS: usize = 16;
+#[cfg(any(feature = "quic", feature = "web"))]
+const QUICK_BYTES: usize = 16 << 10;
+#[cfg(any(feature = "quic", feature = "web"))]
+const QUICK_OPS: u64 = 256;
+#[cfg(any(feature = "quic", feature = "web"))]
+const QUICK_VIEW_BYTES: usize = 4 << 20;
+
 const QUARANTINE_PREFIX: &[u8] = b"q";
 
 /// What trying some changes of one document came to.
@@ -237,28 +248,68 @@ impl Database {
         Ok(cost_of_trial(changes, operations, to_materialize))
     }
 
-    /// Tries the changes of a whole document in one go, so that [`Database::examine`] then finds them tried: 260,000 at
+    /// Tries the changes of a document chunk in one go, so that [`Database::examine`] then finds them tried: 260,000 at
     /// once cost a tenth of what they cost in groups of 1,024. When one of them does not apply, nothing is gained.
+    ///
+    /// `built` is the document that they were taken from. Of a document that has no change here yet it becomes the trial
+    /// view: to make it again would prove nothing more.
     ///
     /// # Errors
     /// As [`Database::examine`].
     #[cfg(any(feature = "quic", feature = "web"))]
-    pub(super) fn try_ahead(&self, document: DocumentId, changes: Vec<Change>) -> Result<(), Error> {
+    pub(super) fn try_ahead(&self, rows: &[Incoming], built: View) -> Result<(), Error> {
         let trials = self.trials();
-        if changes.iter().any(|change| trials.quarantined(change.hash())) {
+        let Some(document) = rows.first().map(|row| row.document) else { return Ok(()) };
+        let changes = || {
+            rows.iter().filter_map(|row| match &row.body {
+                IncomingBody::Change(change) => Some(&**change),
+                IncomingBody::Lifecycle(_) => None,
+            })
+        };
+        if changes().any(|change| trials.quarantined(change.hash())) {
             return Ok(());
         }
-        if let Some(row) = self.reader().row(document)? {
+        let row = self.reader().row(document)?;
+        if let Some(row) = &row {
             trials.views.note_changes(&[(document, Lsn(row.last_lsn))]);
         }
         let cell = trials.views.cell(document);
         let tell = |void| self.tell_void(void);
         trials.views.with_view(&cell, self.reader(), &tell, |view, readable| {
+            // What was withdrawn or is hidden is neither here nor in the view.
+            if view.change_count() == 0 && row.is_none_or(|row| row.change_count == 0 && row.generation == 0) {
+                *view = built;
+                return Ok(());
+            }
+            drop(built);
+            let changes = changes().cloned().collect();
             let (_, fresh) = sort_out(self.reader(), document, view, readable, changes)?;
             // Which of them does not apply shows when they are tried in groups.
             let _ = view.apply_proven(&fresh, true);
             Ok(())
         })
+    }
+
+    /// Whether trying `rows` takes no longer than giving them to another thread: a few short changes, on small documents
+    /// that were tried before or are new.
+    #[cfg(any(feature = "quic", feature = "web"))]
+    pub(super) fn is_quick_to_examine(&self, rows: &[Incoming]) -> bool {
+        let (mut bytes, mut ops) = (0, 0);
+        for row in rows {
+            match &row.body {
+                IncomingBody::Change(change) => {
+                    bytes += change.bytes().len();
+                    ops += change.op_count();
+                }
+                IncomingBody::Lifecycle(statement) => bytes += statement.len(),
+            }
+        }
+        let is_short = rows.len() <= QUICK_ROWS && bytes <= QUICK_BYTES && ops <= QUICK_OPS;
+        let is_at_hand = |row: &Incoming| {
+            self.trials().views.is_at_hand(row.document, QUICK_VIEW_BYTES)
+                || self.reader().row(row.document).is_ok_and(|row| row.is_none())
+        };
+        is_short && rows.iter().all(is_at_hand)
     }
 
     fn try_changes(&self, document: DocumentId, changes: Vec<Change>, created: bool) -> Result<Outcome, Error> {

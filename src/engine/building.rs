@@ -8,7 +8,7 @@ use crate::document::{Change, View, automerge_version};
 use crate::error::Error;
 use crate::history::voids::{Sifted, sift};
 use crate::history::{HistoryError, Misfit, Readable, Reader};
-use crate::id::{DocumentId, Lsn};
+use crate::id::{ChangeHash, DocumentId, Lsn};
 use crate::limits::voids::PASSES;
 use crate::log::rows::IndexRow;
 
@@ -125,18 +125,21 @@ fn load(
     Ok(View::load(&chunks)?)
 }
 
-/// The changes after a position that are shown; `None` when some before it were withdrawn, or found not to apply, since.
+/// The changes after a position that are shown, but for those that somebody `has`; `None` when some before it were withdrawn, or found not to apply, since.
 pub(crate) fn read_changes(
     reader: &Reader,
     id: DocumentId,
     after: Lsn,
     readable: &mut Readable,
+    has: &dyn Fn(ChangeHash) -> bool,
 ) -> Result<Option<Vec<Change>>, Error> {
     let mut changes = Vec::new();
     for (lsn, row) in reader.index(id, after)? {
         match row {
-            IndexRow::Change { .. } if readable.shows(lsn, &row) => {
-                changes.push(Change::parse_logged(reader.change_bytes(lsn)?)?);
+            IndexRow::Change { hash, .. } if readable.shows(lsn, &row) => {
+                if !has(ChangeHash(hash)) {
+                    changes.push(Change::parse_logged(reader.change_bytes(lsn)?)?);
+                }
             }
             IndexRow::Change { .. } | IndexRow::Lifecycle(_) => {}
             IndexRow::Withdrawn { .. } | IndexRow::Void { .. } => return Ok(None),
@@ -158,9 +161,7 @@ mod tests {
     fn void_newest(database: &Database, handle: &DocHandle, automerge: &str) -> Lsn {
         let index = database.reader().index(handle.id(), Lsn::ZERO).unwrap();
         let newest = index.into_iter().rev().find_map(|(lsn, row)| match row {
-            IndexRow::Change { hash, .. } => {
-                Some(Misfit { lsn, hash: crate::id::ChangeHash(hash), why: "é".repeat(300) })
-            }
+            IndexRow::Change { hash, .. } => Some(Misfit { lsn, hash: ChangeHash(hash), why: "é".repeat(300) }),
             _ => None,
         });
         let misfit = newest.unwrap();

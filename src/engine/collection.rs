@@ -3,10 +3,11 @@
 use serde::Serialize;
 use serde_json::Value;
 
+use super::clock::{now_ms, now_seconds};
 use super::commit::Commit;
 use super::core::{Incoming, IncomingBody};
 use super::database::Database;
-use super::handle::{DocHandle, now_ms, now_seconds};
+use super::handle::DocHandle;
 use super::working_set::WorkingSet;
 use crate::document::{Change, EditOptions, Path, View, ViewError, genesis};
 use crate::error::Error;
@@ -27,6 +28,12 @@ const PAGE: usize = 512;
 impl Collection {
     pub(super) fn new(database: Database, name: CollectionName) -> Self {
         Self { database, name }
+    }
+
+    /// The database it is in.
+    #[must_use]
+    pub fn database(&self) -> &Database {
+        &self.database
     }
 
     /// Its name.

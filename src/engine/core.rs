@@ -6,6 +6,7 @@
 //! may be given only once its group is durable.
 
 mod clash;
+mod consume;
 mod void;
 
 use std::collections::{HashMap, HashSet};
@@ -56,6 +57,8 @@ pub(crate) enum Input {
     Admit { rows: Vec<Incoming>, via: Option<NodeId>, cursor: Option<LogCursor>, clash: Clash },
     /// A cursor alone.
     StoreCursor { peer: NodeId, cursor: LogCursor },
+    /// What a consumer made of events, and how far it is now: if it still is where `expected` says.
+    Consume { key: Vec<u8>, expected: Option<Vec<u8>>, rows: WriteBatch },
     /// A row of the keyspace `held`.
     Hold { key: Vec<u8>, row: Vec<u8> },
     /// Changes that this version of automerge cannot apply.
@@ -79,6 +82,9 @@ impl Input {
                 })
                 .sum(),
             Self::StoreCursor { .. } | Self::AdoptStorageId(_) => 0,
+            Self::Consume { rows, .. } => {
+                rows.rows.iter().map(|(_, key, value)| key.len() + value.as_ref().map_or(0, Vec::len)).sum()
+            }
             Self::Hold { row, .. } => row.len(),
             Self::Void { misfits, .. } => misfits.iter().map(|misfit| misfit.why.len() + 64).sum(),
             Self::Snapshot { bytes, .. } => bytes.len(),
@@ -99,7 +105,7 @@ pub struct Admitted {
     pub refused: Vec<(DocumentId, String)>,
     /// Changes that gave way to another of the same author and number. They are not asked for again.
     pub outranked: Vec<(DocumentId, ChangeHash)>,
-    /// The cursor was stored.
+    /// The cursor was stored: a peer's, or a consumer's.
     pub cursor_stored: bool,
 }
 
@@ -151,6 +157,8 @@ struct Work {
     names: HashMap<(NameKind, Vec<u8>), NameRef>,
     /// Graphs used in this step, with what it accepted.
     graphs: HashMap<DocumentId, Arc<Mutex<ChangeGraph>>>,
+    /// Consumers that it moved.
+    consumed: HashSet<Vec<u8>>,
     /// Changes that it found to be void.
     voided: HashSet<Lsn>,
     /// What it accepted, for graphs that are read later in it.
@@ -333,6 +341,7 @@ impl Core {
                     work.step.storage_id = Some(id);
                 }
             }
+            Input::Consume { key, expected, rows } => answer.cursor_stored = self.consume(work, key, expected, rows)?,
             Input::Hold { key, row } => work.group.batch.put(Keyspace::Held, key, row),
             Input::Void { document, misfits, automerge } => self.take_void(work, document, misfits, &automerge)?,
             Input::Snapshot { document, lsn, heads, changes, bytes } => {

@@ -19,7 +19,7 @@ use crate::error::Error;
 use crate::history::{Reader, Verification, open, verify};
 use crate::id::{ActorId, CollectionName, DocumentId, LogCursor, Lsn, NodeId, StorageId, first, random_bytes};
 use crate::limits::{Limits, queues};
-use crate::log::{Durability, Log, RecoverOptions, Storage};
+use crate::log::{Durability, Log, RecoverOptions, Storage, WriteBatch};
 
 /// How a database is opened. Every setting has a default.
 pub struct DatabaseBuilder {
@@ -255,6 +255,8 @@ pub struct Status {
     pub trials_bytes: usize,
     /// Changes of untrusted peers that were refused since the database was opened, because they cannot be applied.
     pub quarantined: u64,
+    /// Snapshots made since the database was opened because a client waited for them.
+    pub awaited_snapshots: u64,
     /// Of the documents that are materialised now, those of which some changes cannot be applied and are not shown.
     pub degraded: usize,
     /// Why nothing more is written, if so.
@@ -387,6 +389,7 @@ impl Database {
             trials,
             trial_materializations: self.inner.trials.materialized(),
             trials_bytes,
+            awaited_snapshots: self.inner.snapshots.awaited(),
             degraded: self.inner.working_set.degraded(),
             quarantined: self.inner.trials.refused(),
             failure: queue.as_ref().and_then(|queue| queue.state().failure().map(str::to_owned)),
@@ -447,6 +450,23 @@ impl Database {
         self.ask(Input::StoreCursor { peer, cursor }).await.map(|_| ())
     }
 
+    /// Writes what a consumer of a feed made of it, and how far it is now, under `key` in `state`: both or neither, and
+    /// only if its row is still the one it began from. `false` when it is not.
+    ///
+    /// # Errors
+    /// As [`Self::admit`].
+    ///
+    /// # Cancel safety
+    /// As [`Self::admit`].
+    pub(crate) async fn consume(
+        &self,
+        key: Vec<u8>,
+        expected: Option<Vec<u8>>,
+        rows: WriteBatch,
+    ) -> Result<bool, Error> {
+        Ok(self.ask(Input::Consume { key, expected, rows }).await?.cursor_stored)
+    }
+
     pub(super) async fn ask(&self, input: Input) -> Result<Admitted, Error> {
         let queue = self.queue()?;
         let answer = queue.send_when_free(input).await?;
@@ -485,6 +505,15 @@ impl Database {
     /// [`Error::Closed`].
     pub fn close(&self) {
         self.inner.close();
+    }
+
+    /// Waits until a document is saved whose snapshot is far behind; at once, when it is not, or too many wait.
+    ///
+    /// # Cancel safety
+    /// Dropped, it is saved all the same.
+    #[cfg(feature = "web")]
+    pub(crate) async fn await_snapshot(&self, document: DocumentId) {
+        self.inner.snapshots.await_save(document).await;
     }
 
     pub(super) fn trials(&self) -> &Trials {
@@ -543,7 +572,7 @@ impl Database {
         Ok(Commit::waiting(answer, change))
     }
 
-    fn queue(&self) -> Result<Queue, Error> {
+    pub(super) fn queue(&self) -> Result<Queue, Error> {
         self.inner.queue.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(Error::Closed)
     }
 }

@@ -4,10 +4,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, oneshot, watch};
 
+use super::clock::now_ms;
 use super::commit::Answer;
 use super::committer::{Committed, Committer, land};
 use super::core::Input;
@@ -231,10 +232,9 @@ impl Writer {
             }
             return;
         }
-        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
         let (inputs, waiting): (Vec<_>, Vec<_>) =
             batch.into_iter().map(|job| (job.input, (job.answer, job.held))).unzip();
-        match self.committer.commit(now_ms, Instant::now(), inputs) {
+        match self.committer.commit(now_ms(), Instant::now(), inputs) {
             Ok(Committed { end, appended, mut documents, outcomes, snapshots_due }) => {
                 if appended {
                     self.tail.send_replace(end);

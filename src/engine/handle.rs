@@ -1,12 +1,12 @@
 //! One document, to read and to edit.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::building::Tell;
+use super::clock::{now_ms, now_seconds};
 use super::commit::Commit;
 use super::database::Database;
 use super::working_set::{Cell, WorkingSet};
@@ -65,6 +65,12 @@ impl DocHandle {
     #[must_use]
     pub fn id(&self) -> DocumentId {
         self.cell.id
+    }
+
+    /// The database it is in.
+    #[must_use]
+    pub fn database(&self) -> &Database {
+        &self.database
     }
 
     /// The collection it was found in.
@@ -257,18 +263,4 @@ impl DocHandle {
 fn heads_within_bound(heads: Heads) -> Heads {
     const SEEN_MAX: usize = 64;
     if heads.as_slice().len() <= SEEN_MAX { heads } else { Heads::new(heads.as_slice()[..SEEN_MAX].to_vec()) }
-}
-
-/// The wall clock in seconds since 1970.
-pub(super) fn now_seconds() -> i64 {
-    i64::try_from(now_ms() / 1000).unwrap_or(0)
-}
-
-/// The wall clock in milliseconds since 1970.
-pub(super) fn now_ms() -> u64 {
-    #[cfg(feature = "sim")]
-    if let Some(now) = crate::mutant::wall_clock() {
-        return now;
-    }
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }

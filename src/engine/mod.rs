@@ -13,6 +13,7 @@
 
 mod admission;
 mod building;
+mod clock;
 mod collection;
 mod commit;
 mod committer;
@@ -31,6 +32,8 @@ mod turns;
 mod working_set;
 
 pub use admission::Examined;
+#[cfg(feature = "web")]
+pub(crate) use clock::now_ms;
 pub use collection::Collection;
 pub use commit::{Commit, Committed};
 pub use core::{Admitted, Clash, Incoming, IncomingBody};

@@ -4,7 +4,7 @@
 use super::core::{Admitted, Clash, Incoming, IncomingBody};
 use super::database::Database;
 use super::turns::{Turn, cost_of_split};
-use crate::document::split;
+use crate::document::{View, split_and_keep};
 use crate::error::Error;
 use crate::id::{LogCursor, NodeId};
 use crate::sync::{self, IncomingRow};
@@ -46,9 +46,9 @@ impl Database {
         let (mut group, mut bytes) = (Vec::new(), 0);
         let mut all = sync::Admitted::default();
         for row in rows {
-            let unpacked = self.unpack(from, row).await?;
-            if !from.is_trusted && unpacked.len() > limits.group_records_max {
-                self.try_ahead_aside(from, &unpacked).await?;
+            let (mut unpacked, built) = self.unpack(from, row).await?;
+            if let Some(view) = built.filter(|_| !from.is_trusted && unpacked.len() > limits.group_records_max) {
+                unpacked = self.try_ahead_aside(from, unpacked, view).await?;
             }
             for row in unpacked {
                 if group.len() >= limits.group_records_max || bytes >= limits.group_bytes_max {
@@ -70,16 +70,15 @@ impl Database {
         Ok(all)
     }
 
-    /// Tries the changes of one document chunk in one go.
-    async fn try_ahead_aside(&self, from: Source, rows: &[Incoming]) -> Result<(), Error> {
-        let Some(document) = rows.first().map(|row| row.document) else { return Ok(()) };
-        let change = |row: &Incoming| match &row.body {
-            IncomingBody::Change(change) => Some((**change).clone()),
-            IncomingBody::Lifecycle(_) => None,
-        };
-        let turn = self.turns().turn(self.account_of(from), self.cost_of_trying(rows)?).await?;
-        let (trier, changes) = (self.clone(), rows.iter().filter_map(change).collect());
-        aside(turn, move || trier.try_ahead(document, changes)).await?
+    /// Tries the changes of one document chunk in one go; `view` is the document that was built of it.
+    async fn try_ahead_aside(&self, from: Source, rows: Vec<Incoming>, view: View) -> Result<Vec<Incoming>, Error> {
+        let turn = self.turns().turn(self.account_of(from), self.cost_of_trying(&rows)?).await?;
+        let trier = self.clone();
+        aside(turn, move || {
+            trier.try_ahead(&rows, view)?;
+            Ok(rows)
+        })
+        .await?
     }
 
     async fn offer_group(
@@ -92,9 +91,14 @@ impl Database {
         if from.is_trusted {
             return self.admit_with(from.clash, rows, via, cursor).await;
         }
-        let turn = self.turns().turn(self.account_of(from), self.cost_of_trying(&rows)?).await?;
-        let trier = self.clone();
-        let examined = aside(turn, move || trier.examine(from.node, rows)).await??;
+        let examined = if self.is_quick_to_examine(&rows) {
+            // Two threads less to wake, which takes longer than the trying.
+            self.examine(from.node, rows)?
+        } else {
+            let turn = self.turns().turn(self.account_of(from), self.cost_of_trying(&rows)?).await?;
+            let trier = self.clone();
+            aside(turn, move || trier.examine(from.node, rows)).await??
+        };
         let cursor = cursor.filter(|_| examined.missing.is_empty() && examined.fault.is_none());
         let mut admitted = self.admit_examined(from.clash, examined.rows, via, cursor).await?;
         admitted.missing.extend(examined.missing);
@@ -113,23 +117,23 @@ impl Database {
         (from.node != self.node()).then_some(from.node)
     }
 
-    /// The rows in one incoming row: a document chunk holds many.
-    async fn unpack(&self, from: Source, row: IncomingRow) -> Result<Vec<Incoming>, Error> {
+    /// The rows in one incoming row: a document chunk holds many, and the document that was built to take it apart.
+    async fn unpack(&self, from: Source, row: IncomingRow) -> Result<(Vec<Incoming>, Option<View>), Error> {
         let IncomingRow { document, body, origin } = row;
-        let one = |body| vec![Incoming { document, body, origin: origin.clone() }];
+        let one = |body| (vec![Incoming { document, body, origin: origin.clone() }], None);
         match body {
             sync::IncomingBody::Change(change) => Ok(one(IncomingBody::Change(change))),
             sync::IncomingBody::Lifecycle(bytes) => Ok(one(IncomingBody::Lifecycle(bytes))),
             sync::IncomingBody::Document(chunk) => {
                 let turn = self.turns().turn(self.account_of(from), cost_of_split(chunk.len())).await?;
                 let limits = self.limits().clone();
-                let changes = aside(turn, move || split(&chunk, &limits)).await??;
+                let (changes, view) = aside(turn, move || split_and_keep(&chunk, &limits)).await??;
                 let row = |change| Incoming {
                     document,
                     body: IncomingBody::Change(Box::new(change)),
                     origin: origin.clone(),
                 };
-                Ok(changes.into_iter().map(row).collect())
+                Ok((changes.into_iter().map(row).collect(), Some(view)))
             }
         }
     }
@@ -157,15 +161,84 @@ fn gather(all: &mut sync::Admitted, part: Admitted) {
 
 #[cfg(test)]
 mod tests {
+    use automerge::transaction::Transactable;
+    use automerge::{AutoCommit, ROOT};
+
     use serde_json::json;
 
     use super::*;
-    use crate::document::{Change, EditOptions, View, ViewError};
+    use crate::document::{Change, EditOptions, ViewError};
     use crate::history::{EntryKind, Origin};
     use crate::id::{ActorId, DocumentId};
     use crate::limits::Limits;
     use crate::log::MemoryStorage;
     use crate::log::record::Admission;
+    use crate::sync::IncomingBody as Body;
+
+    fn grow(document: &mut AutoCommit, changes: u64) {
+        for n in 0..changes {
+            document.put(ROOT, format!("k{}", n % 5), n).unwrap();
+            document.commit();
+        }
+    }
+
+    async fn offer(database: &Database, document: DocumentId, bodies: Vec<Body>) -> Result<sync::Admitted, Error> {
+        let origin = Origin {
+            node: database.node(),
+            principal: String::new(),
+            admission: Admission::Structural,
+            rules_version: 0,
+        };
+        let rows = bodies.into_iter().map(|body| IncomingRow { document, body, origin: origin.clone() }).collect();
+        let from = Source { node: database.node(), is_trusted: false, clash: Clash::KeepFirst };
+        database.offer(from, rows, None).await
+    }
+
+    fn creation(database: &Database, document: DocumentId) -> Body {
+        use crate::log::record::{CreationRank, Lifecycle, LifecycleKind};
+        let statement = Lifecycle {
+            document,
+            collection: crate::id::CollectionName::new("notes").unwrap(),
+            kind: LifecycleKind::Created,
+            rank: CreationRank::Path,
+            lamport: 1,
+            author: database.node(),
+            actor: None,
+            time_ms: 0,
+            heads: crate::id::Heads::default(),
+            name: None,
+        };
+        Body::Lifecycle(statement.encode())
+    }
+
+    #[tokio::test]
+    async fn a_long_document_chunk_is_tried_in_one_go_and_its_view_is_the_one_it_was_taken_apart_from() {
+        let limits = Limits { group_records_max: 8, write_queue_items: 8, ..Limits::default() };
+        let database = Database::on(MemoryStorage::new()).limits(limits).open().unwrap();
+        let id = DocumentId([7; 16]);
+        let mut theirs = AutoCommit::new();
+        grow(&mut theirs, 100);
+        let begun = [creation(&database, id), Body::Document(theirs.save())];
+        assert!(offer(&database, id, begun.into()).await.unwrap().missing.is_empty());
+        let row = database.reader().row(id).unwrap().unwrap();
+        assert_eq!((row.change_count, database.status().trial_materializations), (100, 1));
+
+        // What comes behind it is tried on the same view.
+        grow(&mut theirs, 1);
+        let last = theirs.get_last_local_change().unwrap().raw_bytes().to_vec();
+        let change = Change::parse(last).unwrap();
+        offer(&database, id, vec![Body::Change(Box::new(change))]).await.unwrap();
+        // And the document once more, with more in it: some of it is here.
+        grow(&mut theirs, 50);
+        offer(&database, id, vec![Body::Document(theirs.save())]).await.unwrap();
+        let row = database.reader().row(id).unwrap().unwrap();
+        let count = theirs.get_changes(&[]).len() as u64;
+        assert_eq!((row.change_count, database.status().trial_materializations), (count, 1));
+        assert!(count > 140);
+        assert_eq!(database.find(id).unwrap().read::<u64>("k4").unwrap(), Some(49));
+        let found = database.verify(true, &mut |_, _| {}).unwrap();
+        assert!(found.faults.is_empty(), "{found:?}");
+    }
 
     /// Keystrokes of one author in a document of its own, as a peer's session gives them out.
     fn keystrokes(database: &Database, count: usize) -> (DocumentId, Vec<IncomingRow>) {

@@ -410,6 +410,6 @@ fn documents_in(input: &Input) -> Vec<DocumentId> {
             vec![*document]
         }
         Input::Admit { rows, .. } => rows.iter().map(|row| row.document).collect(),
-        Input::StoreCursor { .. } | Input::Hold { .. } | Input::AdoptStorageId(_) => Vec::new(),
+        Input::StoreCursor { .. } | Input::Consume { .. } | Input::Hold { .. } | Input::AdoptStorageId(_) => Vec::new(),
     }
 }

@@ -265,6 +265,13 @@ impl WorkingSet {
         Ok(())
     }
 
+    /// Whether the document's view is there, free, and of no more than `bytes`.
+    #[cfg(any(feature = "quic", feature = "web"))]
+    pub(crate) fn is_at_hand(&self, id: DocumentId, bytes: usize) -> bool {
+        let Some(cell) = lock(&self.cells).get(&id).and_then(Weak::upgrade) else { return false };
+        cell.bytes.load(Ordering::Relaxed) <= bytes && cell.view.try_lock().is_ok_and(|held| held.view.is_some())
+    }
+
     /// Notes the use, and makes room when a new view came in.
     fn keep_warm(&self, cell: &Arc<Cell>, fresh: bool) {
         cell.used.store(self.uses.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
@@ -313,12 +320,15 @@ fn catch_up(cell: &Cell, held: &mut Held, reader: &Reader) -> Result<(), Error> 
     }
     // Read before the index: what is committed in between is found twice, and skipped the second time.
     let upto = reader.tail().lsn;
-    match (read_changes(reader, cell.id, held.applied, &mut held.readable)?, &mut held.view) {
-        (Some(changes), Some(view)) => {
+    let Held { view: Some(view), readable, applied, .. } = held else { return Ok(()) };
+    // What it has already, since it was made or tried on it, is not read again.
+    let has = |hash| view.contains(hash);
+    match read_changes(reader, cell.id, *applied, readable, &has)? {
+        Some(changes) => {
             view.apply(&changes)?;
         }
         // It shows what was withdrawn since, or what cannot be applied as a whole.
-        _ => held.view = None,
+        None => held.view = None,
     }
     held.applied = upto;
     Ok(())
@@ -370,4 +380,56 @@ impl Cell {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(n: usize) -> DocumentId {
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&n.to_le_bytes());
+        DocumentId(id)
+    }
+
+    fn is_warm(set: &WorkingSet, n: usize) -> bool {
+        lock(&set.cell(id(n)).view).view.is_some()
+    }
+
+    #[test]
+    fn views_stay_within_the_budget_and_the_oldest_go_first() {
+        let one = View::new().bytes_estimate();
+        for room in [5, 100] {
+            let set = WorkingSet::new(room * one);
+            for n in 0..1000 {
+                let cell = set.cell(id(n));
+                set.adopt(&cell, View::new(), None).unwrap();
+                let (count, bytes) = set.usage();
+                assert!(bytes <= room * one && bytes == count * one, "{count} views of {bytes} bytes");
+                assert!(is_warm(&set, n), "the newest stays");
+            }
+            let (count, _) = set.usage();
+            assert!(count >= room * 7 / 8, "{count} of {room}");
+            assert!((0..1000 - count).all(|n| !is_warm(&set, n)) && (1000 - count..1000).all(|n| is_warm(&set, n)));
+        }
+    }
+
+    #[test]
+    fn views_that_grew_are_weighed_again_before_long_and_those_with_edits_on_their_way_stay() {
+        let one = View::new().bytes_estimate();
+        let set = WorkingSet::new(1000 * one);
+        let (grown, busy) = (set.cell(id(0)), set.cell(id(1)));
+        for cell in [&grown, &busy] {
+            set.adopt(cell, View::new(), None).unwrap();
+        }
+        let in_flight = WorkingSet::in_flight(&busy);
+        for cell in [&grown, &busy] {
+            cell.bytes.store(900 * one, Ordering::Relaxed);
+        }
+        for n in 2..2 + WEIGH_EVERY {
+            set.adopt(&set.cell(id(n)), View::new(), None).unwrap();
+        }
+        assert!(!is_warm(&set, 0) && is_warm(&set, 1));
+        drop(in_flight);
+    }
 }

@@ -251,24 +251,44 @@ impl Reader {
     /// # Errors
     /// [`HistoryError`] when the disk or a record fails.
     pub fn read_log(&self, after: Lsn, bytes_max: usize, records_max: usize) -> Result<Vec<Entry>, HistoryError> {
-        let mut rows = Vec::new();
-        let mut bytes = 0;
+        let records = self.read_records(after, bytes_max, records_max)?;
+        records.into_iter().map(|(lsn, record)| Ok(Entry { lsn, kind: self.entry_kind(lsn, record)? })).collect()
+    }
+
+    /// [`Self::read_log`], as the records themselves.
+    ///
+    /// # Errors
+    /// As [`Self::read_log`].
+    pub fn read_records(
+        &self,
+        after: Lsn,
+        bytes_max: usize,
+        records_max: usize,
+    ) -> Result<Vec<(Lsn, Record)>, HistoryError> {
+        let mut records = Vec::new();
+        let (mut bytes, mut failure) = (0, None);
         let (from, to) = (log_key(after.next()), log_key(self.tail().lsn.next()));
         self.shared.storage.scan(Keyspace::Log, &from, &to, false, &mut |key, value| {
-            if rows.len() >= records_max || (bytes > 0 && bytes + value.len() > bytes_max) {
+            if records.len() >= records_max || (bytes > 0 && bytes + value.len() > bytes_max) {
                 return ControlFlow::Break(());
             }
             bytes += value.len();
-            rows.push(lsn_of_key(key).map(|lsn| (lsn, Record::read(lsn, value))));
+            let row = lsn_of_key(key)
+                .and_then(|lsn| Ok((lsn, Record::read(lsn, value).map_err(|error| LogError::Record { lsn, error })?)));
+            match row {
+                Ok(row) => records.push(row),
+                Err(error) => {
+                    failure = Some(error);
+                    return ControlFlow::Break(());
+                }
+            }
             ControlFlow::Continue(())
         })?;
-        rows.into_iter()
-            .map(|row| {
-                let (lsn, record) = row?;
-                let record = record.map_err(|error| LogError::Record { lsn, error })?;
-                Ok(Entry { lsn, kind: self.entry_kind(lsn, record)? })
-            })
-            .collect()
+        match failure {
+            // What is before the fault is whole, and is given first.
+            Some(error) if records.is_empty() => Err(error.into()),
+            _ => Ok(records),
+        }
     }
 
     fn entry_kind(&self, lsn: Lsn, record: Record) -> Result<EntryKind, HistoryError> {

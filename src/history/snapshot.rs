@@ -5,7 +5,7 @@ use super::voids::is_past_void;
 use super::{HistoryError, Reader};
 use crate::id::{ChangeHash, DocumentId, Heads, Lsn};
 use crate::limits::Limits;
-use crate::log::rows::{SnapshotRow, decode_row};
+use crate::log::rows::{DocumentRow, SnapshotRow, decode_row};
 use crate::log::{Keyspace, Storage};
 
 /// A document's saved bytes.
@@ -36,6 +36,17 @@ impl Reader {
         }
         Ok(read)
     }
+}
+
+/// How many changes may lie behind the snapshot of a document at rest, or of one that somebody is to be sent whole; and
+/// which part of all it has if that is more.
+const TAIL_MIN: u64 = 1024;
+const TAIL_PART: u64 = 16;
+
+/// Whether more lies behind a document's snapshot than somebody who has nothing should be sent one by one.
+pub(crate) fn is_saved_far_behind(row: &DocumentRow) -> bool {
+    let saved = row.snapshot.as_ref().map_or(0, |saved| saved.changes);
+    row.change_count.saturating_sub(saved) > TAIL_MIN.max(row.change_count / TAIL_PART)
 }
 
 /// The key of a snapshot's part; part 0 describes it.

@@ -141,6 +141,22 @@ pub struct PeerRow {
     pub chain: [u8; 16],
 }
 
+/// A row of `state` under `c` and a consumer's name: how far it has followed a feed. It is written together with what the
+/// consumer made of the events, so that both are there or neither.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct ConsumerRow {
+    /// The feed's cursor, as its bytes; empty before the first.
+    pub cursor: Vec<u8>,
+    /// Which of its makers' versions made its rows.
+    pub version: u32,
+    /// How many events it has taken in since it began anew.
+    pub events: u64,
+    /// Our clock when it was written, ms since 1970.
+    pub updated_ms: u64,
+    /// It is to begin anew, and its rows are being removed.
+    pub clearing: bool,
+}
+
 /// An entry of the dictionary, a row of `state` under its reference.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct NameRow {

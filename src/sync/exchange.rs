@@ -378,12 +378,16 @@ impl Exchange {
         if !need.iter().all(announced) {
             return Ok(Vec::new());
         }
-        if !self.sent_whole.is_empty() {
-            // Who was sent everything had nothing to compare with a filter.
-            return Ok(vec![Have::default()]);
-        }
-        let beyond = graph.following(self.shared.as_slice());
-        let last_sync = to_automerge(self.shared.as_slice());
+        // Who was sent a snapshot has that for sure once it reads this, and all the rest if none is left to send. A filter of
+        // it would cost a walk over everything, and without one, or this, it would send the whole document back.
+        let our_heads = graph.heads();
+        let known = match (self.sent_whole.is_empty(), self.backlog.is_empty()) {
+            (true, _) => &self.shared,
+            (false, true) => &our_heads,
+            (false, false) => &self.sent_whole,
+        };
+        let beyond = graph.following(known.as_slice());
+        let last_sync = to_automerge(known.as_slice());
         if beyond.len() as u64 > BLOOM_ENTRIES_MAX {
             // An empty filter: the peer sends everything beyond what is shared, and what we have we drop.
             return Ok(vec![Have { last_sync, bloom: BloomFilter::default() }]);
@@ -393,15 +397,21 @@ impl Exchange {
         Ok(vec![Have { last_sync, bloom }])
     }
 
+    /// Whether the next message would begin with a snapshot, if there is one: the peer has nothing, and reads it.
+    #[must_use]
+    pub fn takes_whole(&self, graph: &ChangeGraph) -> bool {
+        let has_nothing = self.their.as_ref().is_some_and(|their| their.heads.is_empty() && !their.have.is_empty());
+        let is_new = self.sent.is_empty() && self.sent_whole.is_empty() && self.backlog.is_empty();
+        has_nothing && is_new && self.peer_has_v2 && !self.peer_read_only && !graph.is_empty()
+    }
+
     /// The document's snapshot, for a peer that has nothing and would be sent much.
     fn take_whole<C: Chunks>(
         &mut self,
         graph: &ChangeGraph,
         source: &mut C,
     ) -> Result<Option<Vec<u8>>, GenerateError<C::Error>> {
-        let has_nothing = self.their.as_ref().is_some_and(|their| their.heads.is_empty() && !their.have.is_empty());
-        let is_new = self.sent.is_empty() && self.sent_whole.is_empty() && self.backlog.is_empty();
-        if !has_nothing || !is_new || !self.peer_has_v2 || self.peer_read_only || graph.is_empty() {
+        if !self.takes_whole(graph) {
             return Ok(None);
         }
         let Some((heads, bytes)) = source.snapshot().map_err(GenerateError::Read)? else { return Ok(None) };

@@ -20,11 +20,12 @@ macro_rules! built {
 }
 
 /// Path below `/demo/`, type, and the file as gzip.
-const FILES: [(&str, &str, &[u8]); 5] = [
+const FILES: [(&str, &str, &[u8]); 6] = [
     ("", "text/html; charset=utf-8", built!("index.html")),
     ("main.js", "text/javascript; charset=utf-8", built!("main.js")),
     ("main.css", "text/css; charset=utf-8", built!("main.css")),
     ("icon.svg", "image/svg+xml", built!("icon.svg")),
+    ("licenses.txt", "text/plain; charset=utf-8", built!("licenses.txt")),
     ("automerge.wasm", "application/wasm", built!("automerge.wasm")),
 ];
 

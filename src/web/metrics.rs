@@ -36,6 +36,8 @@ pub(super) fn render(shared: &Shared) -> String {
         "About how many bytes they take.",
         &[(views, status.materialized_bytes as u64), (trials, status.trials_bytes as u64)],
     );
+    let awaited = "Documents saved because a client that had nothing of them waited.";
+    family("snapshots_awaited_total", "counter", awaited, &[("", status.awaited_snapshots)]);
     let quarantined = "Changes of untrusted peers that were refused because they cannot be applied.";
     family("changes_quarantined_total", "counter", quarantined, &[("", status.quarantined)]);
     family("repo_sockets", "gauge", "WebSockets open.", &[("", shared.switchboard.sockets() as u64)]);

@@ -25,7 +25,7 @@ use super::origin::AllowedOrigins;
 use super::socket::Shared;
 use super::switchboard::Switchboard;
 use super::upgrade::{self, Room};
-use super::{demo, metrics};
+use super::{api, demo, metrics};
 use crate::engine::Database;
 use crate::sync::repo::RepoCommon;
 
@@ -86,6 +86,10 @@ pub(super) struct App {
     pub(super) peer: String,
     /// What the sessions share.
     pub(super) common: Arc<RepoCommon>,
+    /// Room for requests that bring something.
+    pub(super) bodies: Arc<Semaphore>,
+    /// Room for requests that read or write documents.
+    pub(super) workers: Arc<Semaphore>,
 }
 
 impl WebServer {
@@ -112,6 +116,8 @@ impl WebServer {
                 stop: stopped.clone(),
             },
             common: Arc::default(),
+            bodies: Arc::new(Semaphore::new(crate::limits::api::BODIES)),
+            workers: Arc::new(Semaphore::new(crate::limits::api::WORKERS)),
             origins: Arc::new(options.origins),
             address,
         };
@@ -163,12 +169,13 @@ fn routes(app: App) -> Router {
         .route("/sync", any(upgrade::sync))
         .route("/sync/{*collection}", any(upgrade::sync))
         .merge(demo::routes())
+        .merge(api::routes(&app))
         .route("/", get(|| async { Redirect::to("/demo/") }))
         .route("/metrics", get(metrics))
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .fallback(|| async {
-            (StatusCode::NOT_FOUND, "Nothing is here. The WebSocket is at /sync, a demonstration at /demo.\n")
+            (StatusCode::NOT_FOUND, "Nothing is here. The WebSocket is at /sync, the API at /v1, a demonstration at /demo.\n")
         })
         .with_state(app)
 }

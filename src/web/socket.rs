@@ -8,24 +8,26 @@ use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use futures_util::{Sink, Stream};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::ProtocolError;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::frame::Frame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{CloseCode, Data, OpCode};
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
-use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
+use tokio_tungstenite::tungstenite::{Bytes, Error as SocketError, Message};
 
 use super::meter::{Meter, Metered, ReceiveBudget};
 use super::server::stopped;
 use super::switchboard::{Mailbox, Switchboard};
-use crate::engine::{Clash, Database, Source};
+use crate::engine::{Clash, Database, Source, now_ms};
 use crate::error::Error;
-use crate::id::truncated;
+use crate::id::{DocumentId, truncated};
 use crate::sync::Admitted;
 use crate::sync::repo::{Moment, RepoConfig, RepoFault, RepoOutput, RepoSession, SocketId};
 
@@ -42,8 +44,12 @@ const SLOWEST: u64 = 16 << 10;
 const OUTPUTS_PER_TURN: usize = 32;
 /// How long a client is listened to after its socket was closed.
 const CLOSING_TIME: Duration = Duration::from_secs(1);
+/// How long a client that has nothing of a long document waits for its snapshot; then it is sent changes.
+const SAVING_TIME: Duration = Duration::from_secs(10);
 /// Bytes that are read, or written, at a time. Allocated for each socket, so a small number.
-const BUFFER_BYTES: usize = 4 << 10;
+const BUFFER_BYTES: usize = 2 << 10;
+/// The most of a message that is in a socket's buffer at a time.
+const PART_BYTES: usize = 64 << 10;
 /// The longest reason that a close frame can carry.
 const REASON_BYTES: usize = 120;
 
@@ -69,14 +75,26 @@ pub(super) struct Socket<S> {
     mailbox: Arc<Mailbox>,
     session: RepoSession,
     admitting: Option<Admitting>,
-    /// A message of the session is on its way: until when it must be gone.
-    sending: Option<Instant>,
+    /// Snapshots that documents of the session wait for. Empty, it takes no memory worth naming.
+    saving: JoinSet<DocumentId>,
+    /// A message of the session is on its way.
+    sending: Option<Sending>,
     /// Something is in the socket's buffer.
     is_unflushed: bool,
     /// When the message that is coming began to.
     receiving: Option<Instant>,
     /// How many bytes have come, and when that was last more.
     heard: (u64, Instant),
+}
+
+/// A message on its way.
+struct Sending {
+    /// What is not in the socket's buffer yet.
+    left: Bytes,
+    /// Some of it is, or was.
+    is_begun: bool,
+    /// When it must be gone.
+    until: Instant,
 }
 
 /// Why a socket ends.
@@ -100,7 +118,9 @@ enum Happened {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     /// Takes a connection over once its handshake is done; `read` is what was read beyond that.
-    pub(super) async fn new(stream: S, read: Vec<u8>, shared: Shared, config: RepoConfig) -> Self {
+    ///
+    /// A socket is a few KiB, and futures keep room for all that they ever hold: hence the box.
+    pub(super) async fn new(stream: S, read: Vec<u8>, shared: Shared, config: RepoConfig) -> Box<Self> {
         let max = config.limits.repo_message_bytes;
         let meter = Arc::new(Meter::default());
         let metered = Metered::new(stream, meter.clone(), shared.budget.clone());
@@ -111,7 +131,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             .max_frame_size(Some(max));
         let stream = WebSocketStream::from_partially_read(metered, read, Role::Server, Some(settings)).await;
         let (name, mailbox) = shared.switchboard.open();
-        Self {
+        Box::new(Self {
             stream,
             meter,
             shared,
@@ -119,11 +139,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             mailbox,
             session: RepoSession::new(config),
             admitting: None,
+            saving: JoinSet::new(),
             sending: None,
             is_unflushed: false,
             receiving: None,
             heard: (0, Instant::now()),
-        }
+        })
     }
 
     /// Turns the client away: it is told why, and the socket closed.
@@ -132,7 +153,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     }
 
     /// Runs until the client goes, breaks the protocol or is given up, or until the server ends.
-    pub(super) async fn run(mut self) {
+    pub(super) async fn run(mut self: Box<Self>) {
         let ended = self.converse().await;
         self.shared.switchboard.closed(self.name);
         let client = self.session.client().unwrap_or("");
@@ -169,7 +190,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                 tokio::task::yield_now().await;
             }
             self.meter.set_message_max(self.session.message_bytes_max());
-            let Self { stream, mailbox, session, admitting, is_unflushed, .. } = self;
+            let Self { stream, mailbox, session, admitting, saving, is_unflushed, .. } = self;
             let ended = tokio::select! {
                 biased;
                 () = stopped(&mut stop) => Err(Ended::Stopped),
@@ -186,6 +207,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                 }
                 happened = next(stream, *is_unflushed, session.accepts()) => self.take(happened),
                 () = mailbox.arrived() => Ok(()),
+                Some(saved) = saving.join_next(), if !saving.is_empty() => {
+                    // None of them panics; one that did would leave its document to the client's next message.
+                    saved.into_iter().for_each(|document| self.session.handle_saved(document));
+                    Ok(())
+                }
                 _ = ticks.tick() => self.tick(),
                 () = std::future::ready(()), if more => Ok(()),
             };
@@ -202,8 +228,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                 None => return Ok(false),
                 Some(RepoOutput::Send(bytes)) => {
                     let time = MESSAGE_TIME + Duration::from_secs(bytes.len() as u64 / SLOWEST);
-                    self.sending = Some(Instant::now() + time);
-                    self.put(Message::Binary(bytes.into()));
+                    let until = Instant::now() + time;
+                    self.sending = Some(Sending { left: bytes.into(), is_begun: false, until });
+                    self.put_part();
                 }
                 Some(RepoOutput::Admit { ticket, rows }) => {
                     let (database, is_trusted) = (self.shared.database.clone(), self.shared.is_trusting);
@@ -211,6 +238,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                         let from = Source { node: database.node(), is_trusted, clash: Clash::KeepFirst };
                         (ticket, database.offer(from, rows, None).await)
                     }));
+                }
+                Some(RepoOutput::Save(document)) => {
+                    let database = self.shared.database.clone();
+                    self.saving.spawn(async move {
+                        // Late or not, the document is answered.
+                        let _ = timeout(SAVING_TIME, database.await_snapshot(document)).await;
+                        document
+                    });
                 }
                 Some(RepoOutput::Event(event)) => {
                     // What the hub answers is in the mailbox.
@@ -220,6 +255,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             }
         }
         Ok(true)
+    }
+
+    /// Puts the next part of the message that is on its way into the socket's buffer; `false` when nothing is left of it.
+    /// In parts, since the buffer keeps the size of the largest that was ever in it.
+    fn put_part(&mut self) -> bool {
+        let Some(sending) = self.sending.as_mut().filter(|sending| !sending.left.is_empty()) else { return false };
+        let part = sending.left.split_to(sending.left.len().min(PART_BYTES));
+        let kind = if std::mem::replace(&mut sending.is_begun, true) { Data::Continue } else { Data::Binary };
+        let frame = Frame::message(part, OpCode::Data(kind), sending.left.is_empty());
+        self.put(Message::Frame(frame));
+        true
     }
 
     /// Puts a message into the socket's buffer. What is wrong with the socket shows when that is flushed.
@@ -232,7 +278,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         match happened {
             Happened::Flushed(Ok(())) => {
                 self.is_unflushed = false;
-                if self.sending.take().is_some() {
+                if !self.put_part() && self.sending.take().is_some() {
                     self.session.handle_sent();
                 }
             }
@@ -285,8 +331,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         if self.session.client().is_none() {
             return Err(Ended::TooSlow("it did not say who it is"));
         }
-        match self.sending {
-            Some(until) if now > until => return Err(Ended::TooSlow("it does not read what it is sent")),
+        match &self.sending {
+            Some(sending) if now > sending.until => return Err(Ended::TooSlow("it does not read what it is sent")),
             // Its answer to a ping may stand behind much that is under way.
             Some(_) => {}
             None if now.duration_since(self.heard.1) > SILENCE_MAX => return Err(Ended::Gone),
@@ -306,7 +352,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
 
     /// Says why, unless the client closes the socket itself, and lets the client end the connection: one that is reset
     /// kills stock clients outside browsers.
-    async fn close(mut self, why: Option<(u16, &str)>) {
+    async fn close(&mut self, why: Option<(u16, &str)>) {
         let closing = async {
             if let Some((code, reason)) = why {
                 let frame = CloseFrame { code: CloseCode::from(code), reason: truncated(reason, REASON_BYTES).into() };
@@ -342,6 +388,23 @@ where
 }
 
 fn moment() -> Moment {
-    let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
-    Moment { at: Instant::now().into_std(), unix_ms }
+    Moment { at: Instant::now().into_std(), unix_ms: now_ms() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes_of_future<A, F>(_: impl FnOnce(A) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// Most sockets do nothing most of the time, and there are thousands.
+    #[test]
+    fn an_idle_socket_is_small() {
+        let socket = size_of::<Socket<tokio::net::TcpStream>>();
+        let task = bytes_of_future(Socket::<tokio::net::TcpStream>::run);
+        println!("{socket} bytes, and {task} while it runs, of which its session {}", size_of::<RepoSession>());
+        assert!(socket <= 4 << 10 && task <= 2 << 10, "{socket} and {task} bytes");
+    }
 }

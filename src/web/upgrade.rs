@@ -49,7 +49,7 @@ pub(super) async fn sync(State(app): State<App>, mut request: Request) -> Respon
         // It is what the server's connection was made from.
         let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else { return };
         let (stream, read) = (parts.io.into_inner(), parts.read_buf.to_vec());
-        let mut socket = Socket::new(stream, read, app.shared.clone(), config).await;
+        let mut socket = Box::pin(Socket::new(stream, read, app.shared.clone(), config)).await;
         if let Some(why) = denied {
             socket.deny(why);
         }

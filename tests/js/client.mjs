@@ -130,12 +130,17 @@ export function heads(client, handle) {
 
 /** What a client knows a store to have of a document, in the words of its own generation. */
 function headsOf(client, handle, storageId) {
-  const heads = client.generation === "1" ? handle.getRemoteHeads(storageId) : handle.getSyncInfo(storageId)?.lastHeads
-  return heads && [...heads].sort().join()
+  if (client.generation === "2") return inOneLine(handle.getSyncInfo(storageId)?.lastHeads)
+  const heads = handle.getRemoteHeads(storageId)
+  // What others' stores have is told in the words of the second generation: a server cannot know its client's.
+  return inOneLine(storageId === client.server.storageId ? heads : heads && loaded.get("2").decodeHeads(heads))
 }
+
+const inOneLine = heads => heads && [...heads].sort().join()
 
 /** Waits until the client knows that a store has all that it has itself; by itself, that of the server. */
 export async function saved(client, handle, storageId = client.server.storageId, what = "the server has the edit") {
+  await stock("2")
   const holds = () => headsOf(client, handle, storageId) === [...handle.heads()].sort().join()
   if (holds()) return
   let look

@@ -10,7 +10,7 @@ const SENTENCE = "The tide comes twice a day."
 const complaints = []
 
 /** A window with storage of its own, as another person's browser has. */
-async function open(browser, url, more = {}) {
+async function open(browser, url, more = {}, prepare = async () => {}) {
   const context = await browser.newContext(more)
   context.setDefaultTimeout(20_000)
   const page = await context.newPage()
@@ -18,6 +18,7 @@ async function open(browser, url, more = {}) {
   page.on("console", message => {
     if (message.type() === "error" && !message.text().includes("WebSocket connection")) complaints.push(message.text())
   })
+  await prepare(page)
   await page.goto(url)
   return page
 }
@@ -116,6 +117,20 @@ await run("demo", async () => {
   const third = await open(browser, url)
   for (const name of ["Left", "Right"]) await pane(third, name).shows(holds(merged, "Always."))
   say({ saw: "a killed server has it all" })
+
+  // A document whose author is not heard yet: it appears to whoever waits for it.
+  let isHeard = false
+  const silence = page =>
+    page.routeWebSocket(/\/sync$/, socket => (isHeard ? void socket.connectToServer() : socket.close()))
+  const author = await open(browser, `http://${address}/demo/`, {}, silence)
+  await pane(author, "Left").note.fill(SENTENCE)
+  const waiting = await open(browser, author.url())
+  for (const name of ["Left", "Right"]) await pane(waiting, name).says("Not found yet")
+  isHeard = true
+  for (const name of ["Left", "Right"]) await pane(waiting, name).shows(is(SENTENCE))
+  say({ saw: "a document appears to who waits for it" })
+  const licences = await author.request.get(`http://${address}/demo/licenses.txt`)
+  check((await licences.text()).includes("@automerge/automerge-repo 2.5.6"), "the page says whose packages it is made of")
   same(complaints, [], "what the pages complained of")
   await browser.close()
 })

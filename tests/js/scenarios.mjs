@@ -287,6 +287,40 @@ const scenarios = {
     await ask(["restore", id])
     await until(his, doc => doc.depth === 3, "it is restored")
   },
+
+  /** The folder that a stock store has written, by anybody or by a sync server, is taken over. */
+  async takeover() {
+    const folder = store("theirs")
+    const theirs = await offline(one, address, { folder })
+    const handles = [theirs.create({ text: "ebb" }), theirs.create({ text: "", list: [{ moon: "new" }] })]
+    // Parts as well as whole documents, some of them put together by the store itself.
+    for (let round = 0; round < 30; round++) {
+      for (const handle of handles) append(handle, ` and flow ${round}`)
+      if (round % 5 === 0) await theirs.repo.flush()
+    }
+    await theirs.repo.flush()
+    await ask(["import", "automerge-repo", folder])
+    const anna = await connect(other, address)
+    for (const handle of handles) {
+      const found = await anna.find(handle.url)
+      same(read(found), read(handle), "what was in the folder")
+      same(heads(anna, found), heads(theirs, handle), "the last changes")
+    }
+  },
+
+  /** A long history, from nothing: it is whole when it is found. */
+  async history() {
+    const [id, length] = more
+    const begun = performance.now()
+    const anna = await connect(one, address)
+    const mine = await soon(anna.find(id), "the document", 60)
+    say({ milliseconds: Math.round(performance.now() - begun) })
+    // Whoever came before wrote a letter more.
+    const letters = text(read(mine)).length
+    check(letters >= Number(length), `all its letters at the first look, not ${letters} of ${length}`)
+    append(mine, ".")
+    await saved(anna, mine)
+  },
 }
 
 /** Collects what a handle hears. */

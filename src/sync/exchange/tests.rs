@@ -354,6 +354,36 @@ fn whoever_has_nothing_is_sent_the_snapshot_and_what_came_after_it() {
     }
 }
 
+/// A client that was sent a snapshot is taken to have it: else it would send the whole document back.
+#[test]
+fn a_client_that_is_sent_a_snapshot_sends_nothing_of_it_back() {
+    let [mut doc, mut early] = long_histories(400, 360);
+    let snapshot = (heads_of(&early), early.save());
+    for (budget, is_whole) in [(1 << 20, true), (1000, false)] {
+        let mut server = Docless { snapshot: Some(snapshot.clone()), ..Docless::of(&mut doc) };
+        let mut client = AutoCommit::new();
+        let (mut state, mut exchange) = (State::new(), Exchange::new());
+        let mut messages = 0;
+        loop {
+            let said = client.sync().generate_sync_message(&mut state);
+            let Some(message) = said else { break };
+            assert_eq!(server.receive(&mut exchange, &message.encode(), false), 0, "changes that came back");
+            let Some(message) = server.generate(&mut exchange, budget) else { break };
+            let message = Message::decode(&message).unwrap();
+            let have = message.have.first().unwrap();
+            if messages == 0 {
+                let known = if is_whole { doc.get_heads() } else { early.get_heads() };
+                assert_eq!(have.last_sync, known);
+                assert_eq!(have.bloom.to_bytes().is_empty(), is_whole, "a filter of what is to come only");
+            }
+            messages += 1;
+            client.sync().receive_sync_message(&mut state, message).unwrap();
+        }
+        assert_eq!(client.get_heads(), doc.get_heads());
+        assert_eq!(messages > 4, !is_whole, "{messages} messages");
+    }
+}
+
 #[test]
 fn a_read_only_side_sends_and_takes_nothing() {
     let [mut a, mut b] = long_histories(10, 4);

@@ -6,7 +6,9 @@ use std::sync::{Arc, PoisonError};
 use super::common::{Place, RepoCommon};
 use super::fault::RepoFault;
 use super::{RepoConfig, StoreHeadsKnown};
-use crate::history::{HistoryError, Origin, Reader};
+use crate::document::ChangeGraph;
+use crate::history::voids::is_degraded;
+use crate::history::{HistoryError, Origin, Reader, is_saved_far_behind};
 use crate::id::{DocumentId, Heads, Lsn};
 use crate::log::record::{Admission, CreationRank, Lifecycle, LifecycleKind};
 use crate::sync::exchange::{Arrival, Exchange, GenerateError};
@@ -18,6 +20,8 @@ use crate::sync::{Chunks, Composed, ExchangeError, State};
 /// Messages in a row that change nothing, after which a document is answered no more until one of the two sides has
 /// something new. A Bloom filter that hides a change costs one or two.
 const IDLE_MESSAGES_MAX: u32 = 32;
+/// Changes of a document below which nobody waits for its snapshot.
+const WAITED_FOR_MIN: usize = 1024;
 /// What a message that waits weighs beside its bytes.
 const MESSAGE_BYTES: usize = 100;
 
@@ -45,11 +49,25 @@ struct Open {
     owed: bool,
     /// A statement that creates it went to the writer from here.
     created: bool,
+    /// Whether the client, which has nothing, waits for a snapshot.
+    whole: Whole,
     /// Messages in a row that changed nothing, and what they left.
     idle: u32,
     seen: (usize, Option<Heads>),
     /// The heads of the client that others were told of.
     passed_on: Option<Heads>,
+}
+
+/// Whether a client that has nothing of a document waits for a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Whole {
+    /// It was not asked for.
+    #[default]
+    Unasked,
+    /// It is being made.
+    Awaited,
+    /// It was made, or could not be.
+    Settled,
 }
 
 /// Whether a document may be answered.
@@ -71,6 +89,8 @@ pub(super) enum Due {
     Sync(DocumentId, Vec<u8>),
     /// Say that it is not here.
     Unavailable(DocumentId),
+    /// Have it saved.
+    Save(DocumentId),
     /// Tell others what the client's store has.
     Heads(StoreHeadsKnown),
 }
@@ -105,6 +125,14 @@ impl Documents {
         {
             open.is_ready = true;
             self.ready.push_back(document);
+        }
+    }
+
+    /// Goes on with a document that was to be saved.
+    pub(super) fn handle_saved(&mut self, document: DocumentId) {
+        if let Some(open) = self.open.get_mut(&document) {
+            open.whole = Whole::Settled;
+            self.wake(document);
         }
     }
 
@@ -311,8 +339,18 @@ impl Open {
         if self.idle > IDLE_MESSAGES_MAX {
             return Ok(None);
         }
+        if self.whole == Whole::Unasked
+            && self.exchange.takes_whole(&graph)
+            && is_worth_waiting(document, &graph, reader)?
+        {
+            self.whole = Whole::Awaited;
+            return Ok(Some(Due::Save(document)));
+        }
+        if self.whole == Whole::Awaited {
+            return Ok(None);
+        }
         let mut source = Stored { document, reader, common: &config.common };
-        let message = match self.exchange.generate(&graph, config.limits.batch_bytes, &mut source) {
+        let message = match self.exchange.generate(&graph, config.limits.repo_batch_bytes, &mut source) {
             Ok(message) => message,
             Err(GenerateError::Read(error)) => return Err(RepoFault::History(error)),
             Err(GenerateError::Gate(error)) => {
@@ -351,6 +389,16 @@ impl Chunks for Stored<'_> {
     fn keep(&mut self, state: State, composed: Arc<Composed>) {
         self.common.keep(self.document, state, composed);
     }
+}
+
+/// Whether a client that has nothing of a document should wait until that is saved: with a long tail it would be sent
+/// many messages, and applications take the first for the whole.
+fn is_worth_waiting(document: DocumentId, graph: &ChangeGraph, reader: &Reader) -> Result<bool, RepoFault> {
+    if graph.len() < WAITED_FOR_MIN {
+        return Ok(false);
+    }
+    let row = reader.row(document)?;
+    Ok(row.is_some_and(|row| !is_degraded(&row) && is_saved_far_behind(&row)))
 }
 
 /// Where a document stands for this client.

@@ -73,6 +73,9 @@ pub enum RepoOutput {
         /// What to log, in order.
         rows: Vec<IncomingRow>,
     },
+    /// Have a document saved, if its snapshot is far behind, and answer with [`RepoSession::handle_saved`] when that
+    /// was done, or could not be, or took too long. Until then the document is not answered.
+    Save(DocumentId),
     /// Tell the hub.
     Event(RepoEvent),
     /// Close the socket with the fault's code. Nothing follows.
@@ -193,6 +196,11 @@ impl RepoSession {
     /// Takes note that the message under way was given to the socket.
     pub fn handle_sent(&mut self) {
         self.is_sending = false;
+    }
+
+    /// Takes note that a [`RepoOutput::Save`] is done with.
+    pub fn handle_saved(&mut self, document: DocumentId) {
+        self.documents.handle_saved(document);
     }
 
     /// Takes note that a document changed in the log.
@@ -321,6 +329,7 @@ impl RepoSession {
                     let message = Message::DocUnavailable { route: self.route(), document }.encode();
                     self.send(message)
                 }
+                Some(Some(Due::Save(document))) => Some(RepoOutput::Save(document)),
                 Some(Some(Due::Heads(heads))) => Some(RepoOutput::Event(RepoEvent::Heads(Arc::new(heads)))),
                 None => self.next_passing(),
             };

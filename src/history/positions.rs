@@ -1,0 +1,112 @@
+//! Where things are in the log: footers around a record, records of one document.
+
+use std::ops::ControlFlow;
+
+use super::fold::{fold_lifecycle, index_key, lsn_in, new_row};
+use super::{HistoryError, Reader};
+use crate::id::{Chain, DocumentId, Lsn};
+use crate::log::record::{Lifecycle, Record};
+use crate::log::rows::{DocumentRow, IndexRow, decode_row};
+use crate::log::{Keyspace, LogError, log_key, lsn_of_key};
+
+impl Reader {
+    /// The last footer at or before `lsn`, and the chain digest in it; the beginning of the log when there is none.
+    ///
+    /// # Errors
+    /// [`HistoryError`] when the disk or a record fails.
+    ///
+    /// # Cost
+    /// Reads at most one commit group.
+    pub fn footer_before(&self, lsn: Lsn) -> Result<(Lsn, Chain), HistoryError> {
+        let found = self.first_footer(&log_key(Lsn::ZERO), &log_key(lsn.next()), true)?;
+        Ok(found.unwrap_or((Lsn::ZERO, Chain::default())))
+    }
+
+    /// The first footer at or after `lsn`; `None` above the tail.
+    ///
+    /// # Errors
+    /// As [`Self::footer_before`].
+    ///
+    /// # Cost
+    /// As [`Self::footer_before`].
+    pub fn footer_after(&self, lsn: Lsn) -> Result<Option<(Lsn, Chain)>, HistoryError> {
+        self.first_footer(&log_key(lsn), &log_key(self.tail().lsn.next()), false)
+    }
+
+    fn first_footer(&self, from: &[u8], to: &[u8], descending: bool) -> Result<Option<(Lsn, Chain)>, HistoryError> {
+        let mut found = Ok(None);
+        self.storage().scan(Keyspace::Log, from, to, descending, &mut |key, value| {
+            let footer = lsn_of_key(key).and_then(|lsn| match Record::read(lsn, value) {
+                Ok(Record::Footer(footer)) => Ok(Some((lsn, Chain(footer.chain)))),
+                Ok(_) => Ok(None),
+                Err(error) => Err(LogError::Record { lsn, error }),
+            });
+            if matches!(footer, Ok(None)) {
+                return ControlFlow::Continue(());
+            }
+            found = footer;
+            ControlFlow::Break(())
+        })?;
+        Ok(found?)
+    }
+
+    /// Where the first `count` records about a document above `after` are, up to the tail. Those of withdrawn changes
+    /// are not among them.
+    ///
+    /// # Errors
+    /// [`HistoryError`] when the disk fails.
+    pub fn positions(&self, id: DocumentId, after: Lsn, count: usize) -> Result<Vec<Lsn>, HistoryError> {
+        let mut positions = Vec::new();
+        let (from, to) = (index_key(id, after.next()), index_key(id, self.tail().lsn.next()));
+        self.storage().scan(Keyspace::DocIx, &from, &to, false, &mut |key, _| {
+            positions.extend(lsn_in(key));
+            if positions.len() >= count { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        Ok(positions)
+    }
+
+    /// A document's collection, name and lifecycle as they were just before `lsn`: a row without its changes.
+    ///
+    /// # Errors
+    /// [`HistoryError`] when the disk, a record or a row fails.
+    ///
+    /// # Cost
+    /// Two look-ups; when its lifecycle changed at or after `lsn`, a walk over the document's index up to there.
+    pub fn life_before(&self, id: DocumentId, lsn: Lsn) -> Result<DocumentRow, HistoryError> {
+        let Some(row) = self.row(id)?.filter(|row| row.created_lsn < lsn.0) else { return Ok(new_row(lsn)) };
+        let mut life = new_row(Lsn(row.created_lsn));
+        let is_before = |at: &Option<_>| at.as_ref().is_none_or(|at: &crate::log::rows::StatementRow| at.lsn < lsn.0);
+        if is_before(&row.creation) && is_before(&row.winner) {
+            (life.collection, life.collection_key, life.name) = (row.collection, row.collection_key, row.name);
+            (life.creation, life.winner) = (row.creation, row.winner);
+            return Ok(life);
+        }
+        for at in self.statements(id, lsn)? {
+            let Some(Record::Lifecycle(header, bytes)) = self.record(at)? else {
+                return Err(HistoryError::Missing(format!("lifecycle record {at}")));
+            };
+            let said = Lifecycle::decode(&bytes)
+                .map_err(|error| HistoryError::Row { place: format!("record {at}"), error })?;
+            fold_lifecycle(&mut life, at, Lifecycle::id_of(&bytes), &said, header.collection);
+        }
+        Ok(life)
+    }
+
+    fn statements(&self, id: DocumentId, before: Lsn) -> Result<Vec<Lsn>, HistoryError> {
+        let mut statements = Ok(Vec::new());
+        let (from, to) = (index_key(id, Lsn::ZERO), index_key(id, before));
+        self.storage().scan(Keyspace::DocIx, &from, &to, false, &mut |key, bytes| {
+            let lsn = lsn_in(key).unwrap_or_default();
+            match (decode_row::<IndexRow>(Keyspace::DocIx, key, bytes), &mut statements) {
+                (Ok(IndexRow::Lifecycle(_)), Ok(found)) => found.push(lsn),
+                (Ok(_), _) | (_, Err(_)) => {}
+                (Err(error), Ok(_)) => {
+                    statements = Err(HistoryError::Row { place: format!("index of {id} at record {lsn}"), error });
+                    return ControlFlow::Break(());
+                }
+            }
+            ControlFlow::Continue(())
+        })?;
+        statements
+    }
+}

@@ -1,0 +1,205 @@
+//! The change feed over HTTP: a page, a page once there is one, lines that go on, or server-sent events.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderMap};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use super::documents::{answer, bounded, query_problem};
+use super::problem::Problem;
+use crate::error::Error;
+use crate::feed::{ChangeFeed, FeedCursor, Item};
+use crate::id::DocumentId;
+use crate::limits::api;
+use crate::web::server::{App, stopped};
+
+/// What a feed can be asked for.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Wanted {
+    since: Option<String>,
+    collection: Option<String>,
+    document: Option<String>,
+    feed: Option<Form>,
+    limit: Option<usize>,
+    timeout: Option<u64>,
+    #[serde(default)]
+    coalesced: bool,
+}
+
+#[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+enum Form {
+    Normal,
+    Longpoll,
+    Sse,
+    Ndjson,
+}
+
+/// `GET /v1/changes`
+pub(super) async fn changes(
+    State(app): State<App>,
+    headers: HeaderMap,
+    wanted: Result<Query<Wanted>, QueryRejection>,
+) -> Result<Response, Problem> {
+    let Query(wanted) = wanted.map_err(|error| query_problem(&error))?;
+    let accepts = |kind: &str| headers.get(ACCEPT).is_some_and(|value| value.to_str().is_ok_and(|v| v.contains(kind)));
+    let form = wanted.feed.unwrap_or(match () {
+        () if accepts("text/event-stream") => Form::Sse,
+        () if accepts("application/x-ndjson") => Form::Ndjson,
+        () => Form::Normal,
+    });
+    // A browser that connects again says where it was, whatever the address says.
+    let last = headers.get("last-event-id").and_then(|value| value.to_str().ok());
+    let feed = open(&app, &wanted, last)?;
+    match form {
+        Form::Normal | Form::Longpoll => page(feed, &wanted, form == Form::Longpoll, app.shared.stop.clone()).await,
+        Form::Sse | Form::Ndjson => Ok(flow(feed, form, app.shared.stop.clone())),
+    }
+}
+
+fn open(app: &App, wanted: &Wanted, last: Option<&str>) -> Result<ChangeFeed, Problem> {
+    let mut changes = app.shared.database.changes();
+    changes = match (&wanted.collection, &wanted.document) {
+        (None, None) => changes,
+        (Some(name), None) => changes.collection(name)?,
+        (None, Some(id)) => changes.document(id.parse::<DocumentId>()?),
+        (Some(_), Some(id)) => return Err(Problem::parameter("document", id, "a collection or a document, not both")),
+    };
+    if wanted.coalesced {
+        changes = changes.coalesced();
+    }
+    changes = match last.or(wanted.since.as_deref()) {
+        None | Some("beginning") => changes,
+        Some("now") => changes.since_now(),
+        Some(text) => match text.parse::<FeedCursor>() {
+            Ok(cursor) => changes.since(cursor),
+            Err(error) => {
+                let expected = format!("a cursor as this server gave it, `beginning` or `now` ({error})");
+                return Err(Problem::parameter("since", text, &expected));
+            }
+        },
+    };
+    Ok(changes.open()?)
+}
+
+/// So many items as there are now; or, when there are none, those that come first within the time.
+async fn page(
+    mut feed: ChangeFeed,
+    wanted: &Wanted,
+    waits: bool,
+    mut stop: watch::Receiver<bool>,
+) -> Result<Response, Problem> {
+    let limit = bounded(wanted.limit)?;
+    let seconds = wanted.timeout.unwrap_or(api::POLL_SECONDS);
+    if seconds > api::POLL_SECONDS_MAX {
+        let expected = format!("at most {} seconds", api::POLL_SECONDS_MAX);
+        return Err(Problem::parameter("timeout", &seconds.to_string(), &expected));
+    }
+    let end = tokio::time::sleep(Duration::from_secs(seconds));
+    tokio::pin!(end);
+    let (mut events, mut opening, mut caught_up) = (Vec::new(), Value::Null, false);
+    loop {
+        while events.len() < limit
+            && let Some(item) = feed.next_now()?
+        {
+            match item {
+                Item::Opened(opened) => opening = opened.to_json(),
+                Item::Event(event) => {
+                    caught_up = false;
+                    events.push(event.to_json()?);
+                }
+                Item::Progress { caught_up: reached, .. } => caught_up = reached,
+            }
+        }
+        if !waits || !events.is_empty() {
+            break;
+        }
+        let more = tokio::select! {
+            more = feed.wait() => more,
+            () = &mut end => false,
+            () = stopped(&mut stop) => false,
+        };
+        if !more {
+            break;
+        }
+    }
+    let body =
+        json!({ "opened": opening, "events": events, "cursor": feed.cursor().to_string(), "caught_up": caught_up });
+    Ok(answer(StatusCode::OK, &body))
+}
+
+/// One item after the other, for as long as somebody reads.
+fn flow(feed: ChangeFeed, form: Form, stop: watch::Receiver<bool>) -> Response {
+    let kind = if form == Form::Sse { "text/event-stream" } else { "application/x-ndjson" };
+    let lines = stream::unfold(Some((feed, stop)), move |state| async move {
+        let (mut feed, mut stop) = state?;
+        let (text, goes_on) = tokio::select! {
+            next = next_lines(&mut feed, form) => next,
+            () = stopped(&mut stop) => return None,
+        };
+        Some((Ok::<_, Infallible>(Bytes::from(text)), goes_on.then_some((feed, stop))))
+    });
+    ([(CONTENT_TYPE, kind), (CACHE_CONTROL, "no-store")], Body::from_stream(lines)).into_response()
+}
+
+/// The next lines, and whether there may be more. Without anything to say for a while, a line without meaning.
+async fn next_lines(feed: &mut ChangeFeed, form: Form) -> (String, bool) {
+    let mut text = String::new();
+    let silence = Duration::from_secs(api::SILENCE_SECONDS);
+    let first = match tokio::time::timeout(silence, feed.next()).await {
+        Err(_) => return (if form == Form::Sse { ":\n\n" } else { "\n" }.to_owned(), true),
+        Ok(None) => return (text, false),
+        Ok(Some(item)) => item,
+    };
+    let mut next = first.map(Some);
+    loop {
+        match next.and_then(|item| item.map(|item| line(&item, form)).transpose()) {
+            Ok(Some(line)) => text.push_str(&line),
+            Ok(None) => return (text, true),
+            Err(error) => {
+                text.push_str(&last_line(&error, form));
+                return (text, false);
+            }
+        }
+        if text.len() >= api::STREAM_BYTES {
+            return (text, true);
+        }
+        next = feed.next_now();
+    }
+}
+
+fn line(item: &Item, form: Form) -> Result<String, Error> {
+    let (name, id, value) = match item {
+        Item::Opened(opening) => ("opened", None, opening.to_json()),
+        Item::Event(event) => ("change", Some(event.cursor), event.to_json()?),
+        Item::Progress { cursor, caught_up } => {
+            let progress = json!({ "progress": { "cursor": cursor.to_string(), "caught_up": caught_up } });
+            ("progress", Some(*cursor), progress)
+        }
+    };
+    Ok(written(name, id, &value, form))
+}
+
+/// What ends a stream that cannot go on; a new one may go on after the last cursor.
+fn last_line(error: &Error, form: Form) -> String {
+    tracing::error!(%error, "a feed ended");
+    written("error", None, &json!({ "error": { "code": error.code(), "detail": error.to_string() } }), form)
+}
+
+fn written(name: &str, id: Option<FeedCursor>, value: &Value, form: Form) -> String {
+    match (form, id) {
+        (Form::Sse, Some(cursor)) => format!("event: {name}\nid: {cursor}\ndata: {value}\n\n"),
+        (Form::Sse, None) => format!("event: {name}\ndata: {value}\n\n"),
+        _ => format!("{value}\n"),
+    }
+}

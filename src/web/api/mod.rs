@@ -1,0 +1,80 @@
+//! The HTTP API: documents as JSON, and the change feed, for whoever has no client of ours. `docs/http.md` shows it with
+//! `curl`.
+//!
+//! `documents.rs` reads and writes them, `changes.rs` tells what happens to them, `problem.rs` says what went wrong in
+//! the form of RFC 9457.
+
+mod changes;
+mod documents;
+mod problem;
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::header::{HOST, HeaderMap, ORIGIN};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+
+use self::problem::Problem;
+use super::server::App;
+use crate::error::Error;
+use crate::limits::api;
+
+/// The routes below `/v1`.
+pub(super) fn routes(app: &App) -> Router<App> {
+    Router::new()
+        .route("/v1/collections", get(documents::collections))
+        .route("/v1/collections/{collection}/documents", get(documents::list).post(documents::create))
+        .route(
+            "/v1/collections/{collection}/documents/{id}",
+            get(documents::read).put(documents::replace).patch(documents::patch).delete(documents::delete),
+        )
+        .route("/v1/changes", get(changes::changes))
+        .route("/v1/{*rest}", axum::routing::any(|| async { Problem::no_route() }))
+        .method_not_allowed_fallback(|| async { Problem::no_method() })
+        .layer(DefaultBodyLimit::max(api::BODY_BYTES_MAX))
+        .layer(from_fn_with_state(app.clone(), guard))
+}
+
+/// Pages of others may not use the API through their visitors' browsers, neither by asking from elsewhere nor by giving
+/// a name of theirs this machine's address.
+async fn guard(State(app): State<App>, request: Request, next: Next) -> Response {
+    if let Some(problem) = refusal(&app, request.headers()) {
+        return problem.into_response();
+    }
+    if request.method().is_safe() {
+        return next.run(request).await;
+    }
+    // Bodies take memory while they are read, so only so many are; whoever is slow gives up the room.
+    let time = Duration::from_secs(api::BODY_SECONDS);
+    let done = tokio::time::timeout(time, async {
+        let _room = app.bodies.acquire().await;
+        next.run(request).await
+    });
+    done.await.unwrap_or_else(|_| Problem::slow().into_response())
+}
+
+fn refusal(app: &App, headers: &HeaderMap) -> Option<Problem> {
+    let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
+    let host = text(HOST);
+    if let Some(origin) = text(ORIGIN)
+        && !app.origins.allow(origin, host, app.address)
+    {
+        return Some(Problem::origin(origin));
+    }
+    // A browser names the page's own host here, and says no origin when the page asks where it came from.
+    let host = host?;
+    let as_origin = format!("http://{host}");
+    (app.address.ip().is_loopback() && !app.origins.allow(&as_origin, None, app.address)).then(|| Problem::host(host))
+}
+
+/// Runs what may block, on a thread that may, when there is room for it.
+async fn blocking<T: Send + 'static>(
+    app: &App,
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Problem> {
+    let _room = app.workers.clone().acquire_owned().await.map_err(|_| Error::Closed)?;
+    Ok(tokio::task::spawn_blocking(work).await.map_err(|error| Problem::internal(&error.to_string()))??)
+}

@@ -1,0 +1,139 @@
+//! What went wrong with a request, as RFC 9457 writes it down.
+
+use axum::http::header::{ALLOW, CONTENT_TYPE, HeaderName, RETRY_AFTER};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+use crate::document::{PatchError, ViewError};
+use crate::error::Error;
+use crate::id::{IdError, encode_hex, random_bytes, shortened};
+
+/// Why a request was not done.
+#[derive(Debug)]
+pub(super) struct Problem {
+    status: StatusCode,
+    code: &'static str,
+    detail: String,
+    fix: Option<String>,
+}
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+impl Problem {
+    pub(super) fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        Self { status, code, detail: detail.into(), fix: None }
+    }
+
+    pub(super) fn fix(mut self, fix: impl Into<String>) -> Self {
+        self.fix = Some(fix.into());
+        self
+    }
+
+    /// A parameter of the request cannot be understood.
+    pub(super) fn parameter(name: &str, value: &str, expected: &str) -> Self {
+        let detail = format!("{name}: {:?} is not understood", shortened(value));
+        Self::new(StatusCode::BAD_REQUEST, "E0311", detail).fix(format!("give {expected}"))
+    }
+
+    /// The body is not JSON.
+    pub(super) fn body(why: &str) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "E0312", format!("the body is not taken: {why}"))
+    }
+
+    pub(super) fn no_route() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "E0313", "there is nothing at this path")
+            .fix("GET /v1/collections lists collections; docs/http.md shows every path")
+    }
+
+    pub(super) fn no_method() -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "E0314", "this path does not know this method")
+    }
+
+    pub(super) fn origin(origin: &str) -> Self {
+        let detail = format!("pages of {} may not use this server", shortened(origin));
+        Self::new(StatusCode::FORBIDDEN, "E0315", detail).fix("start the server with --origin and that origin")
+    }
+
+    pub(super) fn host(host: &str) -> Self {
+        let detail = format!("this server is for this machine alone and not known as {}", shortened(host));
+        Self::new(StatusCode::MISDIRECTED_REQUEST, "E0316", detail).fix("ask for localhost, or its address")
+    }
+
+    pub(super) fn slow() -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, "E0320", "the request took too long; whether it was done is unknown")
+            .fix("look at the document, then send it again")
+    }
+
+    pub(super) fn internal(why: &str) -> Self {
+        tracing::error!(error = why, "a request failed");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "E0317", "the request failed inside the server")
+            .fix("the server's log says more")
+    }
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        let status = match &error {
+            Error::NotFound(_) | Error::OtherCollection { .. } => StatusCode::NOT_FOUND,
+            Error::Deleted(_) => StatusCode::GONE,
+            Error::Changed { .. } => StatusCode::PRECONDITION_FAILED,
+            Error::Patch(PatchError::Malformed(_) | PatchError::NotObject) => StatusCode::BAD_REQUEST,
+            Error::Patch(PatchError::TooMany(_)) => StatusCode::PAYLOAD_TOO_LARGE,
+            Error::Patch(_) => StatusCode::CONFLICT,
+            Error::View(ViewError::UnknownHead(_)) => StatusCode::NOT_FOUND,
+            Error::View(ViewError::Broken | ViewError::Panicked(_) | ViewError::Unloadable(_)) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+            Error::View(_) | Error::Change(_) | Error::Refused { .. } | Error::Unappliable { .. } => {
+                StatusCode::UNPROCESSABLE_ENTITY
+            }
+            Error::Id(_) | Error::Application(_) => StatusCode::BAD_REQUEST,
+            Error::Busy | Error::ReadOnly(_) | Error::Closed => StatusCode::SERVICE_UNAVAILABLE,
+            Error::StorageFull => StatusCode::INSUFFICIENT_STORAGE,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        if status == StatusCode::INTERNAL_SERVER_ERROR {
+            tracing::error!(%error, code = error.code(), "a request failed");
+        }
+        let fix = error.remedy().map(str::to_owned);
+        Self { status, code: error.code(), detail: error.to_string(), fix }
+    }
+}
+
+impl From<IdError> for Problem {
+    fn from(error: IdError) -> Self {
+        Error::from(error).into()
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let request = encode_hex(&random_bytes::<8>());
+        tracing::debug!(request, status = self.status.as_u16(), code = self.code, why = self.detail, "request refused");
+        let mut body = json!({
+            "type": "about:blank",
+            "title": self.status.canonical_reason().unwrap_or_default(),
+            "status": self.status.as_u16(),
+            "code": self.code,
+            "detail": self.detail,
+            "request_id": request,
+        });
+        if let (Some(fix), Some(object)) = (self.fix, body.as_object_mut()) {
+            object.insert("fix".to_owned(), fix.into());
+        }
+        let mut response =
+            (self.status, [(CONTENT_TYPE, "application/problem+json")], format!("{body}\n")).into_response();
+        let headers = response.headers_mut();
+        if let Ok(request) = HeaderValue::from_str(&request) {
+            headers.insert(REQUEST_ID, request);
+        }
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if self.status == StatusCode::METHOD_NOT_ALLOWED {
+            headers.entry(ALLOW).or_insert(HeaderValue::from_static("GET, POST, PUT, PATCH, DELETE"));
+        }
+        response
+    }
+}
