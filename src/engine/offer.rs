@@ -170,6 +170,7 @@ mod tests {
     use crate::limits::Limits;
     use crate::log::MemoryStorage;
     use crate::log::record::Admission;
+    use crate::sync::IncomingBody as Body;
 
     /// Keystrokes of one author in a document of its own, as a peer's session gives them out.
     fn keystrokes(database: &Database, count: usize) -> (DocumentId, Vec<IncomingRow>) {
@@ -217,18 +218,6 @@ mod tests {
         let place = documents.iter().position(|id| *id == other).unwrap();
         assert!(place <= 2 * 16, "after {place} changes of the other's, two turns at most");
     }
-}
-
-#[cfg(test)]
-mod chunks {
-    use super::*;
-    use crate::document::{Change, EditOptions};
-    use crate::history::Origin;
-    use crate::id::{ActorId, DocumentId};
-    use crate::limits::Limits;
-    use crate::log::MemoryStorage;
-    use crate::log::record::Admission;
-    use crate::sync::IncomingBody as Body;
 
     /// Edits somebody else's document, and gives the last change.
     fn grow(view: &mut View, changes: u64) -> Change {

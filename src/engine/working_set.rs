@@ -140,6 +140,7 @@ impl WorkingSet {
     }
 
     /// Whether the document is materialised now.
+    #[cfg(any(feature = "quic", feature = "web"))]
     pub(crate) fn is_warm(&self, id: DocumentId) -> bool {
         lock(&self.warm).contains_key(&id)
     }
