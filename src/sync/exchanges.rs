@@ -66,6 +66,8 @@ const LIFECYCLE_MAX: usize = 8;
 /// Messages in a row that change nothing, after which an exchange is given up. A Bloom filter that hides a change
 /// costs one or two.
 const IDLE_MESSAGES_MAX: u32 = 32;
+/// How many times as many exchanges may wait for the peer's end of their streams as may be under way.
+const ENDING_MAX: usize = 8;
 /// What a message holds beside changes, at most: filters and hashes.
 const MESSAGE_BYTES_BESIDE: usize = 6 << 20;
 
@@ -236,10 +238,14 @@ impl Exchanges {
         if opened.by == Side::Us || self.dropped.contains(&opened) {
             return Ok(false);
         }
-        // Twice as many: the peer may begin the next before we have seen the end of the one before.
+        // The peer ends one only once it has our last word, so all that lack it are under way there too. Of the others the
+        // end may be late, each on a stream of its own; how many streams there are, the transport bounds.
         let max = 2 * self.limits.exchanges_per_peer;
-        let theirs = self.running.keys().filter(|opened| opened.by == Side::Peer).count();
-        if theirs >= max || self.dropped.len() >= max {
+        let theirs = |finished| {
+            let of_peer = self.running.iter().filter(|(opened, _)| opened.by == Side::Peer);
+            of_peer.filter(|(_, running)| running.finished_here == finished).count()
+        };
+        if theirs(false) >= max || theirs(true) + self.dropped.len() >= ENDING_MAX * max {
             return Err(SessionError::TooMany { what: "exchanges", max });
         }
         let mut both = self
