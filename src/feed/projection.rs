@@ -69,7 +69,7 @@ impl Projection {
         mut take: impl FnMut(&mut RowsMut<'_>, &Item) -> Result<(), Error>,
     ) -> Result<(), Error> {
         loop {
-            let Some(first) = self.feed.next_now()? else { return Ok(()) };
+            let Some(first) = self.feed.try_next().await? else { return Ok(()) };
             if matches!(first, Item::Opened(Opening::Reset { .. })) {
                 self.consumer.clear(&mut self.place).await?;
             }
@@ -77,12 +77,11 @@ impl Projection {
             let mut events = self.place.row.events;
             let (mut next, mut taken) = (Some(first), 0);
             while let Some(item) = next.take() {
-                let mut rows = RowsMut::new(&self.consumer.database, self.consumer.name(), &mut changed);
-                take(&mut rows, &item)?;
+                take(&mut RowsMut::new(&self.consumer.database, self.consumer.name(), &mut changed), &item)?;
                 events += u64::from(matches!(item, Item::Event(_)));
                 taken += 1;
                 if taken < feeds::EVENTS_PER_COMMIT && changed.bytes < feeds::BYTES_PER_COMMIT {
-                    next = self.feed.next_now()?;
+                    next = self.feed.try_next().await?;
                 }
             }
             let batch = changed.into_batch(self.consumer.name());

@@ -110,7 +110,7 @@ async fn page(
     let (mut events, mut opening, mut caught_up) = (Vec::new(), Value::Null, false);
     loop {
         while events.len() < limit
-            && let Some(item) = feed.next_now()?
+            && let Some(item) = feed.try_next().await?
         {
             match item {
                 Item::Opened(opened) => opening = opened.to_json(),
@@ -118,7 +118,13 @@ async fn page(
                     caught_up = false;
                     events.push(event.to_json()?);
                 }
-                Item::Progress { caught_up: reached, .. } => caught_up = reached,
+                Item::Progress { caught_up: reached, .. } => {
+                    caught_up = reached;
+                    // Through much that has nothing to tell: whoever asked may go on from here.
+                    if !reached {
+                        break;
+                    }
+                }
             }
         }
         if !waits || !events.is_empty() {
@@ -174,7 +180,7 @@ async fn next_lines(feed: &mut ChangeFeed, form: Form) -> (String, bool) {
         if text.len() >= api::STREAM_BYTES {
             return (text, true);
         }
-        next = feed.next_now();
+        next = feed.try_next().await;
     }
 }
 

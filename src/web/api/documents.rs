@@ -54,9 +54,10 @@ pub(super) async fn list(
     let collection = app.shared.database.collection(&collection)?;
     let rows = blocking(&app, move || {
         let found = collection.list(Lsn(page.after.unwrap_or(0)), count)?;
-        let next = (found.len() == count).then(|| found.last().map(|(_, state)| state.last_lsn.0)).flatten();
-        let mut rows = Vec::with_capacity(found.len());
-        for (id, state) in found {
+        let (mut rows, mut bytes, mut next) = (Vec::with_capacity(found.len()), 0, None);
+        let asked_for = found.len() == count;
+        let mut rest = found.into_iter().peekable();
+        while let Some((id, state)) = rest.next() {
             let mut row = json!({
                 "id": id.to_string(),
                 "name": state.name,
@@ -65,9 +66,15 @@ pub(super) async fn list(
                 "position": state.last_lsn.0,
             });
             if page.values {
-                row["value"] = collection.find(id)?.to_json()?;
+                let value = collection.find(id)?.to_json()?;
+                bytes += value.to_string().len();
+                row["value"] = value;
             }
             rows.push(row);
+            if bytes > api::BODY_BYTES_MAX || (asked_for && rest.peek().is_none()) {
+                next = Some(state.last_lsn.0);
+                break;
+            }
         }
         Ok(json!({ "documents": rows, "next": next }))
     })
