@@ -275,6 +275,27 @@ fn a_watch_through_a_node_hears_what_comes_and_says_how_to_go_on() {
 }
 
 #[test]
+fn a_watch_goes_on_from_its_cursor() {
+    let place = Place::new();
+    let id = place.ok(&["add", "notes", r#"{"a": 1}"#, "-q"]);
+    let first = place.json(&["watch", "--once", "--from", "beginning"]);
+    let kinds: Vec<&str> = first.iter().map(|row| row["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["created", "changed"]);
+    place.ok(&["set", &id, "a", "2"]);
+    let after = |cursor: &Value| place.json(&["watch", "notes", "--once", "--from", cursor.as_str().unwrap()]);
+    let next = after(&first[0]["cursor"]);
+    assert_eq!((next.len(), &next[0]["change"]), (2, &first[1]["change"]));
+    assert_eq!(after(&next[1]["cursor"]), [Value::Null; 0]);
+    assert_eq!(place.json(&["watch", "--once", "--from", &first[1]["lsn"].to_string()]).len(), 1, "or a position");
+    // A cursor of another log is told so, and what is there.
+    let other = Place::new();
+    other.ok(&["add", "notes", r#"{"a": 1}"#, "-q"]);
+    let told = other.json(&["watch", "--once", "--from", next[1]["cursor"].as_str().unwrap()]);
+    assert_eq!((&told[0]["reset"]["reason"], &told[1]["kind"]), (&json!("other-log"), &json!("standing")));
+    place.fails(&["watch", "--from", "soon"], 2, "E0619");
+}
+
+#[test]
 fn a_killed_node_leaves_everything_acknowledged_and_a_socket_that_is_no_obstacle() {
     let mut place = Place::new();
     place.serve(&[]);

@@ -72,7 +72,8 @@ impl Server {
         if rows == 0 {
             return;
         }
-        let (answer, seen) = self.ask(&Request::Watch { target: None, from: Some(self.at), limit: Some(rows as u64) });
+        let from = self.at.to_string();
+        let (answer, seen) = self.ask(&Request::Watch { target: None, from, limit: Some(rows as u64), once: false });
         assert_eq!(seen.len(), rows);
         self.at = answer["lsn"].as_u64().unwrap();
     }

@@ -137,12 +137,15 @@ pub(super) enum Command {
     Watch {
         /// Of a collection or a document; of everything when left out
         target: Option<String>,
-        /// From a position, from the beginning, or from now
-        #[arg(long, default_value = "now", value_name = "LSN|beginning|now")]
-        from: From,
+        /// From a cursor or a position, as printed before, from the beginning, or from now
+        #[arg(long, default_value = "now", value_name = "CURSOR|LSN|beginning|now")]
+        from: String,
         /// End after so many
         #[arg(long)]
         limit: Option<u64>,
+        /// End when everything that is in the log now was printed
+        #[arg(long)]
+        once: bool,
     },
     /// Bring documents in: NDJSON or an .automerge file; `import trace FILE` replays an editing history,
     /// `import automerge-repo FOLDER` takes over a sync server's documents

@@ -8,7 +8,7 @@ use tidelog::node::command::{Collected, CommandError, Exit, Request, Target};
 use tidelog::node::{Interrupt, Session, SessionOptions};
 
 use super::arguments::{Command, From, Global, Import, Peer, SpecialImport};
-use super::screen::{Place, Screen};
+use super::screen::Screen;
 use super::table::{Column, cell, printable, short, size, table, time};
 use super::verify::{changes, verify, warn_if_degraded};
 use super::{edit, export, import, salvage};
@@ -131,7 +131,7 @@ fn dispatch(session: &mut Session, command: Command, screen: &Screen) -> Result<
             Ok(())
         }
         Command::Log { id, from, limit } => log(session, id, from, limit, screen),
-        Command::Watch { target, from, limit } => watch(session, target, from, limit, screen),
+        Command::Watch { target, from, limit, once } => watch(session, target, Since { from, limit, once }, screen),
         Command::Import(arguments) => import::run(session, arguments, screen),
         Command::Export(arguments) => export::run(session, arguments, screen),
         Command::Peer { command } => peer(session, command, screen),
@@ -273,49 +273,55 @@ const WATCH_COLUMNS: [Column; 7] = [
     ("OPS", |row| cell(&row["ops"])),
 ];
 
-fn watch(
-    session: &mut Session,
-    target: Option<String>,
-    from: From,
+/// Which part of the log a watch prints.
+struct Since {
+    from: String,
     limit: Option<u64>,
-    screen: &Screen,
-) -> Result<(), CommandError> {
+    once: bool,
+}
+
+fn watch(session: &mut Session, target: Option<String>, since: Since, screen: &Screen) -> Result<(), CommandError> {
     let words = target.clone().map(|target| format!(" {target}")).unwrap_or_default();
     let target = target.map(|text| text.parse::<Target>()).transpose()?;
-    let here = Place::default();
-    if let From::Position(lsn) = from {
-        here.set(lsn);
-    }
-    if !session.is_node() {
+    // Where to go on, from the last row that was shown.
+    let here = std::cell::RefCell::new((since.from != "now").then(|| since.from.clone()));
+    if !session.is_node() && !since.once {
         screen.say(
             "no node runs on this data directory: only what is in the log already is shown, and nothing will come",
         );
     }
     let mut output = screen.output(|row| {
-        let lsn = row["lsn"].as_u64();
-        if screen.json || screen.quiet {
+        let cursor = row["cursor"].as_str().map(str::to_owned);
+        if screen.json || (screen.quiet && row.get("id").is_some()) {
             show(screen, &row, "id", "")?;
-        } else {
+        } else if row.get("id").is_some() {
             let cells: Vec<String> = WATCH_COLUMNS.iter().map(|(_, show)| show(&row)).collect();
             screen.print(&cells.join("  "))?;
+        } else {
+            // The place to go on from is not in this log: what follows is where each document stands.
+            screen.warn(&row.to_string());
         }
-        if let Some(lsn) = lsn {
-            here.set(lsn);
+        if let Some(cursor) = cursor {
+            here.replace(Some(cursor));
         }
         Ok(())
     });
-    screen.say("watching; ^C ends it");
-    let ended = session.call(Request::Watch { target, from: from.position(), limit }, &mut output);
+    if !since.once {
+        screen.say("watching; ^C ends it");
+    }
+    let Since { from, limit, once } = since;
+    let ended = session.call(Request::Watch { target, from, limit, once }, &mut output);
     drop(output);
-    if let Some(lsn) = here.last()
+    if let Some(cursor) = here.into_inner()
         && !screen.quiet
         && ended.as_ref().err().is_none_or(|error| error.exit == Exit::Interrupted)
     {
         // Worth knowing without a terminal too: whoever ends a watch wants to go on where it was.
+        let resume = format!("tidelog watch{words} --from {cursor}");
         if screen.json {
-            screen.warn(&json!({ "lsn": lsn, "resume": format!("tidelog watch{words} --from {lsn}") }).to_string());
+            screen.warn(&json!({ "cursor": cursor, "resume": resume }).to_string());
         } else {
-            screen.warn(&format!("stopped at {lsn}; go on with: tidelog watch{words} --from {lsn}"));
+            screen.warn(&format!("stopped; go on with: {resume}"));
         }
     }
     ended.map(|_| ())

@@ -2,7 +2,6 @@
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -187,18 +186,4 @@ fn bar(progress: &Progress) -> ProgressBar {
     };
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     bar.with_style(style).with_message(progress.what.clone())
-}
-
-/// Where a watch has come to, for the line that says how to go on.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Place(Arc<Mutex<Option<u64>>>);
-
-impl Place {
-    pub(super) fn set(&self, lsn: u64) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(lsn);
-    }
-
-    pub(super) fn last(&self) -> Option<u64> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }

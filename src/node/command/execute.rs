@@ -37,7 +37,9 @@ pub fn execute(
         Request::ImportAutomergeRepo { folder, collection } => {
             nodefs::import(database, &folder, collection.as_deref(), cancel, output)
         }
-        Request::Watch { target, from, limit } => watch::watch(database, target, from, limit, cancel, output),
+        Request::Watch { target, from, limit, once } => {
+            watch::watch(database, target, &from, limit, once, cancel, output)
+        }
         Request::Export { target, format } => documents::export(database, target, format, cancel, output),
         Request::PeerAdd { peer, role } => peers::add(context, &peer, &role, output),
         Request::PeerList => peers::list(context, output),

@@ -110,10 +110,13 @@ pub enum Request {
     Watch {
         /// Of what.
         target: Option<Target>,
-        /// From after this position; `None`: from now on.
-        from: Option<u64>,
+        /// From where: a cursor, a position, `beginning` or `now`.
+        from: String,
         /// End after so many rows.
         limit: Option<u64>,
+        /// End where the log ends now.
+        #[serde(default)]
+        once: bool,
     },
     /// Documents as rows.
     Export {

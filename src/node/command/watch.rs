@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::documents::find;
 use super::{Cancel, CommandError, Exit, Output, Target};
 use crate::engine::Database;
+use crate::feed::{ChangeFeed, FeedCursor, Filter, Item, Opening};
 use crate::history::{Entry, EntryKind};
 use crate::id::{CollectionName, DocumentId, Lsn, NodeId};
 use crate::log::record::{Lifecycle, LifecycleKind};
@@ -17,27 +18,73 @@ const BYTES: usize = 1 << 20;
 /// Most rows that one command lists.
 const ROWS_MAX: usize = 1_000_000;
 
-/// Changes as they come, from after `from` on. The summary is `{lsn}`: where to go on.
+/// What happens to documents, from `from` on: a cursor, a position, `beginning` or `now`. With `once` it ends where the log
+/// ends now. The summary is `{lsn, cursor}`: where to go on.
 pub(super) fn watch(
     db: &Database,
     target: Option<Target>,
-    from: Option<u64>,
+    from: &str,
     limit: Option<u64>,
+    once: bool,
     cancel: &Cancel,
     output: &mut dyn Output,
 ) -> Result<Value, CommandError> {
-    let wanted = Wanted::new(db, target)?;
-    let mut tail = db.tail();
-    let mut at = start(db, from)?;
+    let mut feed = feed(db, target, from)?;
     let mut left = limit.unwrap_or(u64::MAX);
+    let mut cancelled = cancel.clone();
     while left > 0 {
-        tail.borrow_and_update();
-        at = read_to_tail(db, &wanted, at, &mut left, cancel, output)?;
-        if left > 0 {
-            wait_for_more(&mut tail, cancel)?;
+        cancel.check()?;
+        let next = tokio::runtime::Handle::current().block_on(async {
+            tokio::select! {
+                item = feed.next() => Ok(item),
+                () = cancelled.cancelled() => Err(CommandError::interrupted()),
+            }
+        })?;
+        match next.ok_or(crate::error::Error::Closed)?? {
+            Item::Opened(Opening::Resumed { .. }) => {}
+            Item::Opened(opening) => output.row(opening.to_json())?,
+            Item::Event(event) => {
+                let mut row = event.to_json()?;
+                row["lsn"] = event.position.0.into();
+                output.row(row)?;
+                left -= 1;
+            }
+            Item::Progress { caught_up: true, .. } if once => break,
+            Item::Progress { .. } => {}
         }
     }
-    Ok(json!({ "lsn": at.0 }))
+    let cursor = feed.cursor();
+    Ok(json!({ "lsn": cursor.position.0, "cursor": cursor.to_string() }))
+}
+
+fn feed(db: &Database, target: Option<Target>, from: &str) -> Result<ChangeFeed, CommandError> {
+    let filter = match target {
+        None => Filter::Everything,
+        Some(Target::Document(id)) => Filter::Document(find(db, &id)?.id()),
+        // A collection that does not exist yet may be waited for.
+        Some(Target::Collection(name)) => Filter::Collection(CollectionName::new(name)?),
+    };
+    let changes = db.changes().filter(filter.clone());
+    let changes = match from {
+        "beginning" => changes,
+        "now" => changes.since_now(),
+        text => match text.parse::<u64>() {
+            Ok(position) => {
+                let reader = db.reader();
+                let at = start(db, Some(position))?;
+                let (footer, chain) = reader.footer_before(at)?;
+                // Positions that were never used stand for the last one before them.
+                let position = if reader.record(at)?.is_some() { at } else { footer };
+                let beginning = FeedCursor::beginning(reader.log_id(), filter.key());
+                changes.since(FeedCursor { position, chain, ..beginning })
+            }
+            Err(_) => changes.since(text.parse::<FeedCursor>().map_err(|error| {
+                CommandError::new("E0619", Exit::Usage, error.to_string())
+                    .fix("give a cursor or a position as this node printed them, `beginning` or `now`")
+            })?),
+        },
+    };
+    Ok(changes.open()?)
 }
 
 fn start(db: &Database, from: Option<u64>) -> Result<Lsn, CommandError> {
@@ -53,46 +100,6 @@ fn start(db: &Database, from: Option<u64>) -> Result<Lsn, CommandError> {
     }
 }
 
-fn read_to_tail(
-    db: &Database,
-    wanted: &Wanted,
-    mut at: Lsn,
-    left: &mut u64,
-    cancel: &Cancel,
-    output: &mut dyn Output,
-) -> Result<Lsn, CommandError> {
-    loop {
-        cancel.check()?;
-        let entries = db.reader().read_log(at, BYTES, RECORDS)?;
-        if entries.is_empty() {
-            return Ok(at);
-        }
-        for entry in entries {
-            at = entry.lsn;
-            if let Some(row) = wanted.row(db, entry)? {
-                output.row(row)?;
-                *left -= 1;
-                if *left == 0 {
-                    return Ok(at);
-                }
-            }
-        }
-    }
-}
-
-fn wait_for_more(
-    tail: &mut tokio::sync::watch::Receiver<crate::id::LogCursor>,
-    cancel: &Cancel,
-) -> Result<(), CommandError> {
-    let mut cancelled = cancel.clone();
-    tokio::runtime::Handle::current().block_on(async {
-        tokio::select! {
-            moved = tail.changed() => moved.map_err(|_| crate::error::Error::Closed.into()),
-            () = cancelled.cancelled() => Err(CommandError::interrupted()),
-        }
-    })
-}
-
 /// The records of the log that are about documents: the last `limit`, or the first `limit` after `from`.
 pub(super) fn log(
     db: &Database,
@@ -101,7 +108,6 @@ pub(super) fn log(
     output: &mut dyn Output,
 ) -> Result<Value, CommandError> {
     let limit = usize::try_from(limit).unwrap_or(usize::MAX).min(ROWS_MAX);
-    let wanted = Wanted::Everything;
     if let Some(from) = from {
         let mut at = start(db, Some(from))?;
         let mut written = 0;
@@ -110,7 +116,7 @@ pub(super) fn log(
             let Some(last) = entries.last() else { break };
             at = last.lsn;
             for entry in entries {
-                if let Some(row) = wanted.row(db, entry)?
+                if let Some(row) = row_of(db, entry)?
                     && written < limit
                 {
                     output.row(row)?;
@@ -139,7 +145,7 @@ fn last_rows(db: &Database, limit: usize) -> Result<VecDeque<Value>, CommandErro
             let Some(last) = entries.last() else { break };
             at = last.lsn;
             for entry in entries {
-                if let Some(row) = Wanted::Everything.row(db, entry)? {
+                if let Some(row) = row_of(db, entry)? {
                     rows.push_back(row);
                     if rows.len() > limit {
                         rows.pop_front();
@@ -154,92 +160,59 @@ fn last_rows(db: &Database, limit: usize) -> Result<VecDeque<Value>, CommandErro
     }
 }
 
-/// Which documents somebody wants to hear of.
-enum Wanted {
-    Everything,
-    Document(DocumentId),
-    Collection(CollectionName),
-}
-
-impl Wanted {
-    fn new(db: &Database, target: Option<Target>) -> Result<Self, CommandError> {
-        Ok(match target {
-            None => Self::Everything,
-            Some(Target::Document(id)) => Self::Document(find(db, &id)?.id()),
-            // A collection that does not exist yet may be waited for.
-            Some(Target::Collection(name)) => Self::Collection(CollectionName::new(name)?),
-        })
-    }
-
-    /// What to say about a record; nothing when it is of no interest.
-    fn row(&self, db: &Database, entry: Entry) -> Result<Option<Value>, CommandError> {
-        let lsn = entry.lsn.0;
-        Ok(match entry.kind {
-            EntryKind::Change { document, hash, via, origin, header, .. } => {
-                let collection = db.reader().names().collection(header.collection)?;
-                self.wants(document, &collection).then(|| {
-                    json!({
-                        "lsn": lsn,
-                        "kind": "changed",
-                        "id": document.to_string(),
-                        "collection": collection.as_str(),
-                        "change": hash.to_string(),
-                        "seq": header.seq,
-                        "ops": header.op_count,
-                        "time": header.time,
-                        "received_ms": header.received_ms,
-                        "node": origin.node.to_string(),
-                        "via": via.map(|node| node.to_string()),
-                    })
-                })
-            }
-            EntryKind::Lifecycle { document, via, bytes, .. } => {
-                let statement = Lifecycle::decode(&bytes).map_err(|error| {
-                    let place = format!("record {lsn}");
-                    CommandError::from(crate::history::HistoryError::Row { place, error })
-                })?;
-                let wanted = self.wants(document, &statement.collection);
-                wanted.then(|| lifecycle_row(lsn, document, via, &statement))
-            }
-            EntryKind::Withdrawn { document, winner, via, records } => {
-                let Some(state) = db.reader().document(document)? else { return Ok(None) };
-                self.wants(document, &state.collection).then(|| {
-                    json!({
-                        "lsn": lsn,
-                        "kind": "withdrawn",
-                        "id": document.to_string(),
-                        "collection": state.collection.as_str(),
-                        "change": winner.to_string(),
-                        "records": records.iter().map(|lsn| lsn.0).collect::<Vec<_>>(),
-                        "via": via.map(|node| node.to_string()),
-                    })
-                })
-            }
-            EntryKind::Void { document, record, automerge, why } => {
-                let Some(state) = db.reader().document(document)? else { return Ok(None) };
-                self.wants(document, &state.collection).then(|| {
-                    json!({
-                        "lsn": lsn,
-                        "kind": "void",
-                        "id": document.to_string(),
-                        "collection": state.collection.as_str(),
-                        "record": record.0,
-                        "automerge": automerge,
-                        "why": why,
-                    })
-                })
-            }
-            EntryKind::Footer { .. } | EntryKind::Other => None,
-        })
-    }
-
-    fn wants(&self, document: DocumentId, collection: &CollectionName) -> bool {
-        match self {
-            Self::Everything => true,
-            Self::Document(id) => *id == document,
-            Self::Collection(name) => name == collection,
+/// What to say about a record; nothing when it is of no interest.
+fn row_of(db: &Database, entry: Entry) -> Result<Option<Value>, CommandError> {
+    let lsn = entry.lsn.0;
+    Ok(match entry.kind {
+        EntryKind::Change { document, hash, via, origin, header, .. } => {
+            let collection = db.reader().names().collection(header.collection)?;
+            Some(json!({
+                "lsn": lsn,
+                "kind": "changed",
+                "id": document.to_string(),
+                "collection": collection.as_str(),
+                "change": hash.to_string(),
+                "seq": header.seq,
+                "ops": header.op_count,
+                "time": header.time,
+                "received_ms": header.received_ms,
+                "node": origin.node.to_string(),
+                "via": via.map(|node| node.to_string()),
+            }))
         }
-    }
+        EntryKind::Lifecycle { document, via, bytes, .. } => {
+            let statement = Lifecycle::decode(&bytes).map_err(|error| {
+                let place = format!("record {lsn}");
+                CommandError::from(crate::history::HistoryError::Row { place, error })
+            })?;
+            Some(lifecycle_row(lsn, document, via, &statement))
+        }
+        EntryKind::Withdrawn { document, winner, via, records } => {
+            let Some(state) = db.reader().document(document)? else { return Ok(None) };
+            Some(json!({
+                "lsn": lsn,
+                "kind": "withdrawn",
+                "id": document.to_string(),
+                "collection": state.collection.as_str(),
+                "change": winner.to_string(),
+                "records": records.iter().map(|lsn| lsn.0).collect::<Vec<_>>(),
+                "via": via.map(|node| node.to_string()),
+            }))
+        }
+        EntryKind::Void { document, record, automerge, why } => {
+            let Some(state) = db.reader().document(document)? else { return Ok(None) };
+            Some(json!({
+                "lsn": lsn,
+                "kind": "void",
+                "id": document.to_string(),
+                "collection": state.collection.as_str(),
+                "record": record.0,
+                "automerge": automerge,
+                "why": why,
+            }))
+        }
+        EntryKind::Footer { .. } | EntryKind::Other => None,
+    })
 }
 
 fn lifecycle_row(lsn: u64, document: DocumentId, via: Option<NodeId>, statement: &Lifecycle) -> Value {
