@@ -1,10 +1,13 @@
 //! One author, one number, two changes: every replica ends with the same one, and with nothing that stood on the other.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use tidelog::document::{EditOptions, View, ViewError};
 use tidelog::engine::{Admitted, Clash, Incoming, IncomingBody};
+use tidelog::feed::{EventKind, Item};
 use tidelog::log::MemoryStorage;
 use tidelog::{Change, ChangeHash, Database, DocHandle, DocumentId, Lsn};
 
@@ -44,6 +47,34 @@ impl Replica {
         logged_changes(self.database.reader(), DOCUMENT).into_keys().collect()
     }
 
+    /// Whoever follows a feed, and takes back what gave way, has the changes that are there; and their heads fit together
+    /// where nothing gave way in between.
+    fn assert_told(&self, expected: &BTreeSet<ChangeHash>) {
+        for changes in [self.database.changes(), self.database.changes().document(DOCUMENT)] {
+            let (mut told, mut heads) = (BTreeMap::new(), None);
+            let mut feed = changes.open().unwrap();
+            while let Some(item) = feed.next_now().unwrap() {
+                let Item::Event(event) = item else { continue };
+                match event.kind {
+                    EventKind::Changed(changed) => {
+                        assert!(heads.is_none_or(|heads| heads == changed.heads_before));
+                        heads = Some(changed.heads_after.clone());
+                        told.insert(event.position, changed.hash);
+                    }
+                    EventKind::Withdrawn { positions, .. } => {
+                        for position in positions {
+                            told.remove(&position);
+                        }
+                        heads = None;
+                    }
+                    _ => {}
+                }
+            }
+            assert_eq!(told.into_values().collect::<BTreeSet<_>>(), *expected);
+            assert!(heads.is_none_or(|heads| heads == self.document().state().unwrap().heads));
+        }
+    }
+
     /// Its log and its projections agree, also when they are made again, and so does what it shows.
     fn check(&mut self) {
         assert_whole(&self.database);
@@ -53,6 +84,7 @@ impl Replica {
         let plain = plain(&changes);
         assert_eq!(document.state().unwrap().heads, plain_heads(&plain));
         assert_eq!(without_counters(document.to_json().unwrap()), plain_json(&plain));
+        self.assert_told(&logged_changes(self.database.reader(), DOCUMENT).into_keys().collect());
         let row = self.database.reader().row(DOCUMENT).unwrap();
         drop(document);
         self.database.close();

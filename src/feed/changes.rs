@@ -334,6 +334,11 @@ impl ChangeFeed {
         let after = self.at.position;
         let end = self.reader.tail();
         let positions = self.reader.positions(id, after, feeds::RECORDS_PER_READ)?;
+        // Withdrawn changes have left the index. They were told, so up to where they gave way the log itself is read. Looked
+        // at second: what was withdrawn in between was still among the positions.
+        if self.reader.row(id)?.is_some_and(|row| row.generation > after.0) {
+            return self.read_log();
+        }
         let is_all = positions.len() < feeds::RECORDS_PER_READ;
         let mut bytes = 0;
         for lsn in positions {
