@@ -8,7 +8,7 @@ use tidelog::node::command::{Cancel, Collected, Context, Request, execute};
 use tidelog::{Change, ChangeHash, Database, DocumentId, Error, Lsn};
 
 use super::forge::{
-    ChangeParts, OBJECT_ACTOR, OBJECT_COUNTER, PREDECESSOR_ACTOR, PREDECESSOR_COUNTER, PREDECESSORS, run, slope,
+    ChangeParts, OBJECT_ACTOR, OBJECT_COUNTER, PREDECESSOR_ACTOR, PREDECESSOR_COUNTER, PREDECESSORS, forged, run, slope,
 };
 use crate::support::{
     SmallEdit, assert_whole, cases, first_value, logged_changes, narrow, node, origin, plain, plain_json, rows_after,
@@ -62,15 +62,6 @@ pub(crate) fn ungivable(deps: &[ChangeHash], start: u64, author: (u8, u64)) -> C
 /// A change by that author under that number that sets a key at the root; on top of what may not be there.
 pub(crate) fn plain_change(deps: &[ChangeHash], start: u64, author: (u8, u64)) -> Change {
     forged(deps, start, author, |_| {})
-}
-
-fn forged(deps: &[ChangeHash], start: u64, author: (u8, u64), edit: impl FnOnce(&mut ChangeParts)) -> Change {
-    let mut parts = ChangeParts::one();
-    (parts.actor, parts.seq, parts.start) = (vec![author.0; 16], author.1, start);
-    parts.deps = deps.iter().map(|hash| hash.0).collect();
-    parts.deps.sort_unstable();
-    edit(&mut parts);
-    Change::parse(parts.chunk()).unwrap()
 }
 
 #[test]

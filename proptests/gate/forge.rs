@@ -4,6 +4,7 @@ use flate2::Compression;
 use flate2::write::DeflateEncoder;
 use sha2::{Digest, Sha256};
 use std::io::Write;
+use tidelog::{Change, ChangeHash};
 
 /// What every chunk begins with.
 pub(super) const MAGIC: [u8; 4] = [0x85, 0x6f, 0x4a, 0x83];
@@ -306,4 +307,19 @@ fn take<'a>(input: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {
 fn prefixed(input: &mut &[u8]) -> Option<Vec<u8>> {
     let length = usize::try_from(read_uleb(input)?).ok()?;
     Some(take(input, length)?.to_vec())
+}
+
+/// A change by that author under that number, as `edit` has it.
+pub(super) fn forged(
+    deps: &[ChangeHash],
+    start: u64,
+    author: (u8, u64),
+    edit: impl FnOnce(&mut ChangeParts),
+) -> Change {
+    let mut parts = ChangeParts::one();
+    (parts.actor, parts.seq, parts.start) = (vec![author.0; 16], author.1, start);
+    parts.deps = deps.iter().map(|hash| hash.0).collect();
+    parts.deps.sort_unstable();
+    edit(&mut parts);
+    Change::parse(parts.chunk()).unwrap()
 }

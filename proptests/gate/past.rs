@@ -14,7 +14,7 @@ use tidelog::{Change, ChangeHash, Database, DocumentId, Error, Lsn};
 
 use super::forge::{
     ACTION, ChangeParts, KEY_ACTOR, KEY_COUNTER, KEY_NAME, META, OBJECT_ACTOR, OBJECT_COUNTER, PREDECESSOR_ACTOR,
-    PREDECESSOR_COUNTER, PREDECESSORS, VALUE, run, slope,
+    PREDECESSOR_COUNTER, PREDECESSORS, VALUE, forged, run, slope,
 };
 use crate::support::{assert_whole, cases, logged_changes, narrow, node, origin, rows_after};
 
@@ -32,15 +32,6 @@ fn copy(of: &Database) -> Database {
     let database = Database::on(MemoryStorage::new()).node(node(2)).limits(narrow()).open().unwrap();
     database.admit_blocking(rows_after(of.reader(), Lsn::ZERO)).unwrap();
     database
-}
-
-fn forged(deps: &[ChangeHash], start: u64, author: (u8, u64), edit: impl FnOnce(&mut ChangeParts)) -> Change {
-    let mut parts = ChangeParts::one();
-    (parts.actor, parts.seq, parts.start) = (vec![author.0; 16], author.1, start);
-    parts.deps = deps.iter().map(|hash| hash.0).collect();
-    parts.deps.sort_unstable();
-    edit(&mut parts);
-    Change::parse(parts.chunk()).unwrap()
 }
 
 /// Offers a change as a node does.

@@ -192,6 +192,17 @@ impl<'a> Edit<'a> {
         })
     }
 
+    /// Whether there is a value at `path`.
+    pub(super) fn has(&self, path: &Path) -> Result<bool, ViewError> {
+        Ok(find(&self.tx, path.steps(), None)?.is_some())
+    }
+
+    /// Whether there is an object of the given kind at the end of `steps`.
+    pub(super) fn is_object(&self, steps: &[String], kind: ObjType) -> Result<bool, ViewError> {
+        let found = find(&self.tx, steps, None)?;
+        Ok(found.is_some_and(|(value, _)| value == DocumentValue::Object(kind)))
+    }
+
     /// The object of the given kind at `path`.
     fn object(&self, path: &Path, kind: ObjType) -> Result<ObjId, ViewError> {
         match find(&self.tx, path.steps(), None)? {

@@ -1,6 +1,7 @@
 //! Patches of JSON as edits: JSON Patch (RFC 6902) and merge patch (RFC 7396). Each touches only what it names, so that
 //! what others write elsewhere in the document meanwhile is kept.
 
+use automerge::ObjType;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -111,7 +112,9 @@ impl Operation {
             Self::Add { path, value } => add(edit, &path.0, value)?,
             Self::Remove { path } => remove(edit, &path.0)?,
             Self::Replace { path, value } => {
-                value_at(edit, &path.0)?;
+                if !edit.has(&path.0)? {
+                    return Err(ViewError::NotFound(path.0.clone()));
+                }
                 edit.put(path.0.clone(), value)?;
             }
             Self::Move { from, path } => {
@@ -143,11 +146,9 @@ fn remove(edit: &mut Edit<'_>, path: &Path) -> Result<(), ViewError> {
 fn add(edit: &mut Edit<'_>, path: &Path, value: &Value) -> Result<(), ViewError> {
     if let Some((step, front)) = path.steps().split_last()
         && let Ok(index) = step.parse::<usize>()
+        && edit.is_object(front, ObjType::List)?
     {
-        let list: Path = front.iter().cloned().collect();
-        if matches!(edit.json(list.clone())?, Some(Value::Array(_))) {
-            return edit.insert(list, index, value);
-        }
+        return edit.insert(front.iter().cloned().collect::<Path>(), index, value);
     }
     edit.put(path.clone(), value)
 }
@@ -169,7 +170,7 @@ fn merge_at(edit: &mut Edit<'_>, path: &Path, patch: &serde_json::Map<String, Va
                 edit.delete(place)?;
             }
             Value::Object(inner) if is_plain(inner) => {
-                if !matches!(edit.json(place.clone())?, Some(Value::Object(there)) if is_plain(&there)) {
+                if !edit.is_object(place.steps(), ObjType::Map)? {
                     edit.put(place.clone(), serde_json::json!({}))?;
                 }
                 merge_at(edit, &place, inner)?;

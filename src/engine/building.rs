@@ -125,7 +125,8 @@ fn load(
     Ok(View::load(&chunks)?)
 }
 
-/// The changes after a position that are shown, but for those that somebody `has`; `None` when some before it were withdrawn, or found not to apply, since.
+/// The changes after a position that are shown, but for those that somebody `has`; `None` when some before it were
+/// withdrawn, or found not to apply, since.
 pub(crate) fn read_changes(
     reader: &Reader,
     id: DocumentId,

@@ -112,26 +112,28 @@ pub struct ChangeFeed {
     reader: Reader,
     tail: watch::Receiver<LogCursor>,
     teller: Teller,
-    phase: Phase,
+    /// Documents are told as they stand, before records are read.
+    standing: Option<Standing>,
+    /// Of documents that left between what was known before that and its end, it may be that nobody has told yet.
+    leaving: Option<(Known, Lsn)>,
     /// After the last item that was made.
     at: FeedCursor,
     /// Items that were made and not given yet: those of one reading.
     made: VecDeque<Item>,
     /// After the last item that was given.
     given: FeedCursor,
-    /// Of the last reading's items.
+    /// Around the record of one document that was looked at last.
     groups: Groups,
     unreported: u64,
     has_told_caught_up: bool,
     has_ended: bool,
 }
 
-enum Phase {
-    /// Documents as they stand, up to a place of the log.
-    Standing { walk: Box<Standings>, known: Known, to: LogCursor },
-    /// Record by record. Of documents that left between `known` and the end of the walk before, it may be that nobody
-    /// has told yet.
-    Records { leaving: Option<(Known, Lsn)> },
+/// Documents as they stand, up to a place of the log.
+struct Standing {
+    walk: Standings,
+    known: Known,
+    to: LogCursor,
 }
 
 /// The commit group around the record that was looked at last.
@@ -149,36 +151,38 @@ impl ChangeFeed {
         let end = reader.tail();
         let key = filter.key();
         let beginning = FeedCursor::beginning(end.log_id, key);
+        let resumed = |from| match coalesced {
+            true => Opening::Rebased { from, to: reached(&from, end) },
+            false => Opening::Resumed { from },
+        };
         let (opening, at) = match since {
-            Since::Beginning if coalesced => (None, beginning),
-            Since::Beginning => (Some(Opening::Resumed { from: beginning }), beginning),
+            Since::Beginning => (resumed(beginning), beginning),
             Since::Now => {
-                let now = FeedCursor { position: end.lsn, chain: end.chain, ..beginning };
-                (Some(Opening::Resumed { from: now }), now)
+                let now = reached(&beginning, end);
+                (Opening::Resumed { from: now }, now)
             }
             Since::Cursor(cursor) => match place(&reader, &cursor)? {
                 Ok(()) => {
                     let digest = if cursor.filter == key { cursor.digest } else { FeedDigest::default() };
                     let from = FeedCursor { log_id: end.log_id, digest, filter: key, ..cursor };
-                    ((!coalesced).then_some(Opening::Resumed { from }), from)
+                    (resumed(from), from)
                 }
-                Err(reason) => (Some(Opening::Reset { reason, to: reached(&beginning, end) }), beginning),
+                Err(reason) => (Opening::Reset { reason, to: reached(&beginning, end) }, beginning),
             },
         };
-        let stands = !matches!(opening, Some(Opening::Resumed { .. }));
-        let phase = if stands {
-            let walk = Box::new(Standings::new(reader.clone(), at.position, end.lsn)?);
-            let known = Known { upto: at.position, is_nothing: at == beginning };
-            Phase::Standing { walk, known, to: end }
+        let standing = if let Opening::Resumed { .. } = opening {
+            None
         } else {
-            Phase::Records { leaving: None }
+            let walk = Standings::new(reader.clone(), at.position, end.lsn)?;
+            let known = Known { upto: at.position, is_nothing: at == beginning };
+            Some(Standing { walk, known, to: end })
         };
-        let opening = opening.unwrap_or_else(|| Opening::Rebased { from: at, to: reached(&at, end) });
         Ok(Self {
             teller: Teller::new(reader.clone(), filter),
             reader,
             tail,
-            phase,
+            standing,
+            leaving: None,
             at,
             made: VecDeque::from([Item::Opened(opening)]),
             given: at,
@@ -265,7 +269,11 @@ impl ChangeFeed {
         if self.has_ended {
             return Ok(false);
         }
-        self.read_on().inspect_err(|_| self.has_ended = true)
+        self.read_on().inspect_err(|_| {
+            // The cursor is before what was made of this reading.
+            self.made.clear();
+            self.has_ended = true;
+        })
     }
 
     fn give(&mut self) -> Option<Item> {
@@ -285,8 +293,8 @@ impl ChangeFeed {
 
     /// Makes items from what comes next; `false` when nothing does for now.
     fn read_on(&mut self) -> Result<bool, Error> {
-        if let Phase::Standing { .. } = &self.phase {
-            return self.read_standings().map(|()| true);
+        if let Some(standing) = self.standing.take() {
+            return self.read_standings(standing).map(|()| true);
         }
         if let Filter::Document(id) = *self.teller.filter() {
             return self.read_document(id);
@@ -294,26 +302,22 @@ impl ChangeFeed {
         self.read_log()
     }
 
-    fn read_standings(&mut self) -> Result<(), Error> {
-        let told_of = Phase::Records { leaving: None };
-        let Phase::Standing { mut walk, known, to } = std::mem::replace(&mut self.phase, told_of) else {
-            return Ok(());
-        };
+    fn read_standings(&mut self, mut standing: Standing) -> Result<(), Error> {
         for _ in 0..feeds::RECORDS_PER_READ {
-            let Some((lsn, document)) = walk.next()? else {
-                self.phase = Phase::Records { leaving: Some((known, self.reader.tail().lsn)) };
-                self.at = reached(&self.at, to);
+            let Some((lsn, document)) = standing.walk.next()? else {
+                self.leaving = Some((standing.known, self.reader.tail().lsn));
+                self.at = reached(&self.at, standing.to);
                 self.made.push_back(Item::Progress { cursor: self.at, caught_up: false });
                 return Ok(());
             };
             let Some(row) = self.reader.row(document)?.filter(|row| row.last_lsn == lsn.0) else { continue };
-            if let Some(told) = self.teller.standing(document, &row, known)? {
+            if let Some(told) = self.teller.standing(document, &row, standing.known)? {
                 // Whoever stops in the middle has not heard of all, so the cursor stays where it was.
                 let event = self.event(lsn, told);
                 self.made.push_back(Item::Event(event));
             }
         }
-        self.phase = Phase::Standing { walk, known, to };
+        self.standing = Some(standing);
         Ok(())
     }
 
@@ -374,11 +378,11 @@ impl ChangeFeed {
         self.at.position = lsn;
         let document = record.document();
         let mut told = self.teller.tell(lsn, record)?;
-        if let (None, Some(id), Phase::Records { leaving: Some((known, end)) }) = (&told, document, &self.phase)
-            && lsn <= *end
+        if let (None, Some(id), Some((known, end))) = (&told, document, self.leaving)
+            && lsn <= end
             && let Some(row) = self.reader.row(id)?
         {
-            told = self.teller.standing(id, &row, *known)?.filter(|told| is_gone(&told.kind));
+            told = self.teller.standing(id, &row, known)?.filter(|told| is_gone(&told.kind));
         }
         if let Some(told) = told {
             let event = self.event(lsn, told);

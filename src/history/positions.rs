@@ -6,7 +6,7 @@ use super::fold::{fold_lifecycle, index_key, lsn_in, new_row};
 use super::{HistoryError, Reader};
 use crate::id::{Chain, DocumentId, Lsn};
 use crate::log::record::{Lifecycle, Record};
-use crate::log::rows::{DocumentRow, IndexRow, decode_row};
+use crate::log::rows::{DocumentRow, IndexRow, StatementRow, decode_row};
 use crate::log::{Keyspace, LogError, log_key, lsn_of_key};
 
 impl Reader {
@@ -75,7 +75,7 @@ impl Reader {
     pub fn life_before(&self, id: DocumentId, lsn: Lsn) -> Result<DocumentRow, HistoryError> {
         let Some(row) = self.row(id)?.filter(|row| row.created_lsn < lsn.0) else { return Ok(new_row(lsn)) };
         let mut life = new_row(Lsn(row.created_lsn));
-        let is_before = |at: &Option<_>| at.as_ref().is_none_or(|at: &crate::log::rows::StatementRow| at.lsn < lsn.0);
+        let is_before = |at: &Option<StatementRow>| at.as_ref().is_none_or(|at| at.lsn < lsn.0);
         if is_before(&row.creation) && is_before(&row.winner) {
             (life.collection, life.collection_key, life.name) = (row.collection, row.collection_key, row.name);
             (life.creation, life.winner) = (row.creation, row.winner);
@@ -93,20 +93,20 @@ impl Reader {
     }
 
     fn statements(&self, id: DocumentId, before: Lsn) -> Result<Vec<Lsn>, HistoryError> {
-        let mut statements = Ok(Vec::new());
+        let mut statements = Vec::new();
         let (from, to) = (index_key(id, Lsn::ZERO), index_key(id, before));
         self.storage().scan(Keyspace::DocIx, &from, &to, false, &mut |key, bytes| {
             let lsn = lsn_in(key).unwrap_or_default();
-            match (decode_row::<IndexRow>(Keyspace::DocIx, key, bytes), &mut statements) {
-                (Ok(IndexRow::Lifecycle(_)), Ok(found)) => found.push(lsn),
-                (Ok(_), _) | (_, Err(_)) => {}
-                (Err(error), Ok(_)) => {
-                    statements = Err(HistoryError::Row { place: format!("index of {id} at record {lsn}"), error });
-                    return ControlFlow::Break(());
+            match decode_row(Keyspace::DocIx, key, bytes) {
+                Ok(IndexRow::Lifecycle(_)) => statements.push(Ok(lsn)),
+                Ok(_) => {}
+                Err(error) => {
+                    let place = format!("index of {id} at record {lsn}");
+                    statements.push(Err(HistoryError::Row { place, error }));
                 }
             }
             ControlFlow::Continue(())
         })?;
-        statements
+        statements.into_iter().collect()
     }
 }

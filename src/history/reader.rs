@@ -266,29 +266,20 @@ impl Reader {
         records_max: usize,
     ) -> Result<Vec<(Lsn, Record)>, HistoryError> {
         let mut records = Vec::new();
-        let (mut bytes, mut failure) = (0, None);
+        let mut bytes = 0;
         let (from, to) = (log_key(after.next()), log_key(self.tail().lsn.next()));
         self.shared.storage.scan(Keyspace::Log, &from, &to, false, &mut |key, value| {
             if records.len() >= records_max || (bytes > 0 && bytes + value.len() > bytes_max) {
                 return ControlFlow::Break(());
             }
             bytes += value.len();
-            let row = lsn_of_key(key)
-                .and_then(|lsn| Ok((lsn, Record::read(lsn, value).map_err(|error| LogError::Record { lsn, error })?)));
-            match row {
-                Ok(row) => records.push(row),
-                Err(error) => {
-                    failure = Some(error);
-                    return ControlFlow::Break(());
-                }
-            }
+            records.push(lsn_of_key(key).and_then(|lsn| {
+                let record = Record::read(lsn, value).map_err(|error| LogError::Record { lsn, error })?;
+                Ok((lsn, record))
+            }));
             ControlFlow::Continue(())
         })?;
-        match failure {
-            // What is before the fault is whole, and is given first.
-            Some(error) if records.is_empty() => Err(error.into()),
-            _ => Ok(records),
-        }
+        Ok(records.into_iter().collect::<Result<_, _>>()?)
     }
 
     fn entry_kind(&self, lsn: Lsn, record: Record) -> Result<EntryKind, HistoryError> {

@@ -69,9 +69,9 @@ fn feed(db: &Database, target: Option<Target>, from: &str) -> Result<ChangeFeed,
         "beginning" => changes,
         "now" => changes.since_now(),
         text => match text.parse::<u64>() {
-            Ok(position) => {
+            Ok(given) => {
                 let reader = db.reader();
-                let at = start(db, Some(position))?;
+                let at = position(db, given)?;
                 let (footer, chain) = reader.footer_before(at)?;
                 // Positions that were never used stand for the last one before them.
                 let position = if reader.record(at)?.is_some() { at } else { footer };
@@ -87,17 +87,15 @@ fn feed(db: &Database, target: Option<Target>, from: &str) -> Result<ChangeFeed,
     Ok(changes.open()?)
 }
 
-fn start(db: &Database, from: Option<u64>) -> Result<Lsn, CommandError> {
+/// A position that somebody gave, if this log reaches it.
+fn position(db: &Database, given: u64) -> Result<Lsn, CommandError> {
     let tail = db.reader().tail().lsn;
-    match from {
-        None => Ok(tail),
-        Some(from) if from <= tail.0 => Ok(Lsn(from)),
-        Some(from) => {
-            let why = format!("position {from} is beyond the end of this log, {tail}");
-            Err(CommandError::new("E0614", Exit::Conflict, why)
-                .fix("positions are of one log: take one that this node printed, or `--from beginning`"))
-        }
+    if given <= tail.0 {
+        return Ok(Lsn(given));
     }
+    let why = format!("position {given} is beyond the end of this log, {tail}");
+    Err(CommandError::new("E0614", Exit::Conflict, why)
+        .fix("positions are of one log: take one that this node printed, or `--from beginning`"))
 }
 
 /// The records of the log that are about documents: the last `limit`, or the first `limit` after `from`.
@@ -109,7 +107,7 @@ pub(super) fn log(
 ) -> Result<Value, CommandError> {
     let limit = usize::try_from(limit).unwrap_or(usize::MAX).min(ROWS_MAX);
     if let Some(from) = from {
-        let mut at = start(db, Some(from))?;
+        let mut at = position(db, from)?;
         let mut written = 0;
         while written < limit {
             let entries = db.reader().read_log(at, BYTES, RECORDS)?;
