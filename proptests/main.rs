@@ -11,6 +11,7 @@ mod gate;
 mod json;
 mod live;
 mod log_model;
+mod queries;
 mod record_codec;
 mod recovery;
 mod replay;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// The rooms from the ground up, each with what it may import from the crate beside itself. `error` stands beside
 /// `engine`: it gathers the errors of the rooms below, and what is above may use it.
-const ROOMS: [(&str, &[&str]); 13] = [
+const ROOMS: [(&str, &[&str]); 14] = [
     ("mutant", &[]),
     ("id", &["mutant"]),
     ("limits", &[]),
@@ -18,9 +18,10 @@ const ROOMS: [(&str, &[&str]); 13] = [
     ("error", &["id", "limits", "document", "log", "history", "sync"]),
     ("engine", &["mutant", "id", "limits", "document", "log", "history", "sync", "error"]),
     ("feed", &["id", "limits", "document", "log", "history", "sync", "error", "engine"]),
+    ("query", &["id", "limits", "document", "log", "history", "sync", "error", "engine", "feed"]),
     ("net", &["id", "limits", "document", "log", "history", "sync", "error", "engine"]),
-    ("web", &["id", "limits", "document", "log", "history", "sync", "error", "engine", "feed"]),
-    ("node", &["id", "limits", "document", "log", "history", "sync", "error", "engine", "feed", "net", "web"]),
+    ("web", &["id", "limits", "document", "log", "history", "sync", "error", "engine", "feed", "query"]),
+    ("node", &["id", "limits", "document", "log", "history", "sync", "error", "engine", "feed", "query", "net", "web"]),
 ];
 
 /// Foreign crates that are confined, and the files or folders where they may be named.
@@ -43,7 +44,7 @@ const FOREIGN: [(&str, &[&str]); 21] = [
     ("comfy_table", &["src/bin/"]),
     ("tracing_subscriber", &["src/bin/"]),
     ("flate2", &["src/document/gate/inflate.rs", "src/node/trace/"]),
-    ("tokio", &["src/engine/", "src/feed/", "src/net/", "src/web/", "src/node/", "src/bin/"]),
+    ("tokio", &["src/engine/", "src/feed/", "src/query/", "src/net/", "src/web/", "src/node/", "src/bin/"]),
     ("minicbor", &["src/sync/repo/cbor.rs", "src/sync/repo/wire.rs"]),
     ("wincode", &[]),
 ];

@@ -3,6 +3,12 @@
 //! Each error has a fixed code (`E01xx` directory and configuration, `E03xx` protocol, `E04xx` storage, `E05xx`
 //! replication, `E06xx` documents, `E07xx` limits) and, where there is something to do, a remedy.
 
+mod query;
+
+use std::borrow::Cow;
+
+pub use query::QueryError;
+
 use crate::document::{ChangeError, PatchError, ViewError};
 use crate::history::HistoryError;
 use crate::id::{ChangeHash, CollectionName, DocumentId, IdError};
@@ -86,6 +92,9 @@ pub enum Error {
     /// A consumer of a feed is not where it was left: another one runs under its name.
     #[error("consumer {0:?} was moved by another that runs under its name; nothing was written")]
     ConsumerMoved(String),
+    /// A query, a listener or an index is refused.
+    #[error(transparent)]
+    Query(Box<QueryError>),
     /// The application's own error, out of the closure it gave.
     #[error("{0}")]
     Application(String),
@@ -128,13 +137,18 @@ impl Error {
             Self::ConsumerMoved(_) => "E0620",
             Self::Patch(_) => "E0621",
             Self::Changed { .. } => "E0622",
+            Self::Query(error) => error.code(),
         }
     }
 
     /// Whether trying again later may help, with nothing else changed.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Busy | Self::StorageFull)
+        match self {
+            Self::Busy | Self::StorageFull => true,
+            Self::Query(error) => matches!(**error, QueryError::NotReady { .. } | QueryError::TooManyListeners(_)),
+            _ => false,
+        }
     }
 
     /// Whether something on the disk is not what was written there.
@@ -145,7 +159,14 @@ impl Error {
 
     /// What to do about it, if there is something.
     #[must_use]
-    pub fn remedy(&self) -> Option<&'static str> {
+    pub fn remedy(&self) -> Option<Cow<'static, str>> {
+        if let Self::Query(error) = self {
+            return Some(error.fix().into());
+        }
+        self.fixed_remedy().map(Cow::Borrowed)
+    }
+
+    fn fixed_remedy(&self) -> Option<&'static str> {
         Some(match self {
             #[cfg(feature = "fjall")]
             Self::Directory(error) => return directory_remedy(error),
@@ -183,6 +204,12 @@ impl From<HistoryError> for Error {
 impl From<PatchError> for Error {
     fn from(error: PatchError) -> Self {
         Self::Patch(Box::new(error))
+    }
+}
+
+impl From<QueryError> for Error {
+    fn from(error: QueryError) -> Self {
+        Self::Query(Box::new(error))
     }
 }
 

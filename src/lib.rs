@@ -28,6 +28,7 @@
 //! | [`sync`] | conversations with one peer, without IO |
 //! | [`engine`] | the one place that orders writes: [`Database`], [`Collection`], [`DocHandle`] |
 //! | [`feed`] | the log told to those who follow what happens to documents |
+//! | [`query`] | documents found by their values, once or again whenever the result changes |
 //! | `net` | keys, tickets, links over QUIC (feature `quic`) |
 //! | `web` | the HTTP port, for clients of automerge-repo (feature `web`) |
 //! | `node` | a serving node and its commands (feature `node`) |
@@ -47,6 +48,7 @@ pub mod log;
 pub mod net;
 #[cfg(feature = "node")]
 pub mod node;
+pub mod query;
 pub mod sync;
 #[cfg(feature = "web")]
 pub mod web;

@@ -246,6 +246,62 @@ pub(crate) mod api {
     pub(crate) const STREAM_BYTES: usize = 64 << 10;
 }
 
+/// Bounds of queries, their indexes and their listeners.
+pub(crate) mod queries {
+    /// Conditions in one query.
+    pub(crate) const CONDITIONS_MAX: usize = 100;
+    /// How deep they may be nested.
+    pub(crate) const DEPTH_MAX: usize = 8;
+    /// Alternatives of one query, written out.
+    pub(crate) const ALTERNATIVES_MAX: usize = 30;
+    /// Values of one `in` or `array-contains-any`.
+    pub(crate) const VALUES_MAX: usize = 30;
+    /// Values of one `not-in`.
+    pub(crate) const NOT_IN_MAX: usize = 10;
+    /// Bytes of all values of one query, as JSON.
+    pub(crate) const VALUE_BYTES_MAX: usize = 64 << 10;
+    /// Fields that one query orders by.
+    pub(crate) const ORDERINGS_MAX: usize = 8;
+    /// Documents in one result. A query with more is refused.
+    pub(crate) const LIMIT_MAX: usize = 10_000;
+    /// Bytes of documents, as JSON, in one result.
+    pub(crate) const RESULT_BYTES_MAX: usize = 64 << 20;
+    /// Documents that one query looks at. One that needs more is refused with the index that would help.
+    pub(crate) const EXAMINED_MAX: usize = 20_000;
+    /// Rows of an index that a count looks at when the index alone answers it.
+    pub(crate) const COUNTED_MAX: usize = 1_000_000;
+    /// Rows of an index that are counted, to learn which of two narrows more.
+    pub(crate) const PROBE: usize = 1024;
+    /// Documents that a query looked at without an index before one is kept for its fields.
+    pub(crate) const LEARN_ABOVE: usize = 500;
+    /// Indexes of one collection that queries brought about.
+    pub(crate) const LEARNED_MAX: usize = 32;
+    /// Indexes of one collection that were declared.
+    pub(crate) const DECLARED_MAX: usize = 64;
+    /// Fields of one index.
+    pub(crate) const PARTS_MAX: usize = 8;
+    /// Elements of one list that are indexed one by one.
+    pub(crate) const ELEMENTS_MAX: usize = 1_000;
+    /// Bytes of JSON up to which a document's value is kept whole.
+    pub(crate) const VALUE_KEPT_BYTES: usize = 64 << 10;
+    /// Collections that are viewed.
+    pub(crate) const VIEWS_MAX: usize = 256;
+    /// Documents taken in at a time while a view or an index is made, before those who wait have their turn.
+    pub(crate) const DOCUMENTS_PER_STEP: usize = 256;
+    /// Events taken in at a time.
+    pub(crate) const EVENTS_PER_STEP: usize = 512;
+    /// Rows removed at a time.
+    pub(crate) const ROWS_PER_CLEARING: usize = 1024;
+    /// How long somebody waits for a collection to be read for the first time, in milliseconds.
+    pub(crate) const WAIT_MS: u64 = 10_000;
+    /// Listeners of one database.
+    pub(crate) const LISTENERS_MAX: usize = 100_000;
+    /// Documents changed since a position, beyond which a listener begins anew.
+    pub(crate) const RESUME_MAX: usize = 10_000;
+    /// Documents that a listener with a limit knows beside those in its result: half the limit, and this many.
+    pub(crate) const SLACK: usize = 16;
+}
+
 /// Bounds of one change feed.
 pub(crate) mod feeds {
     /// Records read from the log at a time; they are told before more are read.

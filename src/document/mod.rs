@@ -6,6 +6,7 @@
 
 mod branching;
 mod change;
+mod differences;
 mod edit;
 mod error;
 pub mod gate;
@@ -25,6 +26,7 @@ mod view;
 
 pub use branching::{BranchingError, Scratch, TEXT_KEY, TextEdit};
 pub use change::{Change, ChangeError};
+pub use differences::{Patch, PatchAction};
 pub use edit::Edit;
 pub use error::ViewError;
 pub use genesis::genesis;

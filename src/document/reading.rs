@@ -18,6 +18,14 @@ impl<'a> Reading<'a> {
         Self { view, heads }
     }
 
+    pub(super) fn view(&self) -> &'a View {
+        self.view
+    }
+
+    pub(super) fn heads(&self) -> Option<&[ChangeHash]> {
+        self.heads.as_deref()
+    }
+
     /// The whole document as JSON.
     ///
     /// # Errors
@@ -80,7 +88,7 @@ pub(super) fn json_at<D: ReadDoc>(
     }
 }
 
-fn to_json<D: ReadDoc>(
+pub(super) fn to_json<D: ReadDoc>(
     document: &D,
     value: DocumentValue<'_>,
     id: &ObjId,

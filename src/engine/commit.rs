@@ -92,7 +92,7 @@ impl Wake for Unpark {
 }
 
 /// Runs a future on this thread, which sleeps in between. It needs no runtime.
-pub(super) fn block_on<F: Future>(future: F) -> F::Output {
+pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
     let mut context = Context::from_waker(&waker);
     let mut future = std::pin::pin!(future);

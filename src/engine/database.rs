@@ -1,10 +1,13 @@
 //! The database: a store, its writer, and everything that hangs on them.
 
-use std::sync::{Arc, Mutex, PoisonError};
+mod attached;
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use tokio::sync::{broadcast, watch};
 
+pub(crate) use self::attached::{Attached, WeakDatabase};
 use super::admission::Trials;
 use super::collection::Collection;
 use super::commit::{Answer, Commit, block_on};
@@ -19,7 +22,7 @@ use crate::error::Error;
 use crate::history::{Reader, Verification, open, verify};
 use crate::id::{ActorId, CollectionName, DocumentId, LogCursor, Lsn, NodeId, StorageId, first, random_bytes};
 use crate::limits::{Limits, queues};
-use crate::log::{Durability, Log, RecoverOptions, Storage, WriteBatch};
+use crate::log::{Durability, Log, RecoverOptions, Storage};
 
 /// How a database is opened. Every setting has a default.
 pub struct DatabaseBuilder {
@@ -159,25 +162,25 @@ impl DatabaseBuilder {
         let thread_failed = |error: std::io::Error| crate::log::StorageError::io("start a thread", &error);
         let (queue, writer) = writer.start().map_err(thread_failed)?;
         let saver = idle.start(reader.clone(), working_set.clone(), queue.clone()).map_err(thread_failed)?;
-        Ok(Database {
-            inner: Arc::new(Inner {
-                reader,
-                queue: Mutex::new(Some(queue)),
-                working_set,
-                trials,
-                #[cfg(any(feature = "quic", feature = "web"))]
-                turns: super::turns::Turns::new(&self.limits),
-                snapshots,
-                tail: tail_receiver,
-                changed,
-                limits: self.limits,
-                durability: self.durability,
-                nonce: random_bytes(),
-                threads: Mutex::new(Some((saver, writer))),
-                renewed: opened.recovered.renewed,
-                _hold: hold,
-            }),
-        })
+        let inner = Arc::new(Inner {
+            reader,
+            queue: Mutex::new(Some(queue)),
+            working_set,
+            trials,
+            #[cfg(any(feature = "quic", feature = "web"))]
+            turns: super::turns::Turns::new(&self.limits),
+            snapshots,
+            tail: tail_receiver,
+            changed,
+            limits: self.limits,
+            durability: self.durability,
+            nonce: random_bytes(),
+            threads: Mutex::new(Some((saver, writer))),
+            renewed: opened.recovered.renewed,
+            attached: OnceLock::new(),
+            _hold: hold,
+        });
+        Ok(Database { _owner: Some(Arc::new(Owner(inner.clone()))), inner })
     }
 }
 
@@ -190,6 +193,16 @@ type Hold = ();
 #[derive(Clone)]
 pub struct Database {
     inner: Arc<Inner>,
+    _owner: Option<Arc<Owner>>,
+}
+
+/// Those who keep the database open: when the last is gone, it closes.
+struct Owner(Arc<Inner>);
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.0.close();
+    }
 }
 
 struct Inner {
@@ -209,17 +222,15 @@ struct Inner {
     nonce: [u8; 32],
     threads: Mutex<Option<(JoinHandle<()>, JoinHandle<()>)>>,
     renewed: bool,
+    attached: OnceLock<Arc<dyn Attached>>,
     _hold: Hold,
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        self.close();
-    }
 }
 
 impl Inner {
     fn close(&self) {
+        if let Some(attached) = self.attached.get() {
+            attached.close();
+        }
         let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some((saver, writer)) = threads else { return };
         self.snapshots.stop();
@@ -448,23 +459,6 @@ impl Database {
     /// As [`Self::admit`].
     pub async fn store_cursor(&self, peer: NodeId, cursor: LogCursor) -> Result<(), Error> {
         self.ask(Input::StoreCursor { peer, cursor }).await.map(|_| ())
-    }
-
-    /// Writes what a consumer of a feed made of it, and how far it is now, under `key` in `state`: both or neither, and
-    /// only if its row is still the one it began from. `false` when it is not.
-    ///
-    /// # Errors
-    /// As [`Self::admit`].
-    ///
-    /// # Cancel safety
-    /// As [`Self::admit`].
-    pub(crate) async fn consume(
-        &self,
-        key: Vec<u8>,
-        expected: Option<Vec<u8>>,
-        rows: WriteBatch,
-    ) -> Result<bool, Error> {
-        Ok(self.ask(Input::Consume { key, expected, rows }).await?.cursor_stored)
     }
 
     pub(super) async fn ask(&self, input: Input) -> Result<Admitted, Error> {

@@ -147,6 +147,18 @@ impl DocHandle {
         self.with_view(|view| Ok(view.to_json_at(heads)?))
     }
 
+    /// The document as it is at `heads`, which are on the disk: without edits that are on their way. Of a document of
+    /// which some changes cannot be applied, what can be shown.
+    ///
+    /// # Errors
+    /// As [`Self::to_json`].
+    pub(crate) fn value_at(&self, heads: &Heads) -> Result<Value, Error> {
+        self.with_view(|view| {
+            let is_shown = view.heads() == *heads || !heads.as_slice().iter().all(|head| view.contains(*head));
+            Ok(if is_shown { view.to_json()? } else { view.to_json_at(heads)? })
+        })
+    }
+
     /// Runs `use_view` on the materialised document: everything Automerge can tell.
     ///
     /// # Errors

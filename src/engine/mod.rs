@@ -34,8 +34,10 @@ mod working_set;
 pub use admission::Examined;
 pub(crate) use clock::now_ms;
 pub use collection::Collection;
+pub(crate) use commit::block_on;
 pub use commit::{Commit, Committed};
 pub use core::{Admitted, Clash, Incoming, IncomingBody};
+pub(crate) use database::{Attached, WeakDatabase};
 pub use database::{Database, DatabaseBuilder, Status};
 pub use handle::{DocHandle, HistoryEntry};
 #[cfg(any(feature = "quic", feature = "web"))]

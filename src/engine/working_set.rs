@@ -150,6 +150,11 @@ impl WorkingSet {
         lock(&self.warm).values().filter(|cell| cell.degraded.load(Ordering::Relaxed)).count()
     }
 
+    /// Whether edits of the document are on their way to the log.
+    pub(crate) fn has_edits_in_flight(&self, id: DocumentId) -> bool {
+        lock(&self.cells).get(&id).and_then(Weak::upgrade).is_some_and(|cell| !cell.settled())
+    }
+
     /// Tells the cells that the log has news for them.
     pub(crate) fn note_changes(&self, changed: &[(DocumentId, Lsn)]) {
         if changed.is_empty() {

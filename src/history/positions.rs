@@ -2,12 +2,15 @@
 
 use std::ops::ControlFlow;
 
-use super::fold::{fold_lifecycle, index_key, lsn_in, new_row};
+use super::fold::{fold_lifecycle, heads_of, index_key, lsn_in, new_row};
 use super::{HistoryError, Reader};
-use crate::id::{Chain, DocumentId, Lsn};
+use crate::id::{Chain, ChangeHash, DocumentId, Heads, Lsn};
 use crate::log::record::{Lifecycle, Record};
 use crate::log::rows::{DocumentRow, IndexRow, StatementRow, decode_row};
 use crate::log::{Keyspace, LogError, log_key, lsn_of_key};
+
+/// Records of a document that are looked at together.
+const POSITIONS_PER_READ: usize = 16;
 
 impl Reader {
     /// The last footer at or before `lsn`, and the chain digest in it; the beginning of the log when there is none.
@@ -90,6 +93,42 @@ impl Reader {
             fold_lifecycle(&mut life, at, Lifecycle::id_of(&bytes), &said, header.collection);
         }
         Ok(life)
+    }
+
+    /// A document's heads as they were just after the record at `lsn`, or whatever came before it. What was withdrawn
+    /// since is not told apart: where the document's generation is above `lsn`, they are not its heads of then.
+    ///
+    /// # Errors
+    /// [`HistoryError`] when the disk, a record or a row fails.
+    ///
+    /// # Cost
+    /// One look-up, when nothing came after; otherwise a few records more.
+    pub fn heads_at(&self, id: DocumentId, lsn: Lsn) -> Result<Heads, HistoryError> {
+        let Some(row) = self.row(id)? else { return Ok(Heads::default()) };
+        if row.last_lsn <= lsn.0 {
+            return Ok(heads_of(&row));
+        }
+        // The next change says which heads it found.
+        let mut after = lsn;
+        loop {
+            let positions = self.positions(id, after, POSITIONS_PER_READ)?;
+            let Some(last) = positions.last() else { return Ok(heads_of(&row)) };
+            after = *last;
+            for at in positions {
+                let Some(Record::Change(header, _)) = self.record(at)? else { continue };
+                let places = header.heads_before.as_ref().unwrap_or(&header.deps);
+                let hashes: Result<Vec<ChangeHash>, HistoryError> =
+                    places.iter().map(|back| self.change_hash(Lsn(at.0.saturating_sub(*back)))).collect();
+                return Ok(Heads::new(hashes?));
+            }
+        }
+    }
+
+    fn change_hash(&self, lsn: Lsn) -> Result<ChangeHash, HistoryError> {
+        match self.record(lsn)? {
+            Some(Record::Change(header, _)) => Ok(ChangeHash(header.hash)),
+            _ => Err(HistoryError::Missing(format!("change record {lsn}"))),
+        }
     }
 
     fn statements(&self, id: DocumentId, before: Lsn) -> Result<Vec<Lsn>, HistoryError> {

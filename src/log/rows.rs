@@ -196,6 +196,88 @@ pub struct QuarantineRow {
     pub why: String,
 }
 
+/// The row of `state` about the view of a collection: the present values of its documents, for queries.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct ViewRow {
+    /// The layout of its rows; another one means that it is made again.
+    pub layout: u32,
+    /// The collection's name.
+    pub collection: String,
+    /// What is being done with it.
+    pub phase: ViewPhase,
+    /// Where it goes on in the collection's feed.
+    pub cursor: Vec<u8>,
+}
+
+/// What is being done with a view.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub enum ViewPhase {
+    /// Its rows are being removed.
+    Clearing,
+    /// Documents are being read for the first time.
+    Filling {
+        /// Those whose last record is at or before this one were.
+        after: u64,
+    },
+    /// It follows the log.
+    Following,
+}
+
+/// A row of `views`: a document's present value.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct ValueRow {
+    /// Its last record that the view has taken in.
+    pub lsn: u64,
+    /// Its heads.
+    pub heads: Vec<[u8; 32]>,
+    /// Its name, if it was created by one.
+    pub name: Option<String>,
+    /// The value is all of it.
+    pub whole: bool,
+    /// JSON.
+    pub value: Vec<u8>,
+}
+
+/// The row of `state` about an index.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct IndexDefinitionRow {
+    /// The collection's name.
+    pub collection: String,
+    /// What it is of.
+    pub parts: Vec<IndexPartRow>,
+    /// Somebody asked for it; else a query did.
+    pub declared: bool,
+    /// What is being done with it.
+    pub phase: IndexPhase,
+    /// When a query used it last, ms since 1970; now and then.
+    pub used_ms: u64,
+}
+
+/// One field of an index.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct IndexPartRow {
+    /// A JSON Pointer.
+    pub path: String,
+    /// Not the value but the elements of the list there.
+    pub elements: bool,
+    /// From the greatest to the least.
+    pub descending: bool,
+}
+
+/// What is being done with an index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub enum IndexPhase {
+    /// Documents up to this one are in it, and whatever changed since it was begun.
+    Building {
+        /// The last document; `None` at the beginning.
+        after: Option<[u8; 16]>,
+    },
+    /// Every document is in it.
+    Ready,
+    /// Its rows are being removed.
+    Dropping,
+}
+
 /// The row of `state` that says which projections are there.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct ProjectionRow {

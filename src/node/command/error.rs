@@ -1,9 +1,11 @@
 //! Why a command fails, as its user meets it: a code, what happened, what to do, and an exit status.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
 use crate::document::{ChangeError, ViewError};
-use crate::error::Error;
+use crate::error::{Error, QueryError};
 use crate::id::IdError;
 use crate::net::NetError;
 use crate::node::trace::TraceError;
@@ -144,13 +146,16 @@ impl From<Error> for CommandError {
         let exit = match &error {
             Error::NotFound(_) | Error::Deleted(_) => Exit::NotFound,
             Error::View(ViewError::NotFound(_) | ViewError::UnknownHead(_)) => Exit::NotFound,
+            Error::Query(error) if matches!(**error, QueryError::Malformed { .. } | QueryError::Index { .. }) => {
+                Exit::Usage
+            }
             Error::View(ViewError::Json(_) | ViewError::RootNotMap | ViewError::Serde(_)) | Error::Id(_) => Exit::Usage,
             Error::OtherCollection { .. } | Error::Busy | Error::Closed => Exit::Conflict,
             _ if error.is_corruption() => Exit::Corruption,
             _ if matches!(error.code(), "E0104" | "E0105") => Exit::Conflict,
             _ => Exit::Failed,
         };
-        let remedy = error.remedy().or(match &error {
+        let own = match &error {
             Error::View(ViewError::NotFound(_)) => Some("`tidelog get <id>` shows what is there"),
             Error::View(ViewError::UnknownHead(_)) => Some("`tidelog log <id>` lists its changes"),
             Error::View(ViewError::RootNotMap) => Some("give an object, as '{\"title\": \"Tides\"}'"),
@@ -159,8 +164,9 @@ impl From<Error> for CommandError {
             Error::Id(IdError::Hash(_)) => Some("`tidelog log <id>` lists the hashes of its changes"),
             Error::Id(IdError::Node(_)) => Some("`tidelog peer ls` and `tidelog status` show node ids"),
             _ => None,
-        });
-        Self { code: error.code().to_owned(), message: error.to_string(), remedy: remedy.map(str::to_owned), exit }
+        };
+        let remedy = error.remedy().or(own.map(Cow::Borrowed)).map(Cow::into_owned);
+        Self { code: error.code().to_owned(), message: error.to_string(), remedy, exit }
     }
 }
 

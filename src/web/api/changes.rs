@@ -38,7 +38,7 @@ pub(super) struct Wanted {
 
 #[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
-enum Form {
+pub(super) enum Form {
     Normal,
     Longpoll,
     Sse,
@@ -202,7 +202,7 @@ fn last_line(error: &Error, form: Form) -> String {
     written("error", None, &json!({ "error": { "code": error.code(), "detail": error.to_string() } }), form)
 }
 
-fn written(name: &str, id: Option<FeedCursor>, value: &Value, form: Form) -> String {
+pub(super) fn written(name: &str, id: Option<FeedCursor>, value: &Value, form: Form) -> String {
     match (form, id) {
         (Form::Sse, Some(cursor)) => format!("event: {name}\nid: {cursor}\ndata: {value}\n\n"),
         (Form::Sse, None) => format!("event: {name}\ndata: {value}\n\n"),

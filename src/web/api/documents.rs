@@ -19,7 +19,7 @@ use crate::limits::api;
 use crate::web::server::App;
 
 /// The body of a request, or why there is none.
-type Body = Result<Bytes, BytesRejection>;
+pub(super) type Body = Result<Bytes, BytesRejection>;
 
 const JSON: &str = "application/json";
 const MERGE_PATCH: &str = "application/merge-patch+json";
@@ -222,7 +222,7 @@ fn visible(collection: &Collection, id: DocumentId) -> Result<DocHandle, Error> 
     if handle.state()?.visible { Ok(handle) } else { Err(Error::Deleted(id)) }
 }
 
-fn parsed(body: Body) -> Result<Value, Problem> {
+pub(super) fn parsed(body: Body) -> Result<Value, Problem> {
     let body = body.map_err(|error| match error.status() {
         StatusCode::PAYLOAD_TOO_LARGE => {
             let detail = format!("the body has more than {} bytes", api::BODY_BYTES_MAX);

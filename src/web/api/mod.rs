@@ -1,12 +1,13 @@
 //! The HTTP API: documents as JSON, and the change feed, for whoever has no client of ours. `docs/http.md` shows it with
 //! `curl`.
 //!
-//! `documents.rs` reads and writes them, `changes.rs` tells what happens to them, `problem.rs` says what went wrong in
-//! the form of RFC 9457.
+//! `documents.rs` reads and writes them, `queries.rs` finds them, `changes.rs` tells what happens to them, `problem.rs`
+//! says what went wrong in the form of RFC 9457.
 
 mod changes;
 mod documents;
 mod problem;
+mod queries;
 
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::header::{HOST, HeaderMap, ORIGIN};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{delete, get, post};
 
 use self::problem::Problem;
 use super::server::App;
@@ -31,6 +32,10 @@ pub(super) fn routes(app: &App) -> Router<App> {
             "/v1/collections/{collection}/documents/{id}",
             get(documents::read).put(documents::replace).patch(documents::patch).delete(documents::delete),
         )
+        .route("/v1/collections/{collection}/query", post(queries::query))
+        .route("/v1/collections/{collection}/listen", get(queries::listen))
+        .route("/v1/collections/{collection}/indexes", get(queries::indexes).post(queries::declare_index))
+        .route("/v1/collections/{collection}/indexes/{index}", delete(queries::drop_index))
         .route("/v1/changes", get(changes::changes))
         .route("/v1/{*rest}", axum::routing::any(|| async { Problem::no_route() }))
         .method_not_allowed_fallback(|| async { Problem::no_method() })

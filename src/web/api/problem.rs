@@ -1,12 +1,14 @@
 //! What went wrong with a request, as RFC 9457 writes it down.
 
+use std::borrow::Cow;
+
 use axum::http::header::{ALLOW, CONTENT_TYPE, HeaderName, RETRY_AFTER};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
 use crate::document::{PatchError, ViewError};
-use crate::error::Error;
+use crate::error::{Error, QueryError};
 use crate::id::{IdError, encode_hex, random_bytes, shortened};
 
 /// Why a request was not done.
@@ -91,6 +93,11 @@ impl From<Error> for Problem {
                 StatusCode::UNPROCESSABLE_ENTITY
             }
             Error::Id(_) | Error::Application(_) => StatusCode::BAD_REQUEST,
+            Error::Query(error) => match **error {
+                QueryError::NotReady { .. } | QueryError::TooManyListeners(_) => StatusCode::SERVICE_UNAVAILABLE,
+                QueryError::Malformed { .. } => StatusCode::BAD_REQUEST,
+                _ => StatusCode::UNPROCESSABLE_ENTITY,
+            },
             Error::Busy | Error::ReadOnly(_) | Error::Closed => StatusCode::SERVICE_UNAVAILABLE,
             Error::StorageFull => StatusCode::INSUFFICIENT_STORAGE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
@@ -98,7 +105,7 @@ impl From<Error> for Problem {
         if status == StatusCode::INTERNAL_SERVER_ERROR {
             tracing::error!(%error, code = error.code(), "a request failed");
         }
-        let fix = error.remedy().map(str::to_owned);
+        let fix = error.remedy().map(Cow::into_owned);
         Self { status, code: error.code(), detail: error.to_string(), fix }
     }
 }

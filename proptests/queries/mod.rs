@@ -1,0 +1,299 @@
+//! Queries and listeners against a model that looks at every document and compares values as the page says, sharing no
+//! code with what it judges: whatever the documents, indexes and crashes, answers are the model's, and each listener's
+//! changes lead from the result that it told last to the result that is.
+
+mod model;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::Index;
+use serde_json::{Value, json};
+use tidelog::feed::FeedCursor;
+use tidelog::log::{Durability, MemoryStorage};
+use tidelog::query::{ChangeKind, Document, ListenOptions, Listener, QuerySnapshot};
+use tidelog::{Collection, Database, DocumentId};
+
+use self::model::{answer, query, value};
+use crate::support::{cases, narrow, node};
+
+#[derive(Debug, Clone)]
+enum Step {
+    Create(Value),
+    Edit(Index, Value),
+    Delete(Index),
+    Restore(Index),
+    Reopen { lost: Option<Index> },
+    Listen(Value),
+    Leave(Index),
+    Resume(Index),
+    Declare(usize),
+    Drop(Index),
+    Ask(Value),
+}
+
+const INDEXES: [&[&str]; 7] = [
+    &["a"],
+    &["a", "b desc"],
+    &["tags elements"],
+    &["b desc"],
+    &["deep.x", "a"],
+    &["a desc", "b"],
+    &["tags elements", "a desc"],
+];
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => value().prop_map(Step::Create),
+        8 => (any::<Index>(), value()).prop_map(|(which, value)| Step::Edit(which, value)),
+        2 => any::<Index>().prop_map(Step::Delete),
+        2 => any::<Index>().prop_map(Step::Restore),
+        1 => proptest::option::of(any::<Index>()).prop_map(|lost| Step::Reopen { lost }),
+        4 => query().prop_map(Step::Listen),
+        1 => any::<Index>().prop_map(Step::Leave),
+        2 => any::<Index>().prop_map(Step::Resume),
+        2 => (0..INDEXES.len()).prop_map(Step::Declare),
+        1 => any::<Index>().prop_map(Step::Drop),
+        4 => query().prop_map(Step::Ask),
+    ]
+}
+
+/// What is there: the present values of all visible documents.
+type Truth = BTreeMap<DocumentId, Value>;
+
+/// A listener, what it told, and where it was at some moments.
+struct Follower {
+    asked: Value,
+    listener: Listener,
+    told: Vec<(DocumentId, Value)>,
+    been: Vec<(FeedCursor, Vec<(DocumentId, Value)>)>,
+}
+
+struct World {
+    storage: MemoryStorage,
+    database: Option<Database>,
+    ids: Vec<DocumentId>,
+    followers: Vec<Follower>,
+}
+
+impl World {
+    fn new() -> Self {
+        let mut world = Self { storage: MemoryStorage::new(), database: None, ids: Vec::new(), followers: Vec::new() };
+        world.open();
+        world
+    }
+
+    fn open(&mut self) {
+        let opened = Database::on(self.storage.clone()).node(node(1)).limits(narrow()).durability(Durability::Synced);
+        self.database = Some(opened.open().unwrap());
+    }
+
+    fn collection(&self) -> Collection {
+        self.database.as_ref().unwrap().collection("notes").unwrap()
+    }
+
+    fn truth(&self) -> Truth {
+        let reader = self.database.as_ref().unwrap().reader();
+        let mut truth = Truth::new();
+        for (id, _) in reader.inventory(None, usize::MAX).unwrap() {
+            let handle = self.database.as_ref().unwrap().find(id).unwrap();
+            if handle.state().unwrap().visible && handle.collection().as_str() == "notes" {
+                truth.insert(id, handle.to_json().unwrap());
+            }
+        }
+        truth
+    }
+
+    fn run(&mut self, step: Step) {
+        let collection = self.collection();
+        let pick = |which: &Index| (!self.ids.is_empty()).then(|| self.ids[which.index(self.ids.len())]);
+        match step {
+            Step::Create(value) => {
+                let (handle, commit) = collection.create(value).unwrap();
+                commit.wait().unwrap();
+                self.ids.push(handle.id());
+            }
+            Step::Edit(which, value) => {
+                let Some(id) = pick(&which) else { return };
+                let edited = collection.find(id).unwrap().change(|edit| Ok(edit.put("", &value)?));
+                // A deleted document is not edited.
+                if let Ok(commit) = edited {
+                    commit.wait().unwrap();
+                }
+            }
+            Step::Delete(which) => {
+                if let Some(Ok(commit)) = pick(&which).map(|id| collection.find(id).unwrap().delete()) {
+                    commit.wait().unwrap();
+                }
+            }
+            Step::Restore(which) => {
+                if let Some(Ok(commit)) = pick(&which).map(|id| collection.find(id).unwrap().restore()) {
+                    commit.wait().unwrap();
+                }
+            }
+            Step::Reopen { lost } => self.reopen(collection, lost),
+            Step::Listen(asked) => self.listen(asked, None),
+            Step::Leave(which) => {
+                if !self.followers.is_empty() {
+                    self.followers.remove(which.index(self.followers.len()));
+                }
+            }
+            Step::Resume(which) => {
+                if self.followers.is_empty() {
+                    return;
+                }
+                let follower = &self.followers[which.index(self.followers.len())];
+                if follower.been.is_empty() {
+                    return;
+                }
+                let been = follower.been[which.index(follower.been.len())].clone();
+                self.listen(follower.asked.clone(), Some(been));
+            }
+            Step::Declare(which) => drop(collection.declare_index(INDEXES[which]).unwrap()),
+            Step::Drop(which) => {
+                let indexes = collection.indexes().unwrap();
+                if !indexes.is_empty() {
+                    collection.drop_index(&indexes[which.index(indexes.len())].id).unwrap();
+                }
+            }
+            Step::Ask(asked) => self.ask(&asked),
+        }
+    }
+
+    /// Ends the process: with `lost`, some of what was not waited for is gone, among it rows that queries keep.
+    fn reopen(&mut self, collection: Collection, lost: Option<Index>) {
+        drop(collection);
+        let been: Vec<_> =
+            self.followers.drain(..).map(|follower| (follower.asked, follower.been.last().cloned())).collect();
+        self.database.take().unwrap().close();
+        self.storage = match lost {
+            None => self.storage.killed(),
+            Some(lost) => self.storage.crashed(lost.index(self.storage.unsynced_batches() + 1)),
+        };
+        self.open();
+        for (asked, been) in been {
+            self.listen(asked, been);
+        }
+    }
+
+    fn listen(&mut self, asked: Value, been: Option<(FeedCursor, Vec<(DocumentId, Value)>)>) {
+        let (query, _) = self.collection().query_of_json(&asked).unwrap();
+        let options = ListenOptions::default();
+        let (options, told) = match been {
+            Some((position, told)) => (options.since(position), told),
+            None => (options, Vec::new()),
+        };
+        let mut follower = Follower { asked, listener: query.on_snapshot(options).unwrap(), told, been: Vec::new() };
+        let had = !follower.told.is_empty();
+        let first = follower.listener.next_now().unwrap().unwrap();
+        // All that the tests do leaves a way from then to now.
+        assert!(first.is_reset() != had || !had, "a listener goes on from where it was");
+        follower.take(&first);
+        self.followers.push(follower);
+    }
+
+    /// Puts a query once, and its number of documents.
+    fn ask(&self, asked: &Value) {
+        let truth = self.truth();
+        let (query, _) = self.collection().query_of_json(asked).unwrap();
+        let expected = answer(asked, &truth);
+        let found = query.get_now().unwrap();
+        assert_eq!(pairs(found.docs()), expected, "{asked}");
+        assert_eq!(query.count_now().unwrap(), expected.len(), "{asked}");
+        assert!(found.doc_changes().iter().all(|change| change.kind == ChangeKind::Added));
+    }
+
+    /// Holds every listener against what is there.
+    fn check(&mut self) {
+        let truth = self.truth();
+        for follower in &mut self.followers {
+            // Once the log's end is taken in, listeners were told.
+            futures_executor(&follower.listener);
+            while let Some(snapshot) = follower.listener.try_next().unwrap() {
+                assert!(!snapshot.is_reset() && !snapshot.doc_changes().is_empty());
+                follower.take(&snapshot);
+            }
+            assert_eq!(follower.told, answer(&follower.asked, &truth), "{}", follower.asked);
+        }
+    }
+}
+
+fn futures_executor(listener: &Listener) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(listener.ready()).unwrap();
+}
+
+impl Follower {
+    /// Applies the changes of a snapshot to what was told, and remembers where that is.
+    fn take(&mut self, snapshot: &QuerySnapshot) {
+        if snapshot.is_reset() {
+            self.told.clear();
+        }
+        for change in snapshot.doc_changes() {
+            let pair = (change.document.id, change.document.value.clone());
+            if let Some(at) = change.old_index {
+                assert_eq!(self.told.remove(at).0, pair.0);
+            }
+            if let Some(at) = change.new_index {
+                self.told.insert(at, pair);
+            }
+        }
+        assert_eq!(self.told, pairs(snapshot.docs()));
+        self.been.push((snapshot.metadata().position, self.told.clone()));
+    }
+}
+
+fn pairs(documents: &[Arc<Document>]) -> Vec<(DocumentId, Value)> {
+    documents.iter().map(|document| (document.id, document.value.clone())).collect()
+}
+
+proptest! {
+    #![proptest_config(cases(96))]
+
+    #[test]
+    fn answers_and_listeners_are_what_a_look_at_everything_gives(steps in vec(step(), 1..40)) {
+        let mut world = World::new();
+        for step in steps {
+            world.run(step);
+            world.check();
+        }
+    }
+}
+
+#[test]
+fn a_query_that_looks_at_too_much_names_the_index_that_helps() {
+    let database = Database::on(MemoryStorage::new()).durability(Durability::Buffered).open().unwrap();
+    let collection = database.collection("many").unwrap();
+    for n in 0..20_050 {
+        let commit = collection.create(json!({"n": n, "kind": n % 3, "tag": ["a"]}));
+        match commit {
+            Ok((_, commit)) if n % 512 == 0 => drop(commit.wait().unwrap()),
+            Ok(_) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+    let asked = json!({"where": {"and": [
+        {"field": "kind", "op": "==", "value": 9}, {"field": "n", "op": "!=", "value": 5}
+    ]}, "orderBy": [{"field": "n", "direction": "desc"}], "limit": 3});
+    let (query, _) = collection.query_of_json(&asked).unwrap();
+    let error = query.get_now().unwrap_err();
+    assert_eq!(error.code(), "E0626", "{error}");
+    assert_eq!(error.remedy().unwrap(), "declare the index [kind, n desc] on many, or ask for less");
+    let state = collection.declare_index(["kind", "n desc"]).unwrap();
+    assert_eq!(state.fields, ["kind", "n desc"]);
+    // Made in the background, within a bounded number of looks.
+    let is_ready = || collection.indexes().unwrap().iter().any(|index| index.id == state.id && index.ready);
+    while !is_ready() {
+        std::thread::yield_now();
+    }
+    assert!(query.get_now().unwrap().docs().is_empty());
+    let largest = json!({"where": {"field": "kind", "op": "==", "value": 1}, "orderBy": [{"field": "n", "direction": "desc"}], "limit": 2});
+    let found = collection.query_of_json(&largest).unwrap().0.get_now().unwrap();
+    let numbers: Vec<&Value> = found.docs().iter().map(|document| &document.value["n"]).collect();
+    assert_eq!(numbers, [20_047, 20_044]);
+    let all = collection.query().get_now().unwrap_err();
+    assert_eq!(all.code(), "E0626");
+    assert_eq!(collection.query().count_now().unwrap(), 20_050);
+}

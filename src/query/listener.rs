@@ -1,0 +1,398 @@
+//! Listeners: queries whose result is told again whenever it changed.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+
+use super::builder::Query;
+use super::document::Document;
+use super::predicates::ListenerId;
+use super::run::Search;
+use super::snapshot::{ChangeKind, DocChange, Metadata, Placed, QuerySnapshot, changes_between};
+use super::spec::Shape;
+use super::view::{Standing, View, document_at};
+use super::views::{Seat, Views};
+use super::window::{Turn, Window, in_order, wanted};
+use crate::engine::{Database, block_on};
+use crate::error::Error;
+use crate::feed::{EventKind, FeedCursor, Filter, Item, Opening};
+use crate::id::{CollectionName, DocumentId};
+use crate::limits::queries;
+
+/// How a listener is to tell.
+#[derive(Debug, Clone, Copy, Default)]
+#[must_use]
+pub struct ListenOptions {
+    since: Option<FeedCursor>,
+    patches: bool,
+    conflicts: bool,
+}
+
+impl ListenOptions {
+    /// Tells first what changed after `position`, a [`Metadata::position`] of an earlier snapshot of the same query.
+    pub fn since(mut self, position: FeedCursor) -> Self {
+        self.since = Some(position);
+        self
+    }
+
+    /// Has each modified document come with the patches that lead to it.
+    pub fn patches(mut self) -> Self {
+        self.patches = true;
+        self
+    }
+
+    /// Has each document come with its conflicts.
+    pub fn conflicts(mut self) -> Self {
+        self.conflicts = true;
+        self
+    }
+}
+
+/// A query whose result is told again whenever it changed. See [`Query::on_snapshot`].
+pub struct Listener {
+    query: Query,
+    shape: Arc<Shape>,
+    options: ListenOptions,
+    stage: Stage,
+    /// What was told last.
+    shown: Placed,
+}
+
+enum Stage {
+    New,
+    Running(Running),
+    Ended,
+}
+
+struct Running {
+    view: Arc<View>,
+    listening: Arc<Listening>,
+    changed: watch::Receiver<u64>,
+    views: Arc<Views>,
+    _seat: Seat,
+}
+
+/// What the thread that follows the log keeps of a listener.
+pub(super) struct Listening {
+    pub(super) id: ListenerId,
+    pub(super) shape: Arc<Shape>,
+    state: Mutex<State>,
+    changed: watch::Sender<u64>,
+}
+
+struct State {
+    window: Window,
+    /// Up to where it took in whatever concerns it, in whole batches.
+    at: FeedCursor,
+    /// Some of a batch is in the window, and some is not.
+    is_between: bool,
+    failure: Option<Error>,
+}
+
+impl Listening {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes in what became of one document.
+    pub(super) fn change(&self, before: Option<&Document>, after: Option<&Arc<Document>>) -> Turn {
+        let mut state = self.state();
+        let turn = state.window.change(&self.shape, before, after);
+        state.is_between |= turn != Turn::Same;
+        turn
+    }
+
+    /// Looks for documents behind those that are known, since some of these went.
+    pub(super) fn look_further(&self, database: &Database, collection: &CollectionName, standing: &Standing<'_>) {
+        let mut state = self.state();
+        let bound = state.window.bound().map(<[u8]>::to_vec);
+        let search = Search {
+            rows: &standing.rows,
+            collection,
+            indexes: standing.indexes(),
+            shape: &self.shape,
+            after: bound.as_deref(),
+            want: wanted(&self.shape),
+            without: None,
+        };
+        match search.run().and_then(|found| found.complete(database)) {
+            Ok(found) => state.window.extend(found),
+            Err(error) => state.failure = Some(error),
+        }
+    }
+
+    /// Everything up to `at` was taken in.
+    pub(super) fn told(&self, at: FeedCursor) {
+        let mut state = self.state();
+        (state.at, state.is_between) = (at, false);
+        if let Err(error) = state.window.check(&self.shape) {
+            state.failure = Some(error.into());
+        }
+        drop(state);
+        self.changed.send_modify(|version| *version += 1);
+    }
+}
+
+impl Listener {
+    pub(super) fn new(query: Query, options: ListenOptions) -> Result<Self, Error> {
+        let shape = Arc::new(query.asked.shape()?);
+        Ok(Self { query, shape, options, stage: Stage::New, shown: Vec::new() })
+    }
+
+    /// The next snapshot, once the result has changed; `None` after an error.
+    ///
+    /// # Errors
+    /// [`Error::Query`] when the result is too large, there are too many listeners, or an index is needed;
+    /// [`Error::Closed`]; [`Error::History`] when the store cannot be read.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost when it is dropped.
+    ///
+    /// # Cost
+    /// The first one runs the query, on the thread that polls it. Later ones compare what was told with what is.
+    pub async fn next(&mut self) -> Option<Result<QuerySnapshot, Error>> {
+        if matches!(self.stage, Stage::New)
+            && let Err(error) = self.ready().await
+        {
+            return Some(self.end(error));
+        }
+        loop {
+            match self.try_next() {
+                Ok(Some(snapshot)) => return Some(Ok(snapshot)),
+                Ok(None) => {}
+                Err(error) => return Some(Err(error)),
+            }
+            let Stage::Running(running) = &mut self.stage else { return None };
+            if running.changed.changed().await.is_err() {
+                self.stage = Stage::Ended;
+                return None;
+            }
+        }
+    }
+
+    /// [`Self::next`], for a thread that may block.
+    ///
+    /// # Errors
+    /// As [`Self::next`].
+    pub fn next_now(&mut self) -> Option<Result<QuerySnapshot, Error>> {
+        block_on(self.next())
+    }
+
+    /// Waits until the first snapshot can be made.
+    ///
+    /// # Errors
+    /// As [`Self::next`].
+    ///
+    /// # Cancel safety
+    /// Nothing is lost when it is dropped.
+    pub async fn ready(&self) -> Result<(), Error> {
+        self.query.ready().await
+    }
+
+    /// The next snapshot if there is one now. Of a new listener the first, once it is [ready](Self::ready).
+    ///
+    /// # Errors
+    /// As [`Self::next`].
+    pub fn try_next(&mut self) -> Result<Option<QuerySnapshot>, Error> {
+        let made = match &self.stage {
+            Stage::New => self.begin().map(Some),
+            Stage::Running(_) => self.take(false),
+            Stage::Ended => Ok(None),
+        };
+        made.or_else(|error| self.end(error).map(Some))
+    }
+
+    /// Waits until there may be another snapshot; `false` when there will be none.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost when it is dropped.
+    pub async fn wait(&mut self) -> bool {
+        match &mut self.stage {
+            Stage::New => true,
+            Stage::Running(running) => running.changed.changed().await.is_ok(),
+            Stage::Ended => false,
+        }
+    }
+
+    fn end(&mut self, error: Error) -> Result<QuerySnapshot, Error> {
+        self.stage = Stage::Ended;
+        Err(error)
+    }
+
+    fn database(&self) -> &Database {
+        self.query.collection.database()
+    }
+
+    fn begin(&mut self) -> Result<QuerySnapshot, Error> {
+        let views = Views::of(self.database())?;
+        let seat = Seat::take(&views)?;
+        let view = views.view(self.database(), self.query.collection.name())?;
+        let (changed, receiver) = watch::channel(0);
+        let standing = view.standing();
+        let found = self.search(&standing, wanted(&self.shape), None)?.run()?;
+        self.query.learn(&view, &views, &found);
+        let found = found.complete(self.database())?;
+        let before = match self.options.since {
+            Some(since) => self.result_at(since, &standing)?,
+            None => None,
+        };
+        let window = Window::new(found, &self.shape)?;
+        let at = standing.at();
+        let listening = Arc::new(Listening {
+            id: views.new_id(),
+            shape: self.shape.clone(),
+            state: Mutex::new(State { window, at, is_between: false, failure: None }),
+            changed,
+        });
+        standing.admit(listening.clone());
+        drop(standing);
+        views.wake();
+        let is_reset = before.is_none();
+        self.shown = before.unwrap_or_default();
+        self.stage = Stage::Running(Running { view, listening, changed: receiver, views, _seat: seat });
+        let first = self.take(true)?;
+        let mut first = match first {
+            Some(first) => first,
+            // Its first batch is under way, and what it says is not whole yet.
+            None => block_on(self.first_whole())?,
+        };
+        first.is_reset = is_reset;
+        Ok(first)
+    }
+
+    async fn first_whole(&mut self) -> Result<QuerySnapshot, Error> {
+        loop {
+            if !self.wait().await {
+                return Err(Error::Closed);
+            }
+            if let Some(snapshot) = self.take(true)? {
+                return Ok(snapshot);
+            }
+        }
+    }
+
+    fn search<'a>(
+        &'a self,
+        standing: &'a Standing<'_>,
+        want: usize,
+        without: Option<&'a HashSet<DocumentId>>,
+    ) -> Result<Search<'a>, Error> {
+        Ok(Search {
+            rows: &standing.rows,
+            collection: self.query.collection.name(),
+            indexes: standing.indexes(),
+            shape: &self.shape,
+            after: None,
+            want,
+            without,
+        })
+    }
+
+    /// What changed since the last snapshot; nothing when nothing did, unless `always`.
+    fn take(&mut self, always: bool) -> Result<Option<QuerySnapshot>, Error> {
+        let Stage::Running(running) = &mut self.stage else { return Ok(None) };
+        running.changed.borrow_and_update();
+        // Read before: whatever listeners had heard of by then is in the window.
+        let published = running.view.progress.borrow().cursor;
+        let state = running.listening.state();
+        if let Some(error) = &state.failure {
+            // It has no other owner, and is told once.
+            let error = match error {
+                Error::Query(error) => Error::Query(error.clone()),
+                other => Error::Application(other.to_string()),
+            };
+            return Err(error);
+        }
+        if state.is_between {
+            return Ok(None);
+        }
+        let position = published.filter(|other| other.position > state.at.position).unwrap_or(state.at);
+        let now = state.window.result(&self.shape);
+        drop(state);
+        let mut changes = changes_between(&self.shown, &now);
+        if changes.is_empty() && !always {
+            return Ok(None);
+        }
+        let before = std::mem::replace(&mut self.shown, now);
+        self.annotate(&before, &mut changes)?;
+        let views = Views::of(self.database())?;
+        let documents: Vec<Arc<Document>> = self.shown.iter().map(|(_, document)| document.clone()).collect();
+        let has_pending_writes = documents.iter().any(|document| self.database().has_edits_in_flight(document.id));
+        let metadata = Metadata { position, from_cache: !views.is_in_touch(), has_pending_writes };
+        Ok(Some(QuerySnapshot { documents, changes, is_reset: false, metadata }))
+    }
+
+    /// Adds the patches and conflicts that were asked for.
+    fn annotate(&self, before: &Placed, changes: &mut [DocChange]) -> Result<(), Error> {
+        const CONFLICTS_MAX: usize = 1_000;
+        if !self.options.patches && !self.options.conflicts {
+            return Ok(());
+        }
+        for change in changes.iter_mut().filter(|change| change.kind != ChangeKind::Removed) {
+            let was = before.iter().find(|(_, document)| document.id == change.document.id);
+            let heads = &change.document.heads;
+            self.database().find(change.document.id)?.with_view(|view| {
+                if let (true, Some((_, was))) = (self.options.patches, was) {
+                    // What was told may have been withdrawn since; then there is no way from it to what is.
+                    change.patches = view.patches(&was.heads, heads).ok();
+                }
+                if self.options.conflicts {
+                    let at = if view.heads() == *heads { view.now() } else { view.at(heads)? };
+                    let found = at.all_conflicts(CONFLICTS_MAX)?;
+                    change.conflicts = Some(found.into_iter().map(|(path, all)| (path.to_string(), all)).collect());
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The result as it was at an earlier position; `None` when that cannot be told for certain.
+    fn result_at(&self, since: FeedCursor, standing: &Standing<'_>) -> Result<Option<Placed>, Error> {
+        let (database, name) = (self.database(), self.query.collection.name());
+        let filter = Filter::Collection(name.clone());
+        let mut feed = database.changes().filter(filter.clone()).since(since).coalesced().open()?;
+        let end = standing.at().position;
+        let mut changed: HashSet<DocumentId> = HashSet::new();
+        while feed.cursor().position < end {
+            match feed.next_now()? {
+                Some(Item::Opened(Opening::Reset { .. })) => return Ok(None),
+                Some(Item::Event(event)) => {
+                    if matches!(event.kind, EventKind::Withdrawn { .. } | EventKind::Purged(_)) {
+                        return Ok(None);
+                    }
+                    changed.insert(event.document);
+                }
+                Some(_) => {}
+                None => break,
+            }
+            if changed.len() > queries::RESUME_MAX {
+                return Ok(None);
+            }
+        }
+        let found = self.search(standing, wanted(&self.shape), Some(&changed))?.run()?.complete(database)?;
+        let mut placed: std::collections::BTreeMap<Vec<u8>, Arc<Document>> =
+            found.documents.into_iter().map(|(place, document)| (place, Arc::new(document))).collect();
+        for id in changed {
+            let (document, is_certain) = document_at(database, name, id, Some(since.position))?;
+            if !is_certain {
+                return Ok(None);
+            }
+            let Some(document) = document else { continue };
+            if let Some(place) = self.shape.place(document.id, document.compared()) {
+                placed.insert(place, Arc::new(document));
+            }
+        }
+        let limit = self.shape.limit.unwrap_or(usize::MAX);
+        Ok(Some(in_order(placed.into_iter().take(limit).collect(), &self.shape)))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let id = self.listening.id;
+        self.view.want(|wanted| wanted.leaving.push(id));
+        self.views.wake();
+    }
+}
