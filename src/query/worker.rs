@@ -126,6 +126,19 @@ impl Worker {
         Ok(is_busy || is_building || has_news)
     }
 
+    /// Tells listeners that nothing more comes.
+    pub(super) fn end(&mut self, error: impl Fn() -> Error) {
+        let arriving = self.view.want(|wanted| std::mem::take(&mut wanted.arriving));
+        for listening in self.listeners.drain().map(|(_, listening)| listening).chain(arriving) {
+            listening.end(error());
+        }
+    }
+
+    /// Whether somebody listens.
+    pub(super) fn is_heard(&self) -> bool {
+        !self.listeners.is_empty()
+    }
+
     fn cursor(&self) -> Option<FeedCursor> {
         FeedCursor::decode(&self.row.cursor).ok()
     }
@@ -246,10 +259,14 @@ impl Worker {
         let reader = database.reader();
         let page = reader.collection(self.view.collection.key(), after, queries::DOCUMENTS_PER_STEP)?;
         let rows = self.rows();
-        let mut last = None;
+        let (mut last, mut filled) = (None, 0);
         for (lsn, id) in page.into_iter().take_while(|(lsn, _)| *lsn <= upto) {
             self.take(database, &rows, id, None, batch)?;
             last = Some(lsn);
+            filled += batch.turns.last().and_then(|(_, after)| after.as_ref()).map_or(0, |after| after.bytes);
+            if filled > queries::BYTES_PER_STEP {
+                break;
+            }
         }
         self.row.phase = match last {
             Some(last) => ViewPhase::Filling { after: last.0 },
@@ -363,10 +380,10 @@ impl Worker {
             self.listeners.insert(listening.id, listening);
         }
         if let Some(cursor) = cursor {
-            self.tell(database, &turns, cursor);
-            let is_ready = self.is_ready;
+            self.tell(&turns, cursor);
+            let (is_ready, is_heard) = (self.is_ready, self.is_heard());
             self.view.progress.send_modify(|progress| {
-                (progress.is_ready, progress.cursor) = (is_ready, Some(cursor));
+                (progress.is_ready, progress.is_heard, progress.cursor) = (is_ready, is_heard, Some(cursor));
             });
         }
         if !is_new && write.rows.is_empty() {
@@ -376,7 +393,7 @@ impl Worker {
     }
 
     /// Tells listeners what became of documents.
-    fn tell(&mut self, database: &Database, turns: &[(Option<Document>, Option<Arc<Document>>)], cursor: FeedCursor) {
+    fn tell(&mut self, turns: &[(Option<Document>, Option<Arc<Document>>)], cursor: FeedCursor) {
         if self.listeners.is_empty() {
             return;
         }
@@ -408,7 +425,7 @@ impl Worker {
             let standing = self.view.standing();
             for id in low {
                 if let Some(listening) = self.listeners.get(&id) {
-                    listening.look_further(database, &self.view.collection, &standing);
+                    listening.look_further(&self.view.collection, &standing);
                 }
             }
         }
@@ -420,6 +437,11 @@ impl Worker {
     }
 
     fn write(&mut self, database: &Database, rows: WriteBatch) -> Result<(), Error> {
+        // Of a collection that is only asked for, nothing is kept.
+        let is_empty = || database.reader().collection(self.view.collection.key(), Lsn::ZERO, 1);
+        if self.stored.is_none() && rows.rows.is_empty() && is_empty()?.is_empty() {
+            return Ok(());
+        }
         let key = view_key(self.view.collection.key());
         let bytes = encode_row(Keyspace::State, &key, &self.row);
         let mut batch = rows.clone();
