@@ -119,7 +119,8 @@ impl Worker {
         let is_busy = match self.row.phase {
             ViewPhase::Clearing => self.clear(database, &mut batch)?,
             ViewPhase::Filling { after } => self.fill(database, Lsn(after), &mut batch)?,
-            ViewPhase::Following => self.follow(database, &mut batch)?,
+            // After an error the same events are read again.
+            ViewPhase::Following => self.follow(database, &mut batch).inspect_err(|_| self.feed = None)?,
         };
         self.publish(database, batch)?;
         let is_building = self.row.phase == ViewPhase::Following && self.work_on_index(database)?;
@@ -221,14 +222,7 @@ impl Worker {
         let mut prefixes = vec![values_of(self.view.collection.key())];
         prefixes.extend(self.indexes.iter().map(|index| entries_of(index.id)));
         for prefix in prefixes {
-            rows.scan(&prefix, &end_of(&prefix), false, &mut |key, _| {
-                batch.overlay.insert(key.to_vec(), None);
-                if batch.overlay.len() < queries::ROWS_PER_CLEARING {
-                    ControlFlow::Continue(())
-                } else {
-                    ControlFlow::Break(())
-                }
-            })?;
+            remove_some(&rows, &prefix, &mut batch.overlay)?;
         }
         batch.is_new = true;
         if batch.overlay.is_empty() {
@@ -478,15 +472,7 @@ impl Worker {
                 self.store_index(&self.indexes[at].clone(), &mut batch);
             }
             IndexPhase::Dropping => {
-                let prefix = entries_of(self.indexes[at].id);
-                rows.scan(&prefix, &end_of(&prefix), false, &mut |key, _| {
-                    batch.overlay.insert(key.to_vec(), None);
-                    if batch.overlay.len() < queries::ROWS_PER_CLEARING {
-                        ControlFlow::Continue(())
-                    } else {
-                        ControlFlow::Break(())
-                    }
-                })?;
+                remove_some(&rows, &entries_of(self.indexes[at].id), &mut batch.overlay)?;
                 if batch.overlay.is_empty() {
                     let index = self.indexes.remove(at);
                     batch.state.remove(Keyspace::State, index_key(self.view.collection.key(), index.id));
@@ -497,6 +483,17 @@ impl Worker {
         self.publish(database, batch)?;
         Ok(true)
     }
+}
+
+/// Removes some of the rows whose keys begin with `prefix`, if there is room for more.
+fn remove_some(rows: &Rows, prefix: &[u8], overlay: &mut Overlay) -> Result<(), Error> {
+    rows.scan(prefix, &end_of(prefix), false, &mut |key, _| {
+        if overlay.len() >= queries::ROWS_PER_CLEARING {
+            return ControlFlow::Break(());
+        }
+        overlay.insert(key.to_vec(), None);
+        ControlFlow::Continue(())
+    })
 }
 
 /// Records after which a place in the feed is written although nothing else is.
