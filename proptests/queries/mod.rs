@@ -289,6 +289,15 @@ fn a_query_that_looks_at_too_much_names_the_index_that_helps() {
         std::thread::yield_now();
     }
     assert!(query.get_now().unwrap().docs().is_empty());
+    // Dropped and declared again at once, it comes again once the old one is gone.
+    collection.drop_index(&state.id).unwrap();
+    while is_ready() {
+        std::thread::yield_now();
+    }
+    collection.declare_index(["kind", "n desc"]).unwrap();
+    while !is_ready() {
+        std::thread::yield_now();
+    }
     let largest = json!({"where": {"field": "kind", "op": "==", "value": 1}, "orderBy": [{"field": "n", "direction": "desc"}], "limit": 2});
     let found = collection.query_of_json(&largest).unwrap().0.get_now().unwrap();
     let numbers: Vec<&Value> = found.docs().iter().map(|document| &document.value["n"]).collect();

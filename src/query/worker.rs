@@ -32,6 +32,8 @@ pub(super) struct Worker {
     /// The row as it is on the disk.
     stored: Option<Vec<u8>>,
     indexes: Vec<Index>,
+    /// Indexes to make once others of the same id are gone.
+    later: Vec<Index>,
     predicates: Predicates,
     listeners: HashMap<ListenerId, Arc<Listening>>,
     /// It has reached the log's end since it was opened: positions are exact from then on.
@@ -97,6 +99,7 @@ impl Worker {
             row,
             stored,
             indexes,
+            later: Vec::new(),
             predicates: Predicates::default(),
             listeners: HashMap::new(),
             is_ready: false,
@@ -169,7 +172,8 @@ impl Worker {
             }
         }
         let has_news = !wanted.is_empty() || !drops.is_empty();
-        for index in wanted {
+        let later = std::mem::take(&mut self.later);
+        for index in wanted.into_iter().chain(later) {
             self.add_index(index, batch);
         }
         for id in drops {
@@ -180,8 +184,11 @@ impl Worker {
 
     fn add_index(&mut self, mut index: Index, batch: &mut Batch) {
         if let Some(known) = self.indexes.iter_mut().find(|known| known.id == index.id) {
+            if known.is_dropping() {
+                return self.later.push(index);
+            }
             let is_declared = known.declared || index.declared;
-            if known.is_dropping() || known.declared == is_declared {
+            if known.declared == is_declared {
                 return;
             }
             known.declared = is_declared;
