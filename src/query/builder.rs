@@ -10,7 +10,7 @@ use super::predicate::Predicate;
 use super::run::Search;
 use super::snapshot::{Metadata, Placed, QuerySnapshot, changes_between};
 use super::spec::{Asked, Edge, Ordering, Shape, from_json};
-use super::view::View;
+use super::view::{View, Wish};
 use super::views::Views;
 use super::window::in_order;
 use crate::document::Path;
@@ -90,7 +90,7 @@ impl Collection {
         }
         drop(standing);
         let state = index.state();
-        view.want(|wanted| wanted.indexes.push(index));
+        view.want(|wanted| wanted.wishes.push(Wish::Make(index)));
         views.wake();
         Ok(state)
     }
@@ -107,7 +107,7 @@ impl Collection {
             let why = format!("collection {} has no index {:?}", self.name(), crate::id::shortened(id));
             return Err(QueryError::index(why, "take an id from the list of its indexes").into());
         };
-        view.want(|wanted| wanted.drops.push(id));
+        view.want(|wanted| wanted.wishes.push(Wish::Drop(id)));
         views.wake();
         Ok(())
     }
@@ -354,8 +354,9 @@ impl Query {
         let index = |part| Index::new(self.collection.name(), vec![part], false).ok();
         view.want(|wanted| {
             for index in missed.into_iter().filter_map(index) {
-                if wanted.indexes.iter().all(|other| other.id != index.id) {
-                    wanted.indexes.push(index);
+                let is_alike = |wish: &Wish| matches!(wish, Wish::Make(other) if other.id == index.id);
+                if !wanted.wishes.iter().any(is_alike) {
+                    wanted.wishes.push(Wish::Make(index));
                 }
             }
         });

@@ -63,12 +63,16 @@ pub(super) struct Wanted {
     /// Listeners that begin where the view stands.
     pub(super) arriving: Vec<Arc<Listening>>,
     pub(super) leaving: Vec<ListenerId>,
-    /// Indexes to make.
-    pub(super) indexes: Vec<Index>,
-    /// Indexes to remove.
-    pub(super) drops: Vec<[u8; 8]>,
+    /// Indexes to make and to remove, in the order of asking.
+    pub(super) wishes: Vec<Wish>,
     /// Indexes that a query used.
     pub(super) used: Vec<[u8; 8]>,
+}
+
+/// What somebody wants of an index.
+pub(super) enum Wish {
+    Make(Index),
+    Drop([u8; 8]),
 }
 
 /// A view at one position, for as long as this is held.

@@ -14,7 +14,7 @@ use super::rows::{
     view_key,
 };
 use super::run::documents_after;
-use super::view::{View, document_at};
+use super::view::{View, Wish, document_at};
 use super::window::Turn;
 use crate::engine::{Database, block_on, now_ms};
 use crate::error::Error;
@@ -153,14 +153,8 @@ impl Worker {
 
     /// Takes the wishes of those who ask.
     fn take_wanted(&mut self, batch: &mut Batch) -> bool {
-        let (leaving, wanted, drops, used) = self.view.want(|wanted| {
-            let take = std::mem::take::<Vec<Index>>;
-            (
-                std::mem::take(&mut wanted.leaving),
-                take(&mut wanted.indexes),
-                std::mem::take(&mut wanted.drops),
-                std::mem::take(&mut wanted.used),
-            )
+        let (leaving, wishes, used) = self.view.want(|wanted| {
+            (std::mem::take(&mut wanted.leaving), std::mem::take(&mut wanted.wishes), std::mem::take(&mut wanted.used))
         });
         for id in leaving {
             self.predicates.remove(id);
@@ -171,13 +165,18 @@ impl Worker {
                 index.used_ms = now_ms();
             }
         }
-        let has_news = !wanted.is_empty() || !drops.is_empty();
-        let later = std::mem::take(&mut self.later);
-        for index in wanted.into_iter().chain(later) {
+        let has_news = !wishes.is_empty();
+        for index in std::mem::take(&mut self.later) {
             self.add_index(index, batch);
         }
-        for id in drops {
-            self.set_phase(id, IndexPhase::Dropping, batch);
+        for wish in wishes {
+            match wish {
+                Wish::Make(index) => self.add_index(index, batch),
+                Wish::Drop(id) => {
+                    self.later.retain(|index| index.id != id);
+                    self.set_phase(id, IndexPhase::Dropping, batch);
+                }
+            }
         }
         has_news
     }
