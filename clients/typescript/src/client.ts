@@ -1,5 +1,6 @@
 // A client of one server.
 
+import * as A from "@automerge/automerge/slim"
 import { Repo } from "@automerge/automerge-repo/slim"
 import type { DocHandle, DocumentId, StorageAdapterInterface } from "@automerge/automerge-repo/slim"
 import { TidelogAdapter } from "./adapter.js"
@@ -84,11 +85,18 @@ export class Client {
   /** Waits until everything that was edited here so far is on the server's disk. */
   async whenSynced(): Promise<void> {
     await this.holdings.ready
-    const all = this.holdings.pending()
-    await Promise.all(all.map(held => {
-      if (held.isDeleted) return this.until(held.collection, () => this.holdings.find(held.documentId) !== held)
-      return this.reference(held.collection, held.documentId).whenSynced()
-    }))
+    const waiting = new Map<string, (() => boolean)[]>()
+    for (const held of this.holdings.pending()) {
+      const heads = held.doc ? A.getHeads(held.doc) : []
+      const isDone = () => (held.isDeleted ? this.holdings.find(held.documentId) !== held : this.holdings.isDurable(held, heads))
+      waiting.set(held.collection, [...(waiting.get(held.collection) ?? []), isDone])
+    }
+    // The last of each is looked at until it is done, and then the one before.
+    const wait = ([collection, all]: [string, (() => boolean)[]]) => this.until(collection, () => {
+      while (all.at(-1)?.()) all.pop()
+      return all.length === 0
+    })
+    await Promise.all([...waiting].map(wait))
   }
 
   /** Ends all listeners and the connection. What is in the store stays there. */
@@ -132,23 +140,21 @@ export class Client {
   /** Waits until something holds of a collection's documents. @internal */
   async until(collection: string, holds: () => boolean): Promise<void> {
     if (holds()) return
+    this.assertOpen()
     await new Promise<void>((done, failed) => {
-      const signal = this.connection.closed
       const end = () => {
         unwatch()
-        signal.removeEventListener("abort", stop)
-      }
-      const stop = () => {
-        end()
-        failed(closed())
+        offClose()
       }
       const unwatch = this.holdings.watch(collection, () => {
         if (!holds()) return
         end()
         done()
       })
-      signal.addEventListener("abort", stop)
-      if (signal.aborted) stop()
+      const offClose = this.connection.onClose(() => {
+        end()
+        failed(closed())
+      })
     })
   }
 }

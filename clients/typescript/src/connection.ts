@@ -22,6 +22,7 @@ export class Connection {
   lastError: TidelogError | undefined
   #status: Status = "connecting"
   readonly #told = new Set<(status: Status) => void>()
+  readonly #enders = new Set<() => void>()
   readonly #closed = new AbortController()
   #cut = new AbortController()
   #isPaused = false
@@ -68,9 +69,10 @@ export class Connection {
     return this.#closed.signal.aborted
   }
 
-  /** Aborted when the client is closed. */
-  get closed(): AbortSignal {
-    return this.#closed.signal
+  /** Calls once the client is closed. The returned function takes that back. */
+  onClose(ended: () => void): () => void {
+    this.#enders.add(ended)
+    return () => void this.#enders.delete(ended)
   }
 
   /** As if there were no network, until it is called with false. */
@@ -100,6 +102,8 @@ export class Connection {
     this.#forget()
     this.wake()
     this.#told.clear()
+    for (const ended of [...this.#enders]) ended()
+    this.#enders.clear()
   }
 
   /** Lets all that wait for their next attempt try now. */

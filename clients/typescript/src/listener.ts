@@ -48,6 +48,7 @@ export class Listener {
   #timer: ReturnType<typeof setTimeout> | undefined
   readonly #ending = new AbortController()
   readonly #unwatch: () => void
+  readonly #offClose: () => void
 
   constructor(
     readonly client: Client,
@@ -59,7 +60,7 @@ export class Listener {
   ) {
     this.shape = new Shape(spec)
     this.#unwatch = client.holdings.watch(collection, () => this.#schedule())
-    client.connection.closed.addEventListener("abort", this.stop)
+    this.#offClose = client.connection.onClose(this.stop)
     void client.holdings.ready.then(() => this.#schedule())
     this.#run().catch((error: unknown) => this.#fail(error))
   }
@@ -68,7 +69,7 @@ export class Listener {
     if (this.#ending.signal.aborted) return
     this.#ending.abort()
     this.#unwatch()
-    this.client.connection.closed.removeEventListener("abort", this.stop)
+    this.#offClose()
     clearTimeout(this.#timer)
     for (const held of this.#base.values()) held.shown -= 1
     this.#base.clear()
@@ -126,6 +127,8 @@ export class Listener {
         this.#lose(id)
         continue
       }
+      // It was created, and what it was created with is still on its way.
+      if (document.heads.length === 0) continue
       const held = holdings.tell(this.collection, id, document, reset)
       if (!this.#base.has(id)) held.shown += 1
       this.#base.set(id, held)

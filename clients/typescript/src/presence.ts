@@ -8,10 +8,11 @@ export class DocumentPresence<S extends Record<string, unknown>> {
   /** The stock one. */
   readonly presence: Presence<S, unknown>
   readonly #told = new Set<() => void>()
+  readonly #offClose: () => void
   #isOver = false
 
   /** @internal */
-  constructor(handle: DocHandle<unknown>, initial: S, closed: AbortSignal) {
+  constructor(handle: DocHandle<unknown>, initial: S, onClose: (ended: () => void) => () => void) {
     this.presence = new Presence<S, unknown>({ handle })
     const start = () => {
       if (this.#isOver || this.presence.running) return
@@ -23,7 +24,7 @@ export class DocumentPresence<S extends Record<string, unknown>> {
       for (const told of [...this.#told]) told()
     }
     for (const event of ["update", "snapshot", "goodbye", "pruning"] as const) this.presence.on(event, tell)
-    closed.addEventListener("abort", () => this.stop())
+    this.#offClose = onClose(() => this.stop())
   }
 
   /** Says something about this peer. */
@@ -52,6 +53,7 @@ export class DocumentPresence<S extends Record<string, unknown>> {
     if (this.#isOver) return
     this.#isOver = true
     this.#told.clear()
+    this.#offClose()
     if (this.presence.running) this.presence.stop()
   }
 }

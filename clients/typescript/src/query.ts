@@ -120,7 +120,7 @@ export class Query<T> {
     await client.holdings.ready
     const shape = new Shape(this.spec)
     const told = await this.#ask<{ documents: ToldDocument[]; position: string; from_cache?: boolean }>({})
-    const base = told && new Set(told.documents.map(document => {
+    const base = told && new Set(told.documents.filter(({ heads }) => heads.length > 0).map(document => {
       const id = documentIdOf(document.id)
       client.holdings.tell(name, id, document, false)
       return id

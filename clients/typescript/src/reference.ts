@@ -123,7 +123,7 @@ export class DocumentReference<T> {
 
   /** Who has the document open, and what they say of themselves. Nothing of it is stored. */
   presence<S extends Record<string, unknown>>(initial: S): DocumentPresence<S> {
-    return new DocumentPresence<S>(this.handle as DocHandle<unknown>, initial, this.client.connection.closed)
+    return new DocumentPresence<S>(this.handle as DocHandle<unknown>, initial, ended => this.client.connection.onClose(ended))
   }
 
   #held(): Held {

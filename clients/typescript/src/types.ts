@@ -24,7 +24,7 @@ export type FieldPath<T, D extends number = 4> =
 /** The value that a path leads to. */
 export type FieldValue<T, P extends string> =
   unknown extends T ? unknown
-  : P extends keyof T ? NonNullable<T[P]> | Extract<T[P], null>
+  : P extends keyof T ? unknown extends T[P] ? unknown : NonNullable<T[P]> | Extract<T[P], null>
   : P extends `${infer K}.${infer Rest}` ? K extends keyof T ? FieldValue<NonNullable<T[K]>, Rest> : unknown
   : unknown
 
