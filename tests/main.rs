@@ -12,3 +12,4 @@ mod nodes;
 mod repo_clients;
 mod samod;
 mod twins;
+mod typescript;
