@@ -48,13 +48,14 @@ export class Held {
   /** Heads that are known to be durable on the server. */
   synced: string | undefined
   isPending = false
-  /** A listener was told that it is not in its result any more, and what is known says nothing else. */
-  isGone = false
+  /** The heads with which it is not there any more, as far as listeners can tell. */
+  goneAt: string | undefined
   isDeleted = false
   /** Made here, and not known to the server yet. */
   isNew = false
   settledAt = -Infinity
   isSettling = false
+  detach: () => void = () => {}
   /** Listeners that show it. */
   shown = 0
   #local: { heads: string; value: unknown } | undefined
@@ -80,10 +81,10 @@ export class Held {
     const local = this.local()
     const { told, isPending } = this
     if (local && (!told || local.heads === told.heads || isPending || this.#holds(told.heads))) {
-      if (this.isGone && !isPending) return undefined
+      if (this.goneAt === local.heads && !isPending) return undefined
       return { ...local, isPending, isTold: local.heads === told?.heads }
     }
-    if (!told || (this.isGone && !isPending)) return undefined
+    if (!told) return undefined
     return { heads: told.heads, value: told.value, isPending, isTold: true }
   }
 
@@ -172,7 +173,7 @@ export class Holdings {
   tell(collection: string, documentId: DocumentId, document: ToldDocument, isReset: boolean): Held {
     const held = this.hold(collection, documentId)
     const heads = headsKey(document.heads)
-    held.isGone = false
+    held.goneAt = undefined
     if (held.told && !isReset && document.position < held.told.position) return held
     if (held.told?.heads !== heads) {
       held.told = { heads, value: fromJson(document.value), position: document.position }
@@ -186,22 +187,29 @@ export class Holdings {
     return held
   }
 
-  /** A listener was told that a document left its result; `matches` says whether what is here would be in it. */
-  left(held: Held, matches: (value: unknown) => boolean): void {
-    if (held.shown > 0) return
+  /**
+   * A listener was told that a document left its result. What is open here stays, unless `isOut` says that it would
+   * still be in the result: then it was deleted, or moved to another collection.
+   */
+  left(held: Held, isOut: (value: unknown) => boolean): void {
+    if (held.shown > 0 || this.#byId.get(held.documentId) !== held) return
     const local = held.local()
-    if (local && !matches(local.value)) return
-    held.isGone = true
-    if (!held.handle && !held.isPending) this.forget(held)
+    if (!local && !held.isPending) this.forget(held)
+    if (local && isOut(local.value)) held.goneAt = local.heads
   }
 
   /** Follows what happens to a document that is open here. */
   attach(held: Held, handle: DocHandle<unknown>): void {
     if (held.handle === handle) return
+    held.detach()
     held.handle = handle
     const look = () => this.#look(held)
     handle.on("heads-changed", look)
     handle.on("remote-heads", look)
+    held.detach = () => {
+      handle.off("heads-changed", look)
+      handle.off("remote-heads", look)
+    }
     look()
   }
 
@@ -222,6 +230,8 @@ export class Holdings {
   }
 
   forget(held: Held): void {
+    if (this.#byId.get(held.documentId) !== held) return
+    held.detach()
     this.#collections.get(held.collection)?.delete(held.documentId)
     this.#byId.delete(held.documentId)
     this.#lively.get(held.collection)?.delete(held)

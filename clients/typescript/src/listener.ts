@@ -147,7 +147,9 @@ export class Listener {
     if (!held) return
     this.#base.delete(id)
     held.shown -= 1
-    this.client.holdings.left(held, value => this.shape.find(id, value) !== undefined)
+    // Where there is a limit, others may have taken its place.
+    const { limit } = this.spec
+    this.client.holdings.left(held, value => limit === undefined && this.shape.find(id, value) !== undefined)
   }
 
   /** All that happens in one turn is told at once, and nothing is told while somebody is told something. */

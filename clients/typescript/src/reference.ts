@@ -42,10 +42,7 @@ export class DocumentReference<T> {
   change(edit: (doc: T) => void): Promise<void> {
     this.client.assertOpen()
     const held = this.#held()
-    const apply = (handle: DocHandle<unknown>) => {
-      handle.change(doc => edit(doc as T))
-      held.isGone = false
-    }
+    const apply = (handle: DocHandle<unknown>) => handle.change(doc => edit(doc as T))
     if (held.handle?.isReady()) {
       try {
         apply(held.handle)
@@ -72,11 +69,14 @@ export class DocumentReference<T> {
     const next = words.pop() as (snapshot: DocumentSnapshot<T>) => void
     const { includeMetadataChanges = false } = (words[0] ?? {}) as { includeMetadataChanges?: boolean }
     this.client.assertOpen()
-    const held = this.#held()
-    let [told, timer, isOver, isLooked]: [string | undefined, ReturnType<typeof setTimeout> | undefined, boolean, boolean] =
-      [undefined, undefined, false, false]
+    let told: string | undefined
+    let timer: ReturnType<typeof setTimeout> | undefined
+    let isOver = false
+    let isLooked = false
     const tell = () => {
       timer = undefined
+      // Another one, once it was deleted and is back.
+      const held = this.#held()
       const snapshot = this.#snapshot(held)
       if (!snapshot.exists && !isLooked) return
       const metadata = includeMetadataChanges ? JSON.stringify(snapshot.metadata) : ""
@@ -88,19 +88,20 @@ export class DocumentReference<T> {
     const schedule = () => void (isOver || (timer ??= setTimeout(tell, 0)))
     const unwatch = this.client.holdings.watch(this.collection, schedule)
     const offStatus = this.client.onStatus(schedule)
-    held.shown += 1
-    void this.client.open(held).catch(() => {}).then(() => {
+    void this.client.open(this.#held()).catch(() => {}).then(() => {
       isLooked = true
       schedule()
     })
-    return () => {
+    const offClose = this.client.connection.onClose(() => stop())
+    const stop = () => {
       if (isOver) return
       isOver = true
-      held.shown -= 1
       clearTimeout(timer)
       unwatch()
       offStatus()
+      offClose()
     }
+    return stop
   }
 
   /** Waits until the server has on its disk what this client has of the document now. */
