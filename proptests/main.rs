@@ -7,6 +7,7 @@ mod convergence;
 mod disk_full;
 mod equivocation;
 mod feed;
+mod feed_images;
 mod gate;
 mod json;
 mod live;

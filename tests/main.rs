@@ -4,11 +4,13 @@
 
 mod api;
 mod cli;
+mod consumers;
 mod kill;
 mod links;
 mod load;
 mod nodefs;
 mod nodes;
+mod queries;
 mod repo_clients;
 mod samod;
 mod twins;

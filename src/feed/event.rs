@@ -3,7 +3,8 @@
 use serde_json::{Map, Value, json};
 
 use super::cursor::FeedCursor;
-use crate::document::Change;
+use crate::document::{Change, Patch, ViewError};
+use crate::engine::Database;
 use crate::error::Error;
 use crate::history::Origin;
 use crate::id::{ActorId, ChangeHash, CollectionName, DocumentId, Heads, Lsn, NodeId, encode_hex, first};
@@ -280,6 +281,23 @@ impl EventKind {
 }
 
 impl Event {
+    /// Automerge's patches that lead from the document before the event to the document after it; `None` when it is no
+    /// change, or when what led there was withdrawn or cannot be applied.
+    ///
+    /// # Errors
+    /// [`Error::View`] when the document cannot be built; [`Error::History`] when the store cannot be read.
+    ///
+    /// # Cost
+    /// Materialises the document, and passes over it once.
+    pub fn patches(&self, database: &Database) -> Result<Option<Vec<Patch>>, Error> {
+        let EventKind::Changed(changed) = &self.kind else { return Ok(None) };
+        let handle = database.find(self.document)?;
+        handle.with_view(|view| match view.patches(&changed.heads_before, &changed.heads_after) {
+            Err(ViewError::UnknownHead(_)) => Ok(None),
+            patches => Ok(Some(patches?)),
+        })
+    }
+
     /// The event as JSON, as the command line and the HTTP port tell it.
     ///
     /// # Errors

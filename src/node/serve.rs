@@ -123,6 +123,8 @@ impl Node {
             let options = WebOptions { listen, origins: config.origins, structural: config.structural };
             web = Some(WebServer::start(database.clone(), options).await?);
         }
+        // Queries of before are answered at once, and not after whatever came meanwhile was read.
+        database.keep_views()?;
         let context = Context { listening: Some(address), ..Context::direct(database, peers) };
         let ticket = super::command::ticket_of(endpoint.node(), address)?;
         let options = LinkOptions { strict: config.strict };

@@ -118,8 +118,14 @@ impl Session {
     /// As [`execute`]; `E0501` when the node goes away.
     pub fn call(&mut self, request: Request, output: &mut dyn Output) -> Result<Value, CommandError> {
         // These say nothing for as long as there is nothing to say.
-        let patient =
-            matches!(request, Request::Watch { .. } | Request::Verify { .. } | Request::ImportAutomergeRepo { .. });
+        let patient = matches!(
+            request,
+            Request::Watch { .. }
+                | Request::Listen { .. }
+                | Request::Query { .. }
+                | Request::Verify { .. }
+                | Request::ImportAutomergeRepo { .. }
+        );
         let answer = match &mut self.carrier {
             Carrier::Node(client) => client.call(&request, patient, output),
             Carrier::Here(context) => execute(context, request, &self.cancel, output),

@@ -146,6 +146,39 @@ pub(super) enum Command {
         /// End when everything that is in the log now was printed
         #[arg(long)]
         once: bool,
+        /// Of a collection, only documents of which this holds, as room == "lobby" && at > 5: added, modified, removed
+        #[arg(long = "where", value_name = "CONDITIONS", requires = "target")]
+        predicate: Option<String>,
+    },
+    /// Find documents by their values
+    Query {
+        /// In which collection
+        collection: String,
+        /// Of which this holds: room == "lobby" && (at > 5 || tags array-contains "urgent")
+        #[arg(long = "where", value_name = "CONDITIONS")]
+        predicate: Option<String>,
+        /// In the order of a field, as at or "at desc" (may be given several times)
+        #[arg(long, value_name = "FIELD")]
+        order_by: Vec<String>,
+        /// So many at most
+        #[arg(long)]
+        limit: Option<u64>,
+        /// The last ones instead of the first
+        #[arg(long, requires = "limit")]
+        last: bool,
+        /// Print their number only
+        #[arg(long)]
+        count: bool,
+    },
+    /// Which indexes a collection has
+    Index {
+        #[command(subcommand)]
+        command: Index,
+    },
+    /// Who follows the feed of changes under a name
+    Feed {
+        #[command(subcommand)]
+        command: Feed,
     },
     /// Bring documents in: NDJSON or an .automerge file; `import trace FILE` replays an editing history,
     /// `import automerge-repo FOLDER` takes over a sync server's documents
@@ -311,6 +344,43 @@ pub(super) struct To {
     /// The document's name (of a history: its file's)
     #[arg(long)]
     pub(super) name: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Index {
+    /// List them
+    Ls {
+        /// Of which collection
+        collection: String,
+    },
+    /// Declare one; it is made in the background
+    Add {
+        /// Of which collection
+        collection: String,
+        /// On which fields, as room, "at desc" or "tags elements"
+        #[arg(required = true)]
+        fields: Vec<String>,
+    },
+    /// Drop one
+    Rm {
+        /// Of which collection
+        collection: String,
+        /// Its id
+        id: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Feed {
+    /// List them, and where they are
+    Ls,
+    /// Print how many records each has not looked at yet
+    Lag,
+    /// Have one begin anew
+    Reset {
+        /// Its name
+        consumer: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -11,7 +11,7 @@ use super::arguments::{Command, From, Global, Import, Peer, SpecialImport};
 use super::screen::Screen;
 use super::table::{Column, cell, printable, short, size, table, time};
 use super::verify::{changes, verify, warn_if_degraded};
-use super::{edit, export, import, salvage};
+use super::{edit, export, import, queries, salvage};
 
 /// The most that is read of stdin, in bytes.
 const STDIN_BYTES_MAX: u64 = 64 << 20;
@@ -131,7 +131,12 @@ fn dispatch(session: &mut Session, command: Command, screen: &Screen) -> Result<
             Ok(())
         }
         Command::Log { id, from, limit } => log(session, id, from, limit, screen),
-        Command::Watch { target, from, limit, once } => watch(session, target, Since { from, limit, once }, screen),
+        Command::Watch { target, from, limit, once, predicate } => {
+            watch(session, target, Since { from, limit, once, predicate }, screen)
+        }
+        query @ Command::Query { .. } => queries::query(session, query, screen),
+        Command::Index { command } => queries::index(session, command, screen),
+        Command::Feed { command } => queries::feed(session, command, screen),
         Command::Import(arguments) => import::run(session, arguments, screen),
         Command::Export(arguments) => export::run(session, arguments, screen),
         Command::Peer { command } => peer(session, command, screen),
@@ -170,7 +175,7 @@ pub(super) fn show(screen: &Screen, row: &Value, id: &str, text: &str) -> Result
 }
 
 /// Prints rows: JSON as they come, ids when quiet, else one table of all.
-fn rows(
+pub(super) fn rows(
     session: &mut Session,
     request: Request,
     screen: &Screen,
@@ -278,11 +283,27 @@ struct Since {
     from: String,
     limit: Option<u64>,
     once: bool,
+    predicate: Option<String>,
 }
 
+const LISTEN_COLUMNS: [Column; 3] =
+    [("KIND", |row| cell(&row["kind"])), ("DOCUMENT", |row| cell(&row["id"])), ("VALUE", |row| cell(&row["value"]))];
+
 fn watch(session: &mut Session, target: Option<String>, since: Since, screen: &Screen) -> Result<(), CommandError> {
-    let words = target.clone().map(|target| format!(" {target}")).unwrap_or_default();
+    let mut words = target.clone().map(|target| format!(" {target}")).unwrap_or_default();
     let target = target.map(|text| text.parse::<Target>()).transpose()?;
+    let listened = match (&target, &since.predicate) {
+        (Some(Target::Collection(name)), Some(predicate)) => {
+            words.push_str(&format!(" --where '{}'", predicate.replace('\'', "'\\''")));
+            Some((name.clone(), predicate.clone()))
+        }
+        (_, Some(_)) => {
+            let error = CommandError::usage("--where needs a collection");
+            return Err(error.fix("name one, as in `tidelog watch notes --where …`"));
+        }
+        _ => None,
+    };
+    let columns = if listened.is_some() { &LISTEN_COLUMNS[..] } else { &WATCH_COLUMNS[..] };
     // Where to go on, from the last row that was shown.
     let here = std::cell::RefCell::new((since.from != "now").then(|| since.from.clone()));
     if !session.is_node() && !since.once {
@@ -295,7 +316,7 @@ fn watch(session: &mut Session, target: Option<String>, since: Since, screen: &S
         if screen.json || (screen.quiet && row.get("id").is_some()) {
             show(screen, &row, "id", "")?;
         } else if row.get("id").is_some() {
-            let cells: Vec<String> = WATCH_COLUMNS.iter().map(|(_, show)| show(&row)).collect();
+            let cells: Vec<String> = columns.iter().map(|(_, show)| show(&row)).collect();
             screen.print(&cells.join("  "))?;
         } else {
             // The place to go on from is not in this log: what follows is where each document stands.
@@ -309,8 +330,12 @@ fn watch(session: &mut Session, target: Option<String>, since: Since, screen: &S
     if !since.once {
         screen.say("watching; ^C ends it");
     }
-    let Since { from, limit, once } = since;
-    let ended = session.call(Request::Watch { target, from, limit, once }, &mut output);
+    let Since { from, limit, once, .. } = since;
+    let request = match listened {
+        Some((collection, predicate)) => Request::Listen { collection, predicate, from, limit, once },
+        None => Request::Watch { target, from, limit, once },
+    };
+    let ended = session.call(request, &mut output);
     drop(output);
     if let Some(cursor) = here.into_inner()
         && !screen.quiet

@@ -5,6 +5,7 @@ mod commands;
 mod edit;
 mod export;
 mod import;
+mod queries;
 mod salvage;
 mod screen;
 mod serve;

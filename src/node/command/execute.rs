@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Cancel, CommandError, Context, Output, Request, documents, peers, status, watch};
+use super::{Cancel, CommandError, Context, Output, Request, documents, peers, queries, status, watch};
 use crate::node::nodefs;
 
 /// Carries out `request` and returns its summary. It blocks, and ends early when `cancel` says so. It must be called
@@ -40,6 +40,17 @@ pub fn execute(
         Request::Watch { target, from, limit, once } => {
             watch::watch(database, target, &from, limit, once, cancel, output)
         }
+        Request::Listen { collection, predicate, from, limit, once } => {
+            queries::listen(database, &collection, &predicate, &from, limit, once, cancel, output)
+        }
+        Request::Query { collection, query, predicate } => {
+            queries::query(database, &collection, &query, predicate.as_deref(), cancel, output)
+        }
+        Request::IndexList { collection } => queries::indexes(database, &collection, output),
+        Request::IndexAdd { collection, fields } => queries::declare(database, &collection, &fields, output),
+        Request::IndexRemove { collection, id } => queries::drop_index(database, &collection, &id, output),
+        Request::FeedList => queries::feeds(database, output),
+        Request::FeedReset { consumer } => queries::reset_feed(database, &consumer, cancel, output),
         Request::Export { target, format } => documents::export(database, target, format, cancel, output),
         Request::PeerAdd { peer, role } => peers::add(context, &peer, &role, output),
         Request::PeerList => peers::list(context, output),

@@ -11,6 +11,7 @@ mod execute;
 pub mod import;
 mod output;
 mod peers;
+mod queries;
 mod request;
 mod status;
 mod watch;

@@ -118,6 +118,55 @@ pub enum Request {
         #[serde(default)]
         once: bool,
     },
+    /// Changes in the result of a query, as they come.
+    Listen {
+        /// Of which collection.
+        collection: String,
+        /// Conditions, as they are typed.
+        predicate: String,
+        /// From where: a cursor, `beginning` or `now`.
+        from: String,
+        /// End after so many rows.
+        limit: Option<u64>,
+        /// End after the first result.
+        #[serde(default)]
+        once: bool,
+    },
+    /// The documents of a query, or their number.
+    Query {
+        /// Of which collection.
+        collection: String,
+        /// The query.
+        query: Value,
+        /// Conditions beside those in it, as they are typed.
+        predicate: Option<String>,
+    },
+    /// A collection's indexes.
+    IndexList {
+        /// Which collection.
+        collection: String,
+    },
+    /// Declares an index.
+    IndexAdd {
+        /// Of which collection.
+        collection: String,
+        /// On which fields.
+        fields: Vec<String>,
+    },
+    /// Drops an index.
+    IndexRemove {
+        /// Of which collection.
+        collection: String,
+        /// Its id.
+        id: String,
+    },
+    /// Those who follow feeds under a name.
+    FeedList,
+    /// Has one of them begin anew.
+    FeedReset {
+        /// Which one.
+        consumer: String,
+    },
     /// Documents as rows.
     Export {
         /// Which; `None`: all.

@@ -12,12 +12,12 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::sync::watch;
 
+use super::blocking;
 use super::documents::{answer, bounded, query_problem};
 use super::problem::Problem;
-use crate::error::Error;
-use crate::feed::{ChangeFeed, FeedCursor, Item};
+use crate::document::Patch;
+use crate::feed::{ChangeFeed, Event, EventKind, FeedCursor, Item};
 use crate::id::DocumentId;
 use crate::limits::api;
 use crate::web::server::{App, stopped};
@@ -34,6 +34,8 @@ pub(super) struct Wanted {
     timeout: Option<u64>,
     #[serde(default)]
     coalesced: bool,
+    #[serde(default)]
+    patches: bool,
 }
 
 #[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
@@ -61,9 +63,35 @@ pub(super) async fn changes(
     // A browser that connects again says where it was, whatever the address says.
     let last = headers.get("last-event-id").and_then(|value| value.to_str().ok());
     let feed = open(&app, &wanted, last)?;
+    let told = Told { app: app.clone(), patches: wanted.patches };
     match form {
-        Form::Normal | Form::Longpoll => page(feed, &wanted, form == Form::Longpoll, app.shared.stop.clone()).await,
-        Form::Sse | Form::Ndjson => Ok(flow(feed, form, app.shared.stop.clone())),
+        Form::Normal | Form::Longpoll => page(feed, &wanted, form == Form::Longpoll, &told).await,
+        Form::Sse | Form::Ndjson => Ok(flow(feed, form, told)),
+    }
+}
+
+/// What is told of events.
+struct Told {
+    app: App,
+    /// With what they did to the document.
+    patches: bool,
+}
+
+impl Told {
+    async fn json(&self, event: Event) -> Result<Value, Problem> {
+        if !self.patches || !matches!(event.kind, EventKind::Changed(_)) {
+            return Ok(event.to_json()?);
+        }
+        let database = self.app.shared.database.clone();
+        blocking(&self.app, move || {
+            let mut json = event.to_json()?;
+            json["patches"] = match event.patches(&database)? {
+                Some(patches) => patches.iter().map(Patch::to_json).collect(),
+                None => Value::Null,
+            };
+            Ok(json)
+        })
+        .await
     }
 }
 
@@ -93,12 +121,8 @@ fn open(app: &App, wanted: &Wanted, last: Option<&str>) -> Result<ChangeFeed, Pr
 }
 
 /// So many items as there are now; or, when there are none, those that come first within the time.
-async fn page(
-    mut feed: ChangeFeed,
-    wanted: &Wanted,
-    waits: bool,
-    mut stop: watch::Receiver<bool>,
-) -> Result<Response, Problem> {
+async fn page(mut feed: ChangeFeed, wanted: &Wanted, waits: bool, told: &Told) -> Result<Response, Problem> {
+    let mut stop = told.app.shared.stop.clone();
     let limit = bounded(wanted.limit)?;
     let seconds = wanted.timeout.unwrap_or(api::POLL_SECONDS);
     if seconds > api::POLL_SECONDS_MAX {
@@ -116,7 +140,7 @@ async fn page(
                 Item::Opened(opened) => opening = opened.to_json(),
                 Item::Event(event) => {
                     caught_up = false;
-                    events.push(event.to_json()?);
+                    events.push(told.json(event).await?);
                 }
                 Item::Progress { caught_up: reached, .. } => {
                     caught_up = reached;
@@ -145,21 +169,22 @@ async fn page(
 }
 
 /// One item after the other, for as long as somebody reads.
-fn flow(feed: ChangeFeed, form: Form, stop: watch::Receiver<bool>) -> Response {
+fn flow(feed: ChangeFeed, form: Form, told: Told) -> Response {
+    let stop = told.app.shared.stop.clone();
     let kind = if form == Form::Sse { "text/event-stream" } else { "application/x-ndjson" };
-    let lines = stream::unfold(Some((feed, stop)), move |state| async move {
-        let (mut feed, mut stop) = state?;
+    let lines = stream::unfold(Some((feed, stop, told)), move |state| async move {
+        let (mut feed, mut stop, told) = state?;
         let (text, goes_on) = tokio::select! {
-            next = next_lines(&mut feed, form) => next,
+            next = next_lines(&mut feed, form, &told) => next,
             () = stopped(&mut stop) => return None,
         };
-        Some((Ok::<_, Infallible>(Bytes::from(text)), goes_on.then_some((feed, stop))))
+        Some((Ok::<_, Infallible>(Bytes::from(text)), goes_on.then_some((feed, stop, told))))
     });
     ([(CONTENT_TYPE, kind), (CACHE_CONTROL, "no-store")], Body::from_stream(lines)).into_response()
 }
 
 /// The next lines, and whether there may be more. Without anything to say for a while, a line without meaning.
-async fn next_lines(feed: &mut ChangeFeed, form: Form) -> (String, bool) {
+async fn next_lines(feed: &mut ChangeFeed, form: Form, told: &Told) -> (String, bool) {
     let mut text = String::new();
     let silence = Duration::from_secs(api::SILENCE_SECONDS);
     let first = match tokio::time::timeout(silence, feed.next()).await {
@@ -169,11 +194,15 @@ async fn next_lines(feed: &mut ChangeFeed, form: Form) -> (String, bool) {
     };
     let mut next = first.map(Some);
     loop {
-        match next.and_then(|item| item.map(|item| line(&item, form)).transpose()) {
-            Ok(Some(line)) => text.push_str(&line),
+        let made = match next {
+            Ok(Some(item)) => line(item, form, told).await,
             Ok(None) => return (text, true),
-            Err(error) => {
-                text.push_str(&last_line(&error, form));
+            Err(error) => Err(error.into()),
+        };
+        match made {
+            Ok(line) => text.push_str(&line),
+            Err(problem) => {
+                text.push_str(&last_line(&problem, form));
                 return (text, false);
             }
         }
@@ -184,22 +213,22 @@ async fn next_lines(feed: &mut ChangeFeed, form: Form) -> (String, bool) {
     }
 }
 
-fn line(item: &Item, form: Form) -> Result<String, Error> {
+async fn line(item: Item, form: Form, told: &Told) -> Result<String, Problem> {
     let (name, id, value) = match item {
         Item::Opened(opening) => ("opened", None, opening.to_json()),
-        Item::Event(event) => ("change", Some(event.cursor), event.to_json()?),
+        Item::Event(event) => ("change", Some(event.cursor), told.json(event).await?),
         Item::Progress { cursor, caught_up } => {
             let progress = json!({ "progress": { "cursor": cursor.to_string(), "caught_up": caught_up } });
-            ("progress", Some(*cursor), progress)
+            ("progress", Some(cursor), progress)
         }
     };
     Ok(written(name, id, &value, form))
 }
 
 /// What ends a stream that cannot go on; a new one may go on after the last cursor.
-fn last_line(error: &Error, form: Form) -> String {
-    tracing::error!(%error, "a feed ended");
-    written("error", None, &json!({ "error": { "code": error.code(), "detail": error.to_string() } }), form)
+fn last_line(problem: &Problem, form: Form) -> String {
+    tracing::error!(?problem, "a feed ended");
+    written("error", None, &json!({ "error": problem.to_json() }), form)
 }
 
 pub(super) fn written(name: &str, id: Option<FeedCursor>, value: &Value, form: Form) -> String {

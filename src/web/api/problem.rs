@@ -74,6 +74,13 @@ impl Problem {
     }
 }
 
+impl Problem {
+    /// What is said of it where the answer has begun already.
+    pub(super) fn to_json(&self) -> serde_json::Value {
+        json!({ "code": self.code, "detail": self.detail, "fix": self.fix })
+    }
+}
+
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         let status = match &error {

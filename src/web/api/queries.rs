@@ -147,7 +147,7 @@ fn line(snapshot: &crate::query::QuerySnapshot) -> String {
 }
 
 fn last_line(error: &Error) -> String {
-    let said = json!({ "code": error.code(), "detail": error.to_string(), "fix": error.remedy() });
+    let said = json!({ "error": { "code": error.code(), "detail": error.to_string(), "fix": error.remedy() } });
     written("error", None, &said, Form::Sse)
 }
 
