@@ -51,6 +51,8 @@ export class Held {
   /** The heads with which it is not there any more, as far as listeners can tell. */
   goneAt: string | undefined
   isDeleted = false
+  /** The server takes nothing of it and gives nothing: it is deleted there. */
+  isRefused = false
   /** Made here, and not known to the server yet. */
   isNew = false
   settledAt = -Infinity
@@ -77,7 +79,7 @@ export class Held {
 
   /** What is shown of it; undefined when it is not there. */
   standing(): Standing | undefined {
-    if (this.isDeleted) return undefined
+    if (this.isDeleted || this.isRefused) return undefined
     const local = this.local()
     const { told, isPending } = this
     if (local && (!told || local.heads === told.heads || isPending || this.#holds(told.heads))) {
@@ -125,8 +127,15 @@ export class Holdings {
   ) {
     this.ready = this.#load()
     adapter.onServer = () => {
-      for (const held of this.#byId.values()) if (held.handle) this.#look(held)
+      for (const held of this.#byId.values()) {
+        // Who says no says it again.
+        held.isRefused = false
+        if (held.handle) this.#look(held)
+      }
     }
+    adapter.on("message", message => {
+      if (message.type === "doc-unavailable" && message.documentId) this.#refuse(message.documentId)
+    })
   }
 
   /** Everything that is held of a collection. */
@@ -174,6 +183,7 @@ export class Holdings {
     const held = this.hold(collection, documentId)
     const heads = headsKey(document.heads)
     held.goneAt = undefined
+    held.isRefused = false
     if (held.told && !isReset && document.position < held.told.position) return held
     if (held.told?.heads !== heads) {
       held.told = { heads, value: fromJson(document.value), position: document.position }
@@ -205,10 +215,14 @@ export class Holdings {
     held.handle = handle
     const look = () => this.#look(held)
     handle.on("heads-changed", look)
-    handle.on("remote-heads", look)
+    const hear = () => {
+      held.isRefused = false
+      look()
+    }
+    handle.on("remote-heads", hear)
     held.detach = () => {
       handle.off("heads-changed", look)
-      handle.off("remote-heads", look)
+      handle.off("remote-heads", hear)
     }
     look()
   }
@@ -244,7 +258,7 @@ export class Holdings {
 
   /** Whether the server is known to have these changes of a document on its disk. */
   isDurable(held: Held, heads: readonly string[]): boolean {
-    if (!held.isPending) return true
+    if (!held.isPending || held.isRefused) return true
     const doc = held.doc
     const theirs = this.#heardOf(held)
     if (!doc || !theirs || !A.hasHeads(doc, theirs)) return false
@@ -276,9 +290,19 @@ export class Holdings {
     return heads && decodeHeads(heads)
   }
 
+  /** The server says that it has no such document, of which it was told changes: it has hidden it. */
+  #refuse(documentId: DocumentId): void {
+    const held = this.#byId.get(documentId)
+    if (!held?.doc || A.getHeads(held.doc).length === 0) return
+    held.isRefused = true
+    held.isPending = false
+    this.#enliven(held)
+    this.#changed(held)
+  }
+
   #look(held: Held): void {
     const local = held.local()
-    if (!local) return
+    if (!local || held.isRefused) return
     const heard = this.#heardOf(held)
     const isDurable = local.heads === held.synced || local.heads === held.told?.heads
       || (heard !== undefined && local.heads === headsKey(heard))

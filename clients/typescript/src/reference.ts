@@ -43,6 +43,7 @@ export class DocumentReference<T> {
     this.client.assertOpen()
     const held = this.#held()
     const apply = (handle: DocHandle<unknown>) => handle.change(doc => edit(doc as T))
+    if (held.isRefused || held.isDeleted) return Promise.reject(deleted(this.url))
     if (held.handle?.isReady()) {
       try {
         apply(held.handle)
@@ -107,9 +108,9 @@ export class DocumentReference<T> {
   /** Waits until the server has on its disk what this client has of the document now. */
   async whenSynced(): Promise<void> {
     const held = this.#held()
-    const doc = held.doc
-    const heads = doc ? A.getHeads(doc) : []
+    const heads = held.doc ? A.getHeads(held.doc) : []
     await this.client.until(this.collection, () => this.client.holdings.isDurable(held, heads))
+    if (held.isRefused) throw deleted(this.url)
   }
 
   /** Hides it here at once, and on the server as soon as that answers; resolves then. */
@@ -118,7 +119,11 @@ export class DocumentReference<T> {
     client.assertOpen()
     const held = this.#held()
     client.holdings.hide(held, true)
-    if (held.isPending) await this.whenSynced()
+    if (held.isPending) {
+      await this.whenSynced().catch((error: unknown) => {
+        if (!(error instanceof TidelogError && error.code === "E0602")) throw error
+      })
+    }
     await client.remove(held)
   }
 
@@ -136,6 +141,10 @@ export class DocumentReference<T> {
     const metadata = { fromCache: this.client.status !== "connected", hasPendingWrites: standing?.isPending ?? false }
     return new DocumentSnapshot<T>(this, held.name, standing !== undefined, standing?.value, metadata)
   }
+}
+
+function deleted(url: string): TidelogError {
+  return new TidelogError("E0602", `the document ${url} is deleted`, "tidelog restore <id>")
 }
 
 /** Asks the server to delete a document until it has answered. */

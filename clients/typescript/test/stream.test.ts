@@ -97,7 +97,7 @@ test("what the server refuses for good ends a listener, whenever it does", async
   const refused = await listen(early.url).failed.until(() => true, "the refusal")
   assert.deepEqual([refused.code, refused.message, refused.fix, refused.status], ["E0626", "why E0626", "mend it", 422])
   const late = await play([response => {
-    stream(response).end(`${snapshot("p1", true, [added(0, 1)])}event: error\ndata: {"code": "E0625", "detail": "too many", "fix": "give a limit"}\n\n`)
+    stream(response).end(`${snapshot("p1", true, [added(0, 1)])}event: error\ndata: {"error": {"code": "E0625", "detail": "too many", "fix": "give a limit"}}\n\n`)
   }])
   const listener = listen(late.url)
   const ended = await listener.failed.until(() => true, "the end")
