@@ -108,6 +108,26 @@ test("what was added is in the collection that was named, with conditions of all
   assert.equal(((await answer.json()) as { documents: unknown[] }).documents.length, 5)
 })
 
+test("a document that another deletes is gone here, takes no edits, and comes back when it is restored", { skip }, async () => {
+  const [one, other] = [server.client(), server.client()]
+  const ref = await one.collection<Message>("deleted").add({ text: "a", room: "x", at: 1 })
+  await soon(ref.whenSynced(), "it is on the server")
+  const seen = new Watch<QuerySnapshot<Message>>()
+  const single = new Watch<boolean>()
+  one.collection<Message>("deleted").onSnapshot(seen.take)
+  ref.onSnapshot(doc => single.take(doc.exists))
+  await seen.until(snap => snap.size === 1, "the document")
+  await other.collection<Message>("deleted").doc(ref.id).delete()
+  await seen.until(snap => snap.size === 0, "it is gone")
+  await single.until(exists => !exists, "its own listener says so")
+  const edited = ref.change(doc => void (doc.text = "too late")).then(() => ref.whenSynced())
+  await soon(assert.rejects(edited, { code: "E0602" }), "the edit is refused")
+  assert.equal((await one.collection<Message>("deleted").get()).size, 0)
+  await soon(one.whenSynced(), "nothing waits")
+  await server.run("restore", ref.url)
+  await seen.until(snap => snap.size === 1, "it is back")
+})
+
 test("one document has listeners too, and can be opened by its address", { skip }, async () => {
   const [writer, reader] = [server.client(), server.client()]
   const ref = await writer.collection<Message>("single").add({ text: "a", room: "x", at: 1 })

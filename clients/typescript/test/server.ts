@@ -1,11 +1,12 @@
 // A real server of its own for each file of tests: started, killed and started again by them.
 
-import { spawn, type ChildProcess } from "node:child_process"
+import { execFile, spawn, type ChildProcess } from "node:child_process"
 import { once } from "node:events"
 import { mkdtempSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { createInterface } from "node:readline"
+import { promisify } from "node:util"
 import { tidelog, type Client, type ClientOptions } from "../src/index.js"
 
 /** Where the binary is; the tests that need a server are skipped when it is not said. */
@@ -40,6 +41,11 @@ export class Server {
     this.address = (JSON.parse(line) as { http: string }).http
     lines.close()
     child.stdout.resume()
+  }
+
+  /** Runs a command of the binary's beside the server. */
+  async run(...words: string[]): Promise<void> {
+    await promisify(execFile)(binary ?? "", ["--data", join(this.folder, "data"), ...words], { timeout: 30_000 })
   }
 
   async kill(): Promise<void> {
