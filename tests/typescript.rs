@@ -4,7 +4,8 @@
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
 use super::repo_clients::{CHROMIUM, node_is_there_with};
@@ -15,13 +16,26 @@ const TIME: Duration = Duration::from_secs(360);
 const TESTS_MIN: usize = 27;
 
 /// A run of node with all that it starts; dropped, it ends.
-struct Run(Child);
+struct Run {
+    group: u32,
+    ended: Receiver<ExitStatus>,
+}
+
+impl Run {
+    fn start(command: &mut Command) -> Self {
+        let mut child = command.process_group(0).spawn().unwrap();
+        let group = child.id();
+        let (sender, ended) = sync_channel(1);
+        std::thread::spawn(move || sender.send(child.wait().unwrap()));
+        Self { group, ended }
+    }
+}
 
 impl Drop for Run {
     fn drop(&mut self) {
-        // Its servers are in its process group, and may outlive it when it was late.
-        let _ = Command::new("kill").args(["-KILL", "--", &format!("-{}", self.0.id())]).stderr(Stdio::null()).status();
-        self.0.wait().unwrap();
+        // Its servers are in its process group, and outlive it when it was late.
+        let group = format!("-{}", self.group);
+        let _ = Command::new("kill").args(["-KILL", "--", &group]).stderr(Stdio::null()).status();
     }
 }
 
@@ -51,31 +65,26 @@ fn the_typescript_package_compiles_strictly_and_passes_its_tests() {
     let mut tests: Vec<_> = fs::read_dir(built.join("test")).unwrap().map(|entry| entry.unwrap().path()).collect();
     tests.retain(|path| path.to_string_lossy().ends_with(".test.js"));
     tests.sort();
-    let child = Command::new("node")
-        .args(["--test", "--test-reporter=tap"])
-        .args(&tests)
-        .current_dir(package())
-        .env("TIDELOG_BINARY", env!("CARGO_BIN_EXE_tidelog"))
-        .env("TIDELOG_CHROMIUM", CHROMIUM)
-        .env_remove("TIDELOG_LOG")
-        .env_remove("RUST_LOG")
-        .env_remove("TIDELOG_HTTP")
-        .stdin(Stdio::null())
-        .stdout(File::create(&report).unwrap())
-        .stderr(File::create(&errors).unwrap())
-        .process_group(0)
-        .spawn()
-        .unwrap();
     let begun = Instant::now();
-    let mut run = Run(child);
+    let run = Run::start(
+        Command::new("node")
+            .args(["--test", "--test-reporter=tap"])
+            .args(&tests)
+            .current_dir(package())
+            .env("TIDELOG_BINARY", env!("CARGO_BIN_EXE_tidelog"))
+            .env("TIDELOG_CHROMIUM", CHROMIUM)
+            .env_remove("TIDELOG_LOG")
+            .env_remove("RUST_LOG")
+            .env_remove("TIDELOG_HTTP")
+            .stdin(Stdio::null())
+            .stdout(File::create(&report).unwrap())
+            .stderr(File::create(&errors).unwrap()),
+    );
     let read = |path: &Path| fs::read_to_string(path).unwrap_or_default();
-    let status = loop {
-        if let Some(status) = run.0.try_wait().unwrap() {
-            break status;
-        }
-        assert!(begun.elapsed() < TIME, "the tests take too long:\n{}{}", read(&report), read(&errors));
-        std::thread::sleep(Duration::from_millis(50));
-    };
+    let status = run
+        .ended
+        .recv_timeout(TIME)
+        .unwrap_or_else(|error| panic!("the tests take too long ({error}):\n{}{}", read(&report), read(&errors)));
     let report = read(&report);
     assert!(status.success(), "{report}{}", read(&errors));
     let (passed, skipped) = (counted(&report, "pass"), counted(&report, "skipped"));

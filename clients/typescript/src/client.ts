@@ -89,7 +89,9 @@ export class Client {
     for (const held of this.holdings.pending()) {
       const heads = held.doc ? A.getHeads(held.doc) : []
       const isDone = () => (held.isDeleted ? this.holdings.find(held.documentId) !== held : this.holdings.isDurable(held, heads))
-      waiting.set(held.collection, [...(waiting.get(held.collection) ?? []), isDone])
+      const all = waiting.get(held.collection)
+      if (all) all.push(isDone)
+      else waiting.set(held.collection, [isDone])
     }
     // The last of each is looked at until it is done, and then the one before.
     const wait = ([collection, all]: [string, (() => boolean)[]]) => this.until(collection, () => {
