@@ -205,7 +205,10 @@ export class Holdings {
     if (held.shown > 0 || this.#byId.get(held.documentId) !== held) return
     const local = held.local()
     if (!local && !held.isPending) this.forget(held)
-    if (local && isOut(local.value)) held.goneAt = local.heads
+    if (local && isOut(local.value) && held.goneAt !== local.heads) {
+      held.goneAt = local.heads
+      this.#notify(held.collection)
+    }
   }
 
   /** Follows what happens to a document that is open here. */
