@@ -284,15 +284,19 @@ pub(crate) mod queries {
     pub(crate) const ELEMENTS_MAX: usize = 1_000;
     /// Bytes of JSON up to which a document's value is kept whole.
     pub(crate) const VALUE_KEPT_BYTES: usize = 64 << 10;
-    /// Collections that are viewed.
+    /// Collections that are viewed at a time. Beyond it, the one that was idle longest and has no listeners is put down,
+    /// and goes on where it was left when it is queried again.
     pub(crate) const VIEWS_MAX: usize = 256;
     /// Documents taken in at a time while a view or an index is made, before those who wait have their turn.
     pub(crate) const DOCUMENTS_PER_STEP: usize = 256;
+    /// Bytes of their JSON; as above.
+    pub(crate) const BYTES_PER_STEP: usize = 4 << 20;
     /// Events taken in at a time.
     pub(crate) const EVENTS_PER_STEP: usize = 512;
     /// Rows removed at a time.
     pub(crate) const ROWS_PER_CLEARING: usize = 1024;
-    /// How long somebody waits for a collection to be read for the first time, in milliseconds.
+    /// How long a request waits for a collection to be read for the first time, in milliseconds.
+    #[cfg(feature = "web")]
     pub(crate) const WAIT_MS: u64 = 10_000;
     /// Listeners of one database.
     pub(crate) const LISTENERS_MAX: usize = 100_000;

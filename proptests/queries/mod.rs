@@ -12,8 +12,8 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use serde_json::{Value, json};
 use tidelog::feed::FeedCursor;
-use tidelog::log::{Durability, MemoryStorage};
-use tidelog::query::{ChangeKind, Document, ListenOptions, Listener, QuerySnapshot};
+use tidelog::log::{Durability, Keyspace, MemoryStorage, Storage as _};
+use tidelog::query::{ChangeKind, Document, ListenOptions, Listener, QuerySnapshot, field};
 use tidelog::{Collection, Database, DocumentId};
 
 use self::model::{answer, query, value};
@@ -250,7 +250,7 @@ fn pairs(documents: &[Arc<Document>]) -> Vec<(DocumentId, Value)> {
 }
 
 proptest! {
-    #![proptest_config(cases(96))]
+    #![proptest_config(cases(40))]
 
     #[test]
     fn answers_and_listeners_are_what_a_look_at_everything_gives(steps in vec(step(), 1..40)) {
@@ -280,7 +280,7 @@ fn a_query_that_looks_at_too_much_names_the_index_that_helps() {
     let (query, _) = collection.query_of_json(&asked).unwrap();
     let error = query.get_now().unwrap_err();
     assert_eq!(error.code(), "E0626", "{error}");
-    assert_eq!(error.remedy().unwrap(), "declare the index [kind, n desc] on many, or ask for less");
+    assert!(error.remedy().unwrap().starts_with("declare the index [kind, n desc] on many, or ask for less"));
     let state = collection.declare_index(["kind", "n desc"]).unwrap();
     assert_eq!(state.fields, ["kind", "n desc"]);
     // Made in the background, within a bounded number of looks.
@@ -296,4 +296,60 @@ fn a_query_that_looks_at_too_much_names_the_index_that_helps() {
     let all = collection.query().get_now().unwrap_err();
     assert_eq!(all.code(), "E0626");
     assert_eq!(collection.query().count_now().unwrap(), 20_050);
+}
+
+#[test]
+fn a_listener_ends_with_its_database() {
+    let database = Database::on(MemoryStorage::new()).open().unwrap();
+    let mut listener = database.collection("notes").unwrap().query().on_snapshot(ListenOptions::default()).unwrap();
+    assert!(listener.next_now().unwrap().unwrap().docs().is_empty());
+    database.close();
+    assert_eq!(listener.next_now().unwrap().unwrap_err().code(), "E0406");
+    assert!(listener.next_now().is_none());
+    let error = database.collection("others").unwrap().query().get_now().unwrap_err();
+    assert_eq!(error.code(), "E0406");
+}
+
+#[test]
+fn asking_for_collections_that_are_not_there_keeps_nothing() {
+    let storage = MemoryStorage::new();
+    let database = Database::on(storage.clone()).open().unwrap();
+    for n in 0..600 {
+        let collection = database.collection(&format!("no{n}")).unwrap();
+        assert_eq!(collection.query().count_now().unwrap(), 0);
+    }
+    let mut rows = 0;
+    let mut visit = |_: &[u8], _: &[u8]| {
+        rows += 1;
+        std::ops::ControlFlow::Continue(())
+    };
+    storage.scan(Keyspace::State, b"v", b"w", false, &mut visit).unwrap();
+    storage.scan(Keyspace::Views, &[0], &[255; 64], false, &mut visit).unwrap();
+    assert_eq!(rows, 0);
+    let notes = database.collection("no7").unwrap();
+    notes.create(json!({"a": 1})).unwrap().1.wait().unwrap();
+    assert_eq!(notes.query().get_now().unwrap().docs().len(), 1);
+}
+
+#[test]
+fn a_query_materialises_nothing_once_its_collection_was_read() {
+    let storage = MemoryStorage::new();
+    let database = Database::on(storage.clone()).open().unwrap();
+    let notes = database.collection("notes").unwrap();
+    for n in 0..300 {
+        notes.create(json!({"n": n, "text": "x".repeat(if n == 5 { 60_000 } else { 5 }), "more": "y".repeat(if n == 5 { 60_000 } else { 5 })})).unwrap().1.wait().unwrap();
+    }
+    assert_eq!(notes.query().count_now().unwrap(), 300);
+    drop(notes);
+    database.close();
+    let database = Database::on(storage.killed()).open().unwrap();
+    let notes = database.collection("notes").unwrap();
+    let found = notes.query().filter(field("n").ge(100)).order_by_desc("n").limit(50).get_now().unwrap();
+    assert_eq!((found.docs().len(), &found.docs()[0].value["n"]), (50, &json!(299)));
+    assert_eq!(database.status().materializations, 0);
+    // One whose value is too large to be kept whole is found by what is kept, and read when it is returned.
+    let (text, more) = ("x".repeat(60_000), "y".repeat(60_000));
+    let found = notes.query().filter(field("text").eq(text.as_str())).get_now().unwrap();
+    assert_eq!(found.docs()[0].value, json!({"n": 5, "text": text, "more": more}));
+    assert_eq!(database.status().materializations, 1);
 }

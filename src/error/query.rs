@@ -81,7 +81,10 @@ impl QueryError {
             Self::NotReady { .. } => "ask again in a while".to_owned(),
             Self::TooLarge { .. } => "give a limit, or narrow it".to_owned(),
             Self::NeedsIndex { collection, index, .. } => {
-                format!("declare the index [{}] on {collection}, or ask for less", index.join(", "))
+                let index = index.join(", ");
+                format!(
+                    "declare the index [{index}] on {collection}, or ask for less; indexes on one field come by themselves: ask again in a while"
+                )
             }
             Self::TooManyListeners(_) => "let go of some".to_owned(),
         }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::index::{Index, IndexState, Part};
 use super::listener::{ListenOptions, Listener};
 use super::predicate::Predicate;
-use super::run::{Found, Search};
+use super::run::Search;
 use super::snapshot::{Metadata, Placed, QuerySnapshot, changes_between};
 use super::spec::{Asked, Edge, Ordering, Shape, from_json};
 use super::view::View;
@@ -269,16 +269,25 @@ impl Query {
     /// # Cancel safety
     /// Nothing is lost when it is dropped.
     pub async fn ready(&self) -> Result<(), Error> {
-        let tail = self.collection.database().reader().tail().lsn;
-        let (_, view) = view_of(&self.collection)?;
-        view.reached(tail).await
+        let tail = self.tail();
+        loop {
+            let (_, view) = view_of(&self.collection)?;
+            if view.reached(tail).await? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The log's end.
+    pub(super) fn tail(&self) -> crate::id::Lsn {
+        self.collection.database().reader().tail().lsn
     }
 
     /// How far the collection is read, as an error for who cannot wait.
     #[cfg(feature = "web")]
     pub(crate) fn not_ready(&self) -> Error {
         match view_of(&self.collection) {
-            Ok((_, view)) => view.not_ready(self.collection.database().reader().tail().lsn).into(),
+            Ok((_, view)) => view.not_ready(self.tail()).into(),
             Err(error) => error,
         }
     }
@@ -287,12 +296,13 @@ impl Query {
     pub(crate) fn run(&self) -> Result<QuerySnapshot, Error> {
         let shape = self.asked.shape()?;
         let (views, view) = view_of(&self.collection)?;
-        let standing = view.standing();
+        let standing = view.answering(self.tail())?;
         let want = shape.limit.unwrap_or(queries::LIMIT_MAX + 1);
-        let found = self.search(&standing, &shape, want).run()?;
+        let missed = |parts| self.learn(&view, &views, parts);
+        let found = self.search(&standing, &shape, want, &missed).run()?;
         let position = standing.at();
         drop(standing);
-        self.learn(&view, &views, &found);
+        view.note_use(&found.used);
         if shape.limit.is_none() && found.documents.len() > queries::LIMIT_MAX {
             return Err(QueryError::TooLarge { what: format!("{} documents", queries::LIMIT_MAX) }.into());
         }
@@ -311,15 +321,22 @@ impl Query {
     pub(crate) fn run_count(&self) -> Result<(usize, crate::feed::FeedCursor), Error> {
         let shape = self.asked.shape()?;
         let (views, view) = view_of(&self.collection)?;
-        let standing = view.standing();
-        let (count, found) = self.search(&standing, &shape, queries::EXAMINED_MAX + 1).count()?;
+        let standing = view.answering(self.tail())?;
+        let missed = |parts| self.learn(&view, &views, parts);
+        let (count, found) = self.search(&standing, &shape, queries::EXAMINED_MAX + 1, &missed).count()?;
         let position = standing.at();
         drop(standing);
-        self.learn(&view, &views, &found);
+        view.note_use(&found.used);
         Ok((count, position))
     }
 
-    fn search<'a>(&'a self, standing: &'a super::view::Standing<'_>, shape: &'a Shape, want: usize) -> Search<'a> {
+    fn search<'a>(
+        &'a self,
+        standing: &'a super::view::Standing<'_>,
+        shape: &'a Shape,
+        want: usize,
+        missed: &'a dyn Fn(Vec<Part>),
+    ) -> Search<'a> {
         Search {
             rows: &standing.rows,
             collection: self.collection.name(),
@@ -328,29 +345,20 @@ impl Query {
             after: None,
             want,
             without: None,
+            missed,
         }
     }
 
-    /// Has indexes kept that would have helped, and notes those that did.
-    pub(super) fn learn(&self, view: &View, views: &Views, found: &Found) {
-        let missed =
-            found.missed.iter().filter_map(|part| Index::new(self.collection.name(), vec![part.clone()], false).ok());
-        let missed: Vec<Index> = missed.collect();
-        let is_new = !missed.is_empty();
+    /// Has indexes kept that would have helped.
+    pub(super) fn learn(&self, view: &View, views: &Views, missed: Vec<Part>) {
+        let index = |part| Index::new(self.collection.name(), vec![part], false).ok();
         view.want(|wanted| {
-            for id in &found.used {
-                if !wanted.used.contains(id) {
-                    wanted.used.push(*id);
-                }
-            }
-            for index in missed {
+            for index in missed.into_iter().filter_map(index) {
                 if wanted.indexes.iter().all(|other| other.id != index.id) {
                     wanted.indexes.push(index);
                 }
             }
         });
-        if is_new {
-            views.wake();
-        }
+        views.wake();
     }
 }

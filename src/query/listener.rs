@@ -1,12 +1,13 @@
 //! Listeners: queries whose result is told again whenever it changed.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
 use super::builder::Query;
 use super::document::Document;
+use super::index::Part;
 use super::predicates::ListenerId;
 use super::run::Search;
 use super::snapshot::{ChangeKind, DocChange, Metadata, Placed, QuerySnapshot, changes_between};
@@ -16,8 +17,8 @@ use super::views::{Seat, Views};
 use super::window::{Turn, Window, in_order, wanted};
 use crate::engine::{Database, block_on};
 use crate::error::Error;
-use crate::feed::{EventKind, FeedCursor, Filter, Item, Opening};
-use crate::id::{CollectionName, DocumentId};
+use crate::feed::{ChangeFeed, EventKind, FeedCursor, Filter, Item, Opening};
+use crate::id::{CollectionName, DocumentId, Lsn};
 use crate::limits::queries;
 
 /// How a listener is to tell.
@@ -104,7 +105,7 @@ impl Listening {
     }
 
     /// Looks for documents behind those that are known, since some of these went.
-    pub(super) fn look_further(&self, database: &Database, collection: &CollectionName, standing: &Standing<'_>) {
+    pub(super) fn look_further(&self, collection: &CollectionName, standing: &Standing<'_>) {
         let mut state = self.state();
         let bound = state.window.bound().map(<[u8]>::to_vec);
         let search = Search {
@@ -115,11 +116,18 @@ impl Listening {
             after: bound.as_deref(),
             want: wanted(&self.shape),
             without: None,
+            missed: &|_| {},
         };
-        match search.run().and_then(|found| found.complete(database)) {
+        match search.run() {
             Ok(found) => state.window.extend(found),
             Err(error) => state.failure = Some(error),
         }
+    }
+
+    /// Nothing more will be told.
+    pub(super) fn end(&self, error: Error) {
+        self.state().failure.get_or_insert(error);
+        self.changed.send_modify(|version| *version += 1);
     }
 
     /// Everything up to `at` was taken in.
@@ -228,21 +236,25 @@ impl Listener {
         let views = Views::of(self.database())?;
         let seat = Seat::take(&views)?;
         let view = views.view(self.database(), self.query.collection.name())?;
+        let mut past = self.options.since.map(|since| self.past(since)).transpose()?;
+        if let Some(past) = &mut past {
+            // Most of it before the view is held.
+            past.read_to(self.database(), view.standing().at().position)?;
+        }
         let (changed, receiver) = watch::channel(0);
-        let standing = view.standing();
-        let found = self.search(&standing, wanted(&self.shape), None)?.run()?;
-        self.query.learn(&view, &views, &found);
-        let found = found.complete(self.database())?;
-        let before = match self.options.since {
-            Some(since) => self.result_at(since, &standing)?,
+        let standing = view.answering(self.query.tail())?;
+        let missed = |parts| self.query.learn(&view, &views, parts);
+        let found = self.search(&standing, wanted(&self.shape), None, &missed).run()?;
+        view.note_use(&found.used);
+        let at = standing.at();
+        let before = match past {
+            Some(past) => self.result_at(past, &standing)?,
             None => None,
         };
-        let window = Window::new(found, &self.shape)?;
-        let at = standing.at();
         let listening = Arc::new(Listening {
             id: views.new_id(),
             shape: self.shape.clone(),
-            state: Mutex::new(State { window, at, is_between: false, failure: None }),
+            state: Mutex::new(State { window: Window::new(found, &self.shape)?, at, is_between: false, failure: None }),
             changed,
         });
         standing.admit(listening.clone());
@@ -251,8 +263,7 @@ impl Listener {
         let is_reset = before.is_none();
         self.shown = before.unwrap_or_default();
         self.stage = Stage::Running(Running { view, listening, changed: receiver, views, _seat: seat });
-        let first = self.take(true)?;
-        let mut first = match first {
+        let mut first = match self.take(true)? {
             Some(first) => first,
             // Its first batch is under way, and what it says is not whole yet.
             None => block_on(self.first_whole())?,
@@ -277,8 +288,9 @@ impl Listener {
         standing: &'a Standing<'_>,
         want: usize,
         without: Option<&'a HashSet<DocumentId>>,
-    ) -> Result<Search<'a>, Error> {
-        Ok(Search {
+        missed: &'a dyn Fn(Vec<Part>),
+    ) -> Search<'a> {
+        Search {
             rows: &standing.rows,
             collection: self.query.collection.name(),
             indexes: standing.indexes(),
@@ -286,7 +298,8 @@ impl Listener {
             after: None,
             want,
             without,
-        })
+            missed,
+        }
     }
 
     /// What changed since the last snapshot; nothing when nothing did, unless `always`.
@@ -297,12 +310,12 @@ impl Listener {
         let published = running.view.progress.borrow().cursor;
         let state = running.listening.state();
         if let Some(error) = &state.failure {
-            // It has no other owner, and is told once.
-            let error = match error {
+            return Err(match error {
                 Error::Query(error) => Error::Query(error.clone()),
+                Error::ReadOnly(why) => Error::ReadOnly(why.clone()),
+                Error::Closed => Error::Closed,
                 other => Error::Application(other.to_string()),
-            };
-            return Err(error);
+            });
         }
         if state.is_between {
             return Ok(None);
@@ -310,6 +323,7 @@ impl Listener {
         let position = published.filter(|other| other.position > state.at.position).unwrap_or(state.at);
         let now = state.window.result(&self.shape);
         drop(state);
+        let now = self.completed(now)?;
         let mut changes = changes_between(&self.shown, &now);
         if changes.is_empty() && !always {
             return Ok(None);
@@ -348,44 +362,79 @@ impl Listener {
         Ok(())
     }
 
-    /// The result as it was at an earlier position; `None` when that cannot be told for certain.
-    fn result_at(&self, since: FeedCursor, standing: &Standing<'_>) -> Result<Option<Placed>, Error> {
-        let (database, name) = (self.database(), self.query.collection.name());
-        let filter = Filter::Collection(name.clone());
-        let mut feed = database.changes().filter(filter.clone()).since(since).coalesced().open()?;
-        let end = standing.at().position;
-        let mut changed: HashSet<DocumentId> = HashSet::new();
-        while feed.cursor().position < end {
-            match feed.next_now()? {
-                Some(Item::Opened(Opening::Reset { .. })) => return Ok(None),
-                Some(Item::Event(event)) => {
-                    if matches!(event.kind, EventKind::Withdrawn { .. } | EventKind::Purged(_)) {
-                        return Ok(None);
-                    }
-                    changed.insert(event.document);
-                }
-                Some(_) => {}
-                None => break,
-            }
-            if changed.len() > queries::RESUME_MAX {
-                return Ok(None);
-            }
+    /// A result with whole documents. Those that were whole when they were told are not read again.
+    fn completed(&self, mut now: Placed) -> Result<Placed, Error> {
+        for (_, document) in now.iter_mut().filter(|(_, document)| document.is_partial) {
+            let is_same =
+                |told: &&Arc<Document>| !told.is_partial && told.id == document.id && told.heads == document.heads;
+            let known = self.shown.iter().map(|(_, told)| told).find(is_same);
+            *document = match known {
+                Some(known) => known.clone(),
+                None => Arc::new(Document::clone(document).complete(self.database())?),
+            };
         }
-        let found = self.search(standing, wanted(&self.shape), Some(&changed))?.run()?.complete(database)?;
-        let mut placed: std::collections::BTreeMap<Vec<u8>, Arc<Document>> =
+        Ok(now)
+    }
+
+    fn past(&self, since: FeedCursor) -> Result<Past, Error> {
+        let collection = self.query.collection.name().clone();
+        let changes = self.database().changes().filter(Filter::Collection(collection.clone()));
+        let feed = changes.since(since).coalesced().open()?;
+        Ok(Past { collection, since: since.position, feed, documents: HashMap::new(), is_certain: true })
+    }
+
+    /// The result as it was; `None` when that cannot be told for certain.
+    fn result_at(&self, mut past: Past, standing: &Standing<'_>) -> Result<Option<Placed>, Error> {
+        past.read_to(self.database(), standing.at().position)?;
+        if !past.is_certain {
+            return Ok(None);
+        }
+        let changed: HashSet<DocumentId> = past.documents.keys().copied().collect();
+        let found = self.search(standing, wanted(&self.shape), Some(&changed), &|_| {}).run()?;
+        let mut placed: BTreeMap<Vec<u8>, Arc<Document>> =
             found.documents.into_iter().map(|(place, document)| (place, Arc::new(document))).collect();
-        for id in changed {
-            let (document, is_certain) = document_at(database, name, id, Some(since.position))?;
-            if !is_certain {
-                return Ok(None);
-            }
-            let Some(document) = document else { continue };
+        for document in past.documents.into_values().flatten() {
             if let Some(place) = self.shape.place(document.id, document.compared()) {
                 placed.insert(place, Arc::new(document));
             }
         }
         let limit = self.shape.limit.unwrap_or(usize::MAX);
         Ok(Some(in_order(placed.into_iter().take(limit).collect(), &self.shape)))
+    }
+}
+
+/// The documents of a collection that changed after a position, as they were there.
+struct Past {
+    collection: CollectionName,
+    since: Lsn,
+    feed: ChangeFeed,
+    documents: HashMap<DocumentId, Option<Document>>,
+    /// All of that can be told.
+    is_certain: bool,
+}
+
+impl Past {
+    /// Finds what changed up to `end`.
+    fn read_to(&mut self, database: &Database, end: Lsn) -> Result<(), Error> {
+        while self.is_certain && self.feed.cursor().position < end {
+            match self.feed.next_now()? {
+                Some(Item::Opened(Opening::Reset { .. })) => self.is_certain = false,
+                Some(Item::Event(event)) => {
+                    let is_gone = matches!(event.kind, EventKind::Withdrawn { .. } | EventKind::Purged(_));
+                    if is_gone || self.documents.len() >= queries::RESUME_MAX {
+                        self.is_certain = false;
+                    } else if !self.documents.contains_key(&event.document) {
+                        let id = event.document;
+                        let (document, is_certain) = document_at(database, &self.collection, id, Some(self.since))?;
+                        self.is_certain &= is_certain;
+                        self.documents.insert(id, document);
+                    }
+                }
+                Some(_) => {}
+                None => break,
+            }
+        }
+        Ok(())
     }
 }
 

@@ -51,6 +51,9 @@ fn access(shape: &Shape, conditions: &[Condition], index: &Index, after: Option<
     for part in &index.parts {
         let Some(condition) = conditions.iter().find(|condition| looks_up(condition, part)) else { break };
         let mut keys: Vec<Vec<u8>> = condition.keys.iter().map(|key| turned(key.as_bytes(), part.descending)).collect();
+        // Two that are written differently may be one.
+        keys.sort_unstable();
+        keys.dedup();
         if part.elements {
             keys.push(vec![TOO_MANY]);
         }

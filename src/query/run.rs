@@ -29,6 +29,8 @@ pub(super) struct Search<'a> {
     pub(super) want: usize,
     /// Documents that are passed over.
     pub(super) without: Option<&'a HashSet<DocumentId>>,
+    /// Is told of indexes on one field that would have helped, whether the search succeeds or not.
+    pub(super) missed: &'a dyn Fn(Vec<Part>),
 }
 
 /// What a search found.
@@ -42,8 +44,6 @@ pub(super) struct Found {
     pub(super) examined: usize,
     /// Indexes that were used.
     pub(super) used: Vec<[u8; 8]>,
-    /// Indexes on one field that would have helped.
-    pub(super) missed: Vec<Part>,
     bytes: usize,
 }
 
@@ -91,7 +91,7 @@ impl Search<'_> {
             let before = found.examined;
             let done = self.walk(found)?;
             if found.examined - before > queries::LEARN_ABOVE {
-                found.missed.extend(single_indexes(self.shape, conditions));
+                (self.missed)(single_indexes(self.shape, conditions));
             }
             return done.map_err(|TooMany| self.needs_index(conditions));
         }
@@ -102,7 +102,7 @@ impl Search<'_> {
             found.used.push(way.index.id);
             let done = self.follow(way, found)?;
             if !way.narrows && found.examined - before > queries::LEARN_ABOVE {
-                found.missed.extend(single_indexes(self.shape, conditions));
+                (self.missed)(single_indexes(self.shape, conditions));
             }
             match (done, rest.peek()) {
                 (Ok(()), _) => return Ok(()),

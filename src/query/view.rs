@@ -1,5 +1,6 @@
 //! One collection's view, as those who ask see it: its rows, its indexes and the position where they stand.
 
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use tokio::sync::watch;
@@ -25,6 +26,8 @@ pub(super) struct View {
     // holds it alone for the moment in which the position moves.
     gate: RwLock<Gate>,
     pub(super) progress: watch::Sender<Progress>,
+    /// When it was asked for last, in the order of askings.
+    pub(super) used: AtomicU64,
     // Protects what is asked of that thread. Locked under `gate`, never the other way round.
     wanted: Mutex<Wanted>,
 }
@@ -46,6 +49,10 @@ pub(super) struct Progress {
     pub(super) cursor: Option<FeedCursor>,
     /// While it is made: up to where it has read.
     pub(super) read: Lsn,
+    /// It has listeners.
+    pub(super) is_heard: bool,
+    /// It was idle, and goes on under another.
+    pub(super) is_down: bool,
     /// Why it goes no further.
     pub(super) failure: Option<String>,
 }
@@ -87,6 +94,9 @@ impl Standing<'_> {
     }
 }
 
+/// Why the views of a closed database go no further.
+pub(super) const CLOSED: &str = "the database is closed";
+
 impl Progress {
     fn has_reached(&self, position: Lsn) -> bool {
         self.is_ready && self.cursor.is_some_and(|cursor| cursor.position >= position)
@@ -102,11 +112,20 @@ impl View {
             storage: reader.storage().clone(),
             gate: RwLock::new(Gate { overlay: Arc::default(), indexes: Arc::default(), at }),
             progress: watch::channel(Progress::default()).0,
+            used: AtomicU64::new(0),
             wanted: Mutex::default(),
         }
     }
 
-    /// The view as it stands.
+    /// The view as it stands, for an answer.
+    ///
+    /// # Errors
+    /// [`QueryError::NotReady`] when it has not been waited for.
+    pub(super) fn answering(&self, tail: Lsn) -> Result<Standing<'_>, Error> {
+        if self.progress.borrow().is_ready { Ok(self.standing()) } else { Err(self.not_ready(tail).into()) }
+    }
+
+    /// The view as it stands, made or not.
     pub(super) fn standing(&self) -> Standing<'_> {
         let gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
         let rows = Rows { storage: self.storage.clone(), overlay: gate.overlay.clone() };
@@ -123,21 +142,41 @@ impl View {
         want(&mut self.wanted.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Waits until it has taken in everything up to `position`.
+    /// Notes that a query used indexes.
+    pub(super) fn note_use(&self, used: &[[u8; 8]]) {
+        self.want(|wanted| {
+            for id in used {
+                if !wanted.used.contains(id) {
+                    wanted.used.push(*id);
+                }
+            }
+        });
+    }
+
+    /// Waits until it has taken in everything up to `position`; `false` when it was put down, and another is to be asked.
     ///
     /// # Errors
     /// [`Error::ReadOnly`] when it goes no further; [`Error::Closed`] when the database was closed.
     ///
     /// # Cancel safety
     /// Nothing is lost when it is dropped.
-    pub(super) async fn reached(&self, position: Lsn) -> Result<(), Error> {
+    pub(super) async fn reached(&self, position: Lsn) -> Result<bool, Error> {
         let mut progress = self.progress.subscribe();
-        let is_over = |progress: &Progress| progress.failure.is_some() || progress.has_reached(position);
+        let is_over =
+            |progress: &Progress| progress.failure.is_some() || progress.is_down || progress.has_reached(position);
         let found = progress.wait_for(is_over).await.map_err(|_| Error::Closed)?;
         match &found.failure {
-            Some(why) if !found.has_reached(position) => Err(Error::ReadOnly(why.clone())),
-            _ => Ok(()),
+            _ if found.has_reached(position) => Ok(true),
+            Some(why) if why == CLOSED => Err(Error::Closed),
+            Some(why) => Err(Error::ReadOnly(why.clone())),
+            None => Ok(false),
         }
+    }
+
+    /// Whether nobody listens to it or waits for it.
+    pub(super) fn is_idle(&self) -> bool {
+        let is_heard = self.progress.borrow().is_heard || self.want(|wanted| !wanted.arriving.is_empty());
+        !is_heard && self.progress.receiver_count() == 0
     }
 
     /// Says how far it is, when it is still being made.
@@ -172,7 +211,7 @@ pub(super) fn document_at(
     if !is_visible(&life) || life.collection_key != collection.key().0 {
         return Ok((None, is_certain));
     }
-    let value = database.find(id)?.value_at(&heads)?;
+    let value = database.value_at(collection, id, &heads)?;
     let position = at.map_or(Lsn(row.last_lsn), |at| at);
     let document = Document { id, name: life.name, heads, position, value, bytes: 0, kept: None, is_partial: false };
     Ok((Some(document), is_certain))

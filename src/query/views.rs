@@ -13,7 +13,7 @@ use tokio::sync::{Notify, watch};
 
 use super::predicates::ListenerId;
 use super::rows::viewed;
-use super::view::View;
+use super::view::{CLOSED, View};
 use super::worker::Worker;
 use crate::engine::{Attached, Database, WeakDatabase, block_on};
 use crate::error::{Error, QueryError};
@@ -29,6 +29,7 @@ pub(super) struct Views {
     wanted: Notify,
     listeners: AtomicUsize,
     next_listener: AtomicU64,
+    askings: AtomicU64,
     is_in_touch: AtomicBool,
     is_closing: AtomicBool,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -85,6 +86,7 @@ impl Views {
             wanted: Notify::new(),
             listeners: AtomicUsize::new(0),
             next_listener: AtomicU64::new(0),
+            askings: AtomicU64::new(1),
             is_in_touch: AtomicBool::new(true),
             is_closing: AtomicBool::new(false),
             thread: Mutex::default(),
@@ -96,15 +98,28 @@ impl Views {
     /// # Errors
     /// [`QueryError::Index`] when there are too many views.
     pub(super) fn view(&self, database: &Database, collection: &CollectionName) -> Result<Arc<View>, Error> {
+        if self.is_closing.load(Ordering::Acquire) {
+            return Err(Error::Closed);
+        }
+        let now = self.askings.fetch_add(1, Ordering::Relaxed);
         let mut views = lock(&self.views);
         if let Some(view) = views.get(collection) {
+            view.used.store(now, Ordering::Relaxed);
             return Ok(view.clone());
         }
         if views.len() >= queries::VIEWS_MAX {
-            let why = format!("{} collections have been queried, and values are kept of no more", queries::VIEWS_MAX);
-            return Err(QueryError::index(why, "query one of those, or read documents one by one").into());
+            let idle =
+                views.values().filter(|view| view.is_idle()).min_by_key(|view| view.used.load(Ordering::Relaxed));
+            let Some(idle) = idle.map(|view| view.collection.clone()) else {
+                let why = format!("{} collections are listened to, and no more can be queried", queries::VIEWS_MAX);
+                return Err(QueryError::index(why, "let go of some listeners").into());
+            };
+            if let Some(view) = views.remove(&idle) {
+                view.progress.send_modify(|progress| progress.is_down = true);
+            }
         }
         let view = Arc::new(View::new(collection.clone(), database.reader()));
+        view.used.store(now, Ordering::Relaxed);
         views.insert(collection.clone(), view.clone());
         drop(views);
         self.wake();
@@ -146,15 +161,22 @@ impl Views {
                 break;
             }
         }
+        for worker in workers.values_mut() {
+            worker.end(|| Error::Closed);
+        }
         for view in self.all() {
-            fail(&view, "the database is closed");
+            fail(&view, CLOSED);
+            view.want(|wanted| wanted.arriving.drain(..).for_each(|listening| listening.end(Error::Closed)));
         }
     }
 
     /// One step of each view; whether there is more to do.
     fn step(&self, database: &Database, workers: &mut HashMap<CollectionName, Worker>) -> bool {
         let mut is_busy = false;
-        for view in self.all() {
+        let views = self.all();
+        // Those that were put down.
+        workers.retain(|_, worker| views.iter().any(|view| Arc::ptr_eq(view, &worker.view)));
+        for view in views {
             if view.progress.borrow().failure.is_some() {
                 continue;
             }
@@ -174,7 +196,9 @@ impl Views {
                 Err(error) => {
                     tracing::error!(collection = %view.collection, %error, "a view goes no further");
                     fail(&view, &error.to_string());
-                    workers.remove(&view.collection);
+                    if let Some(mut worker) = workers.remove(&view.collection) {
+                        worker.end(|| Error::ReadOnly(error.to_string()));
+                    }
                 }
             }
         }

@@ -119,11 +119,25 @@ impl Worker {
         let is_busy = match self.row.phase {
             ViewPhase::Clearing => self.clear(database, &mut batch)?,
             ViewPhase::Filling { after } => self.fill(database, Lsn(after), &mut batch)?,
-            ViewPhase::Following => self.follow(database, &mut batch)?,
+            // After an error the same events are read again.
+            ViewPhase::Following => self.follow(database, &mut batch).inspect_err(|_| self.feed = None)?,
         };
         self.publish(database, batch)?;
         let is_building = self.row.phase == ViewPhase::Following && self.work_on_index(database)?;
         Ok(is_busy || is_building || has_news)
+    }
+
+    /// Tells listeners that nothing more comes.
+    pub(super) fn end(&mut self, error: impl Fn() -> Error) {
+        let arriving = self.view.want(|wanted| std::mem::take(&mut wanted.arriving));
+        for listening in self.listeners.drain().map(|(_, listening)| listening).chain(arriving) {
+            listening.end(error());
+        }
+    }
+
+    /// Whether somebody listens.
+    pub(super) fn is_heard(&self) -> bool {
+        !self.listeners.is_empty()
     }
 
     fn cursor(&self) -> Option<FeedCursor> {
@@ -208,14 +222,7 @@ impl Worker {
         let mut prefixes = vec![values_of(self.view.collection.key())];
         prefixes.extend(self.indexes.iter().map(|index| entries_of(index.id)));
         for prefix in prefixes {
-            rows.scan(&prefix, &end_of(&prefix), false, &mut |key, _| {
-                batch.overlay.insert(key.to_vec(), None);
-                if batch.overlay.len() < queries::ROWS_PER_CLEARING {
-                    ControlFlow::Continue(())
-                } else {
-                    ControlFlow::Break(())
-                }
-            })?;
+            remove_some(&rows, &prefix, &mut batch.overlay)?;
         }
         batch.is_new = true;
         if batch.overlay.is_empty() {
@@ -246,10 +253,14 @@ impl Worker {
         let reader = database.reader();
         let page = reader.collection(self.view.collection.key(), after, queries::DOCUMENTS_PER_STEP)?;
         let rows = self.rows();
-        let mut last = None;
+        let (mut last, mut filled) = (None, 0);
         for (lsn, id) in page.into_iter().take_while(|(lsn, _)| *lsn <= upto) {
             self.take(database, &rows, id, None, batch)?;
             last = Some(lsn);
+            filled += batch.turns.last().and_then(|(_, after)| after.as_ref()).map_or(0, |after| after.bytes);
+            if filled > queries::BYTES_PER_STEP {
+                break;
+            }
         }
         self.row.phase = match last {
             Some(last) => ViewPhase::Filling { after: last.0 },
@@ -363,10 +374,10 @@ impl Worker {
             self.listeners.insert(listening.id, listening);
         }
         if let Some(cursor) = cursor {
-            self.tell(database, &turns, cursor);
-            let is_ready = self.is_ready;
+            self.tell(&turns, cursor);
+            let (is_ready, is_heard) = (self.is_ready, self.is_heard());
             self.view.progress.send_modify(|progress| {
-                (progress.is_ready, progress.cursor) = (is_ready, Some(cursor));
+                (progress.is_ready, progress.is_heard, progress.cursor) = (is_ready, is_heard, Some(cursor));
             });
         }
         if !is_new && write.rows.is_empty() {
@@ -376,7 +387,7 @@ impl Worker {
     }
 
     /// Tells listeners what became of documents.
-    fn tell(&mut self, database: &Database, turns: &[(Option<Document>, Option<Arc<Document>>)], cursor: FeedCursor) {
+    fn tell(&mut self, turns: &[(Option<Document>, Option<Arc<Document>>)], cursor: FeedCursor) {
         if self.listeners.is_empty() {
             return;
         }
@@ -408,7 +419,7 @@ impl Worker {
             let standing = self.view.standing();
             for id in low {
                 if let Some(listening) = self.listeners.get(&id) {
-                    listening.look_further(database, &self.view.collection, &standing);
+                    listening.look_further(&self.view.collection, &standing);
                 }
             }
         }
@@ -420,6 +431,11 @@ impl Worker {
     }
 
     fn write(&mut self, database: &Database, rows: WriteBatch) -> Result<(), Error> {
+        // Of a collection that is only asked for, nothing is kept.
+        let is_empty = || database.reader().collection(self.view.collection.key(), Lsn::ZERO, 1);
+        if self.stored.is_none() && rows.rows.is_empty() && is_empty()?.is_empty() {
+            return Ok(());
+        }
         let key = view_key(self.view.collection.key());
         let bytes = encode_row(Keyspace::State, &key, &self.row);
         let mut batch = rows.clone();
@@ -456,15 +472,7 @@ impl Worker {
                 self.store_index(&self.indexes[at].clone(), &mut batch);
             }
             IndexPhase::Dropping => {
-                let prefix = entries_of(self.indexes[at].id);
-                rows.scan(&prefix, &end_of(&prefix), false, &mut |key, _| {
-                    batch.overlay.insert(key.to_vec(), None);
-                    if batch.overlay.len() < queries::ROWS_PER_CLEARING {
-                        ControlFlow::Continue(())
-                    } else {
-                        ControlFlow::Break(())
-                    }
-                })?;
+                remove_some(&rows, &entries_of(self.indexes[at].id), &mut batch.overlay)?;
                 if batch.overlay.is_empty() {
                     let index = self.indexes.remove(at);
                     batch.state.remove(Keyspace::State, index_key(self.view.collection.key(), index.id));
@@ -475,6 +483,17 @@ impl Worker {
         self.publish(database, batch)?;
         Ok(true)
     }
+}
+
+/// Removes some of the rows whose keys begin with `prefix`, if there is room for more.
+fn remove_some(rows: &Rows, prefix: &[u8], overlay: &mut Overlay) -> Result<(), Error> {
+    rows.scan(prefix, &end_of(prefix), false, &mut |key, _| {
+        if overlay.len() >= queries::ROWS_PER_CLEARING {
+            return ControlFlow::Break(());
+        }
+        overlay.insert(key.to_vec(), None);
+        ControlFlow::Continue(())
+    })
 }
 
 /// Records after which a place in the feed is written although nothing else is.

@@ -3,10 +3,13 @@
 use std::any::Any;
 use std::sync::{Arc, Weak};
 
+use serde_json::Value;
+
 use super::{Database, Inner};
+use crate::engine::DocHandle;
 use crate::engine::core::Input;
 use crate::error::Error;
-use crate::id::DocumentId;
+use crate::id::{CollectionName, DocumentId, Heads};
 use crate::log::WriteBatch;
 
 /// What a room above keeps with a database.
@@ -52,6 +55,14 @@ impl Database {
         rows: WriteBatch,
     ) -> Result<bool, Error> {
         Ok(self.ask(Input::Consume { key, expected, rows }).await?.cursor_stored)
+    }
+
+    /// A document, which is in `collection`, as it is at `heads`; see [`DocHandle::value_at`].
+    ///
+    /// # Errors
+    /// As [`DocHandle::to_json`].
+    pub(crate) fn value_at(&self, collection: &CollectionName, id: DocumentId, heads: &Heads) -> Result<Value, Error> {
+        DocHandle::new(self.clone(), id, collection.clone()).value_at(heads)
     }
 
     /// Whether edits of the document are on their way to the disk.

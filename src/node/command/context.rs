@@ -82,6 +82,20 @@ impl Cancel {
         if self.is_cancelled() { Err(CommandError::interrupted()) } else { Ok(()) }
     }
 
+    /// Waits for `work`, on a thread that may block, unless it is time to end.
+    ///
+    /// # Errors
+    /// [`CommandError::interrupted`] when it is.
+    pub(super) fn unless<T>(&self, work: impl Future<Output = T>) -> Result<T, CommandError> {
+        let mut cancelled = self.clone();
+        tokio::runtime::Handle::current().block_on(async {
+            tokio::select! {
+                done = work => Ok(done),
+                () = cancelled.cancelled() => Err(CommandError::interrupted()),
+            }
+        })
+    }
+
     /// Waits until it is time to end.
     pub async fn cancelled(&mut self) {
         // An error means that the other end is gone, which cancels too.

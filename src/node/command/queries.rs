@@ -25,7 +25,7 @@ pub(super) fn query(
     output: &mut dyn Output,
 ) -> Result<Value, CommandError> {
     let (query, counts) = asked(&db.collection(collection)?, query, predicate)?;
-    waited(cancel, query.ready())??;
+    cancel.unless(query.ready())??;
     if counts {
         let (count, position) = query.run_count()?;
         output.row(json!({ "count": count }))?;
@@ -64,7 +64,7 @@ pub(super) fn listen(
     let mut left = limit.unwrap_or(u64::MAX);
     let mut is_first = true;
     loop {
-        let next = waited(cancel, listener.next())?;
+        let next = cancel.unless(listener.next())?;
         let snapshot = next.ok_or(crate::error::Error::Closed)??;
         let is_told = !(is_first && from == "now");
         if snapshot.is_reset() && is_first && is_told && from != "beginning" {
@@ -99,17 +99,6 @@ fn rows(snapshot: &QuerySnapshot) -> Vec<Value> {
         row
     };
     snapshot.doc_changes().iter().map(row).collect()
-}
-
-/// Waits, unless the command is to end.
-fn waited<T>(cancel: &Cancel, work: impl Future<Output = T>) -> Result<T, CommandError> {
-    let mut cancelled = cancel.clone();
-    tokio::runtime::Handle::current().block_on(async {
-        tokio::select! {
-            done = work => Ok(done),
-            () = cancelled.cancelled() => Err(CommandError::interrupted()),
-        }
-    })
 }
 
 /// A collection's indexes, one row each.
@@ -171,7 +160,7 @@ pub(super) fn reset_feed(
         return Err(CommandError::new("E0629", Exit::NotFound, format!("there is no consumer {consumer:?}"))
             .fix("`tidelog feed ls` lists them"));
     }
-    waited(cancel, found.reset())??;
+    cancel.unless(found.reset())??;
     output.row(json!({ "consumer": consumer }))?;
     Ok(Value::Null)
 }

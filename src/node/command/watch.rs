@@ -31,15 +31,9 @@ pub(super) fn watch(
 ) -> Result<Value, CommandError> {
     let mut feed = feed(db, target, from)?;
     let mut left = limit.unwrap_or(u64::MAX);
-    let mut cancelled = cancel.clone();
     while left > 0 {
         cancel.check()?;
-        let next = tokio::runtime::Handle::current().block_on(async {
-            tokio::select! {
-                item = feed.next() => Ok(item),
-                () = cancelled.cancelled() => Err(CommandError::interrupted()),
-            }
-        })?;
+        let next = cancel.unless(feed.next())?;
         match next.ok_or(crate::error::Error::Closed)?? {
             Item::Opened(Opening::Resumed { .. }) => {}
             Item::Opened(opening) => output.row(opening.to_json())?,
