@@ -221,6 +221,23 @@ fn pages_of_others_are_refused() {
 }
 
 #[test]
+fn pages_that_are_allowed_may_read_the_answers() {
+    let server = Server::start(&MemoryStorage::new());
+    let page = ("origin", "http://localhost:5173");
+    let asking = [page, ("access-control-request-method", "PATCH"), ("access-control-request-headers", "if-match")];
+    let told = server.ask("OPTIONS", NOTES, &asking, "");
+    assert_eq!((told.status, told.header("access-control-allow-origin")), (204, page.1));
+    assert!(told.header("access-control-allow-methods").contains("patch"));
+    assert!(told.header("access-control-allow-headers").contains("if-match"));
+    let read = server.ask("GET", NOTES, &[page], "");
+    assert_eq!((read.status, read.header("access-control-allow-origin")), (200, page.1));
+    let strange = [("origin", "https://elsewhere.example"), asking[1], asking[2]];
+    let refused = server.ask("OPTIONS", NOTES, &strange, "");
+    assert_eq!((refused.status, refused.head.contains("access-control")), (403, false), "{}", refused.head);
+    assert!(!server.get(NOTES).head.contains("access-control"), "who is no page is told nothing");
+}
+
+#[test]
 fn the_feed_is_read_in_pages_that_join() {
     let server = Server::start(&MemoryStorage::new());
     (0..7).for_each(|n| drop(created(&server, &json!({ "n": n }))));

@@ -14,3 +14,4 @@ mod queries;
 mod repo_clients;
 mod samod;
 mod twins;
+mod typescript;

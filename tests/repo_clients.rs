@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use tidelog::node::trace::{Trace, traces_folder};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_tidelog");
-const CHROMIUM: &str = "/usr/bin/chromium";
+pub(super) const CHROMIUM: &str = "/usr/bin/chromium";
 /// The longest that any script may take. Each wait inside one is shorter and says what it waited for.
 const SCRIPT_TIME: Duration = Duration::from_secs(180);
 /// The first client's generation and the others': `2` is 2.5.6, and `1` is 1.2.1.
@@ -225,14 +225,25 @@ fn demo() -> &'static Path {
 /// Whether there is a node new enough, with the packages. `.ci/test` installs both where it can.
 fn node_is_there() -> bool {
     static THERE: OnceLock<bool> = OnceLock::new();
-    let there = *THERE.get_or_init(|| {
-        let version = Command::new("node").arg("--version").output();
-        let version = version.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-        let major = version.trim_start_matches('v').split('.').next().and_then(|text| text.parse().ok());
-        let folders = [scripts().to_owned(), scripts().join("v1"), demo().to_owned()];
-        major.is_some_and(|major: u32| major >= 20)
-            && folders.iter().all(|folder| folder.join("node_modules/.package-lock.json").is_file())
-    });
+    let folders = || [scripts().to_owned(), scripts().join("v1"), demo().to_owned()];
+    let there = *THERE.get_or_init(|| has_node_with(&folders().each_ref().map(PathBuf::as_path)));
+    said(there)
+}
+
+/// The same for the packages of other folders.
+pub(super) fn node_is_there_with(folders: &[&Path]) -> bool {
+    said(has_node_with(folders))
+}
+
+fn has_node_with(folders: &[&Path]) -> bool {
+    let version = Command::new("node").arg("--version").output();
+    let version = version.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    let major = version.trim_start_matches('v').split('.').next().and_then(|text| text.parse().ok());
+    major.is_some_and(|major: u32| major >= 20)
+        && folders.iter().all(|folder| folder.join("node_modules/.package-lock.json").is_file())
+}
+
+fn said(there: bool) -> bool {
     if !there {
         println!("skipped (node absent)");
     }

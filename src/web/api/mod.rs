@@ -13,7 +13,12 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::header::{HOST, HeaderMap, ORIGIN};
+use axum::http::header::{
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD, HOST, HeaderMap, ORIGIN,
+    VARY,
+};
+use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
@@ -49,6 +54,34 @@ async fn guard(State(app): State<App>, request: Request, next: Next) -> Response
     if let Some(problem) = refusal(&app, request.headers()) {
         return problem.into_response();
     }
+    let origin = request.headers().get(ORIGIN).cloned();
+    let asks_whether = request.method() == Method::OPTIONS
+        && origin.is_some()
+        && request.headers().contains_key(ACCESS_CONTROL_REQUEST_METHOD);
+    let mut response = if asks_whether { may_ask() } else { answered(&app, request, next).await };
+    if let Some(origin) = origin {
+        let headers = response.headers_mut();
+        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        headers.insert(
+            ACCESS_CONTROL_EXPOSE_HEADERS,
+            HeaderValue::from_static("etag, location, retry-after, x-request-id"),
+        );
+        headers.append(VARY, HeaderValue::from_static("origin"));
+    }
+    response
+}
+
+/// What a browser is told that asks whether a page of an allowed origin may send a request.
+fn may_ask() -> Response {
+    let told = [
+        (ACCESS_CONTROL_ALLOW_METHODS, "GET, POST, PUT, PATCH, DELETE"),
+        (ACCESS_CONTROL_ALLOW_HEADERS, "accept, authorization, cache-control, content-type, if-match, last-event-id"),
+        (ACCESS_CONTROL_MAX_AGE, "600"),
+    ];
+    (StatusCode::NO_CONTENT, told).into_response()
+}
+
+async fn answered(app: &App, request: Request, next: Next) -> Response {
     if request.method().is_safe() {
         return next.run(request).await;
     }

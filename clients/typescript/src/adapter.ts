@@ -1,0 +1,199 @@
+// The stock connection of automerge-repo, with what it lacks: attempts further and further apart, a token, a state that
+// can be seen, and a word before the first message of a document about the collection it is created in.
+
+import { cbor } from "@automerge/automerge-repo/slim"
+import type { DocumentId, PeerId, PeerMetadata, StorageId } from "@automerge/automerge-repo/slim"
+import { WebSocketClientAdapter } from "@automerge/automerge-repo-network-websocket"
+import type { Connection } from "./connection.js"
+import { retryDelay } from "./connection.js"
+import { TidelogError } from "./error.js"
+
+/** What the stock adapter may take for its own attempts: none within a life. */
+const NEVER_MS = 0x7fff_ffff
+/** After so long without an answer documents are looked for without the server. */
+const READY_MS = 1_000
+/** What says that something is wrong is short. */
+const ERROR_BYTES_MAX = 8_192
+const POLICY_VIOLATION = 1008
+
+type Sent = Parameters<WebSocketClientAdapter["send"]>[0]
+
+export class TidelogAdapter extends WebSocketClientAdapter {
+  /** The name of the server's store: what it has is told under it. */
+  storageId: StorageId | undefined
+  /** Called whenever the server has answered a join. */
+  onServer: (() => void) | undefined
+  /** Where documents belong that the server may not know yet. */
+  readonly creations = new Map<string, { collection: string }>()
+  readonly #said = new Set<string>()
+  #attempt = 0
+  #isOpening = false
+  #isWanted = false
+  #reason: string | undefined
+  #isAnswered = false
+  readonly #answered: Promise<void>
+  #answer: () => void = () => {}
+  readonly #connection: Connection
+
+  constructor(connection: Connection) {
+    super(connection.url, NEVER_MS)
+    this.#connection = connection
+    this.#answered = new Promise(done => (this.#answer = done))
+    const stockOpen = this.onOpen
+    this.onOpen = () => {
+      this.#said.clear()
+      this.#reason = undefined
+      stockOpen()
+    }
+    this.onClose = (event?: unknown) => this.#closed((event as { code?: number } | undefined)?.code)
+    // The stock one ends the process over a connection that is reset. That it closed is told in any case.
+    this.onError = () => {}
+    connection.onStatus(() => this.#look())
+  }
+
+  override isReady(): boolean {
+    return this.#isAnswered
+  }
+
+  override whenReady(): Promise<void> {
+    return this.#answered
+  }
+
+  override connect(peerId: PeerId, peerMetadata?: PeerMetadata): void {
+    this.peerId = peerId
+    this.peerMetadata = peerMetadata ?? {}
+    this.#isWanted = true
+    setTimeout(() => this.#ready(), this.#connection.isUp ? READY_MS : 0)
+    void this.#open()
+  }
+
+  override disconnect(): void {
+    this.#isWanted = false
+    this.#drop()
+  }
+
+  override send(message: Sent): void {
+    // What is lost with the connection is sent again after the next join.
+    if (this.socket?.readyState !== 1) return
+    const { documentId, type } = message as { documentId?: DocumentId; type: string }
+    const creation = documentId && this.creations.get(documentId)
+    if (creation && (type === "sync" || type === "request") && !this.#said.has(documentId)) {
+      this.#said.add(documentId)
+      super.send({ type: "tidelog-create", senderId: this.peerId, documentId, ...creation } as unknown as Sent)
+    }
+    super.send(message)
+  }
+
+  override peerCandidate(remotePeerId: PeerId, peerMetadata: PeerMetadata): void {
+    this.storageId = peerMetadata.storageId
+    this.#attempt = 0
+    super.peerCandidate(remotePeerId, peerMetadata)
+    this.#connection.status = "connected"
+    this.#connection.wake()
+    this.onServer?.()
+    this.#ready()
+  }
+
+  override receiveMessage(bytes: Uint8Array): void {
+    if (bytes.byteLength > 0 && bytes.byteLength <= ERROR_BYTES_MAX) this.#listenForErrors(bytes)
+    super.receiveMessage(bytes)
+  }
+
+  #listenForErrors(bytes: Uint8Array): void {
+    try {
+      const message = cbor.decode(new Uint8Array(bytes)) as { type?: unknown; message?: unknown }
+      if (message.type === "error") this.#reason = String(message.message)
+    } catch {
+      // Nobody understands it, and the stock adapter says so.
+    }
+  }
+
+  #ready(): void {
+    this.#isAnswered = true
+    this.#answer()
+  }
+
+  /** The network went or came. */
+  #look(): void {
+    if (!this.#connection.isUp) this.#drop()
+    else if (this.#isWanted && !this.#isOpening && this.socket?.readyState !== 1) void this.#open()
+  }
+
+  async #open(): Promise<void> {
+    if (this.#isOpening) return
+    this.#isOpening = true
+    try {
+      while (this.#isWanted && !this.#connection.isClosed) {
+        await this.#connection.whenUp()
+        if (!this.#isWanted || this.#connection.isClosed) return
+        if (this.socket?.readyState === 1) return
+        if (this.#connection.status !== "denied") this.#connection.status = "connecting"
+        if (await this.#try()) return
+        if (this.#connection.isUp && this.#connection.status !== "denied") this.#connection.status = "offline"
+        this.#ready()
+        await this.#connection.pauseFor(retryDelay(this.#attempt, this.#connection.retryMs))
+        this.#attempt += 1
+      }
+    } finally {
+      this.#isOpening = false
+    }
+  }
+
+  /** One attempt: whether the socket opened. */
+  async #try(): Promise<boolean> {
+    const peerId = this.peerId
+    if (!peerId) return false
+    try {
+      // The stock adapter has one address for its life; a token does not live as long.
+      ;(this as { url: string }).url = await this.#connection.syncUrl()
+    } catch (error) {
+      this.#connection.lastError = new TidelogError("E0501", `there is no token: ${String(error)}`, "look at the token callback")
+      return false
+    }
+    if (!this.#connection.isUp || !this.#isWanted) return false
+    super.connect(peerId, this.peerMetadata)
+    const socket = this.socket
+    if (!socket) return false
+    return await new Promise<boolean>(done => {
+      socket.addEventListener("open", () => done(true))
+      socket.addEventListener("close", () => done(false))
+    })
+  }
+
+  #closed(code: number | undefined): void {
+    this.#gone()
+    if (code === POLICY_VIOLATION || this.#reason !== undefined) {
+      const why = this.#reason ?? "the server closed the connection"
+      this.#connection.lastError = new TidelogError("E0502", why, "see docs/repo-protocol.md, section 5")
+      if (code === POLICY_VIOLATION) this.#connection.status = "denied"
+      this.#attempt = Math.max(this.#attempt, 4)
+    }
+    if (this.#isWanted) void this.#again()
+  }
+
+  async #again(): Promise<void> {
+    if (this.#isOpening) return
+    this.#isOpening = true
+    if (this.#connection.isUp && this.#connection.status !== "denied") this.#connection.status = "offline"
+    await this.#connection.pauseFor(retryDelay(this.#attempt, this.#connection.retryMs))
+    this.#attempt += 1
+    this.#isOpening = false
+    await this.#open()
+  }
+
+  #gone(): void {
+    const peer = this.remotePeerId
+    if (!peer) return
+    delete this.remotePeerId
+    this.emit("peer-disconnected", { peerId: peer })
+  }
+
+  #drop(): void {
+    const socket = this.socket
+    if (!socket) return
+    // One that is not open yet complains when it is closed, and nobody listens any more.
+    socket.addEventListener("error", () => {})
+    super.disconnect()
+    delete this.remotePeerId
+  }
+}

@@ -1,0 +1,191 @@
+// A client of one server.
+
+import * as A from "@automerge/automerge/slim"
+import { Repo } from "@automerge/automerge-repo/slim"
+import type { DocHandle, DocumentId, StorageAdapterInterface } from "@automerge/automerge-repo/slim"
+import { TidelogAdapter } from "./adapter.js"
+import { Connection, type Status, type Token } from "./connection.js"
+import { closed, TidelogError } from "./error.js"
+import { readFeed, type FeedEvent, type FeedOptions } from "./feed.js"
+import { Holdings, type Held } from "./holdings.js"
+import { collectionName, documentIdOf, urlOf } from "./ids.js"
+import { Query } from "./query.js"
+import { DocumentReference, removeOnServer } from "./reference.js"
+import { toJson } from "./values.js"
+
+export interface ClientOptions {
+  /** The server's address: `http://127.0.0.1:4780`. */
+  url: string
+  /** Where documents are kept between runs: a store of automerge-repo. Without one they are forgotten. */
+  storage?: StorageAdapterInterface
+  /** Sent with every request. */
+  token?: Token
+  /** How long the first wait for another attempt is; each is twice as long, 10 s at most. */
+  retryMs?: number
+}
+
+/** Connects to a server. */
+export function tidelog(options: ClientOptions): Client {
+  return new Client(options)
+}
+
+export class Client {
+  /** The stock Repo. */
+  readonly repo: Repo
+  /** @internal */
+  readonly connection: Connection
+  /** @internal */
+  readonly holdings: Holdings
+  readonly #adapter: TidelogAdapter
+
+  /** @internal */
+  constructor(options: ClientOptions) {
+    this.connection = new Connection(options.url, options.token, options.retryMs ?? 500)
+    this.#adapter = new TidelogAdapter(this.connection)
+    this.repo = new Repo({ network: [this.#adapter], ...(options.storage ? { storage: options.storage } : {}) })
+    this.holdings = new Holdings(this.repo, this.#adapter, options.storage)
+    void this.holdings.ready.then(() => {
+      for (const held of this.holdings.pending()) if (held.isDeleted) this.remove(held).catch(() => {})
+    })
+  }
+
+  get status(): Status {
+    return this.connection.status
+  }
+
+  /** Tells whenever the status is another. The returned function ends that. */
+  onStatus(told: (status: Status) => void): () => void {
+    return this.connection.onStatus(told)
+  }
+
+  /** What went wrong last with the connection. */
+  get lastError(): TidelogError | undefined {
+    return this.connection.lastError
+  }
+
+  /** The documents of a collection. */
+  collection<T = Record<string, unknown>>(name: string): Collection<T> {
+    return new Collection<T>(this, collectionName(name))
+  }
+
+  /** What happens to all documents. */
+  changes(options: FeedOptions = {}): AsyncGenerator<FeedEvent, void, undefined> {
+    return readFeed(this, undefined, options)
+  }
+
+  /** Behaves as if there were no network, until `enableNetwork`. */
+  disableNetwork(): void {
+    this.connection.pause(true)
+  }
+
+  enableNetwork(): void {
+    this.connection.pause(false)
+  }
+
+  /** Waits until everything that was edited here so far is on the server's disk. */
+  async whenSynced(): Promise<void> {
+    await this.holdings.ready
+    const waiting = new Map<string, (() => boolean)[]>()
+    for (const held of this.holdings.pending()) {
+      const heads = held.doc ? A.getHeads(held.doc) : []
+      const isDone = () => (held.isDeleted ? this.holdings.find(held.documentId) !== held : this.holdings.isDurable(held, heads))
+      const all = waiting.get(held.collection)
+      if (all) all.push(isDone)
+      else waiting.set(held.collection, [isDone])
+    }
+    // The last of each is looked at until it is done, and then the one before.
+    const wait = ([collection, all]: [string, (() => boolean)[]]) => this.until(collection, () => {
+      while (all.at(-1)?.()) all.pop()
+      return all.length === 0
+    })
+    await Promise.all([...waiting].map(wait))
+  }
+
+  /** Ends all listeners and the connection. What is in the store stays there. */
+  async close(): Promise<void> {
+    if (this.connection.isClosed) return
+    this.connection.close()
+    await this.holdings.close()
+    await this.repo.shutdown()
+  }
+
+  /** @internal */
+  assertOpen(): void {
+    if (this.connection.isClosed) throw closed()
+  }
+
+  /** @internal */
+  reference<T>(collection: string, id: DocumentId): DocumentReference<T> {
+    return new DocumentReference<T>(this, collection, id)
+  }
+
+  /** Opens a document; its handle may be that of one that is not there. @internal */
+  async open(held: Held): Promise<DocHandle<unknown>> {
+    if (held.handle?.isReady()) return held.handle
+    const handle = await this.repo.find<unknown>(urlOf(held.documentId), { allowableStates: ["ready", "unavailable"] })
+    this.holdings.attach(held, handle)
+    return handle
+  }
+
+  /** @internal */
+  async remove(held: Held): Promise<void> {
+    try {
+      await removeOnServer(this, held)
+    } catch (error) {
+      if (!this.connection.isClosed) this.holdings.hide(held, false)
+      throw error
+    }
+    this.holdings.forget(held)
+    if (this.repo.handles[held.documentId]) this.repo.delete(held.documentId)
+  }
+
+  /** Waits until something holds of a collection's documents. @internal */
+  async until(collection: string, holds: () => boolean): Promise<void> {
+    if (holds()) return
+    this.assertOpen()
+    await new Promise<void>((done, failed) => {
+      const end = () => {
+        unwatch()
+        offClose()
+      }
+      const unwatch = this.holdings.watch(collection, () => {
+        if (!holds()) return
+        end()
+        done()
+      })
+      const offClose = this.connection.onClose(() => {
+        end()
+        failed(closed())
+      })
+    })
+  }
+}
+
+/** The documents of a collection. */
+export class Collection<T> extends Query<T> {
+  /**
+   * Makes a document. It is in listeners' results at once and sent to the server as soon as that is there;
+   * `ref.whenSynced()` waits for that.
+   */
+  async add(data: T): Promise<DocumentReference<T>> {
+    this.client.assertOpen()
+    try {
+      toJson(data)
+    } catch (error) {
+      throw error instanceof TidelogError ? new TidelogError("E0604", error.message, error.fix) : error
+    }
+    const handle = this.client.repo.create<unknown>(data as Record<string, unknown>)
+    this.client.holdings.create(this.name, handle)
+    return this.client.reference<T>(this.name, handle.documentId)
+  }
+
+  /** The document of that id, or of that address (`automerge:…`). */
+  doc(idOrUrl: string): DocumentReference<T> {
+    return this.client.reference<T>(this.name, documentIdOf(idOrUrl))
+  }
+
+  /** What happens to the documents of this collection. */
+  changes(options: FeedOptions = {}): AsyncGenerator<FeedEvent, void, undefined> {
+    return readFeed(this.client, this.name, options)
+  }
+}

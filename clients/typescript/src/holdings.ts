@@ -1,0 +1,430 @@
+// What this client holds of collections: for each document what the server told last, and what is here and has not
+// reached it yet. With a store it outlives the page.
+
+import * as A from "@automerge/automerge/slim"
+import { decodeHeads } from "@automerge/automerge-repo/slim"
+import type { DocHandle, DocumentId, Repo, StorageAdapterInterface } from "@automerge/automerge-repo/slim"
+import type { TidelogAdapter } from "./adapter.js"
+import { urlOf } from "./ids.js"
+import { fromJson, toJson } from "./values.js"
+
+/** Documents of one collection that are held; of more, those are let go that nobody looks at. */
+const HELD_MAX = 10_000
+/** How long a document that reached the server is shown although no listener was told of it. */
+const SETTLE_MS = 5_000
+const SAVE_MS = 20
+const KEY = ["tidelog", "collection"]
+
+/** Heads as one text, so that they compare. */
+export function headsKey(heads: readonly string[]): string {
+  return [...heads].sort().join(",")
+}
+
+const headsOf = (key: string) => (key === "" ? [] : key.split(","))
+
+/** A document as the server tells it. */
+export interface ToldDocument {
+  id: string
+  name?: string | null
+  heads: string[]
+  value: unknown
+  position: number
+}
+
+/** What is shown of a document. */
+export interface Standing {
+  heads: string
+  value: unknown
+  isPending: boolean
+  /** It is what the server told, and no newer. */
+  isTold: boolean
+}
+
+/** One document. */
+export class Held {
+  name: string | null = null
+  told: { heads: string; value: unknown; position: number } | undefined
+  handle: DocHandle<unknown> | undefined
+  /** Heads that are known to be durable on the server. */
+  synced: string | undefined
+  isPending = false
+  /** The heads with which it is not there any more, as far as listeners can tell. */
+  goneAt: string | undefined
+  isDeleted = false
+  /** The server takes nothing of it and gives nothing: it is deleted there. */
+  isRefused = false
+  /** Made here, and not known to the server yet. */
+  isNew = false
+  settledAt = -Infinity
+  isSettling = false
+  detach: () => void = () => {}
+  /** Listeners that show it. */
+  shown = 0
+  #local: { heads: string; value: unknown } | undefined
+
+  constructor(readonly collection: string, readonly documentId: DocumentId) {}
+
+  /** The document as it is here, if it is. */
+  get doc(): A.Doc<unknown> | undefined {
+    return this.handle?.isReady() ? this.handle.doc() : undefined
+  }
+
+  local(): { heads: string; value: unknown } | undefined {
+    const doc = this.doc
+    if (!doc) return undefined
+    const heads = headsKey(A.getHeads(doc))
+    if (this.#local?.heads !== heads) this.#local = { heads, value: A.toJS(doc) }
+    return this.#local
+  }
+
+  /** What is shown of it; undefined when it is not there. */
+  standing(): Standing | undefined {
+    if (this.isDeleted || this.isRefused) return undefined
+    const local = this.local()
+    const { told, isPending } = this
+    if (local && (!told || local.heads === told.heads || isPending || this.#holds(told.heads))) {
+      if (this.goneAt === local.heads && !isPending) return undefined
+      return { ...local, isPending, isTold: local.heads === told?.heads }
+    }
+    if (!told) return undefined
+    return { heads: told.heads, value: told.value, isPending, isTold: true }
+  }
+
+  #holds(heads: string): boolean {
+    const doc = this.doc
+    return doc !== undefined && A.hasHeads(doc, headsOf(heads))
+  }
+}
+
+type Written = {
+  name: string | null
+  heads: string
+  value: unknown
+  position: number
+  synced: string | null
+  pending: boolean
+  deleted: boolean
+  isNew: boolean
+}
+
+export class Holdings {
+  /** When what the store has is known. */
+  readonly ready: Promise<void>
+  readonly #collections = new Map<string, Map<DocumentId, Held>>()
+  readonly #byId = new Map<DocumentId, Held>()
+  readonly #watchers = new Map<string, Set<() => void>>()
+  readonly #lively = new Map<string, Set<Held>>()
+  readonly #unsaved = new Set<Held>()
+  readonly #timers = new Set<ReturnType<typeof setTimeout>>()
+  #saving: Promise<void> = Promise.resolve()
+  #saveTimer: ReturnType<typeof setTimeout> | undefined
+  #isClosed = false
+
+  constructor(
+    readonly repo: Repo,
+    readonly adapter: TidelogAdapter,
+    readonly storage: StorageAdapterInterface | undefined,
+  ) {
+    this.ready = this.#load()
+    adapter.onServer = () => {
+      for (const held of this.#byId.values()) {
+        // Who says no says it again.
+        held.isRefused = false
+        if (held.handle) this.#look(held)
+      }
+    }
+    adapter.on("message", message => {
+      if (message.type === "doc-unavailable" && message.documentId) this.#refuse(message.documentId)
+    })
+  }
+
+  /** Everything that is held of a collection. */
+  of(collection: string): Iterable<Held> {
+    return this.#collections.get(collection)?.values() ?? []
+  }
+
+  /** What of a collection is on its way to the server, or arrived there just now. */
+  lively(collection: string): Iterable<Held> {
+    return this.#lively.get(collection) ?? []
+  }
+
+  find(documentId: DocumentId): Held | undefined {
+    return this.#byId.get(documentId)
+  }
+
+  /** The documents that have something to bring to the server. */
+  pending(): Held[] {
+    return [...this.#lively.values()].flatMap(all => [...all]).filter(held => held.isPending || held.isDeleted)
+  }
+
+  hold(collection: string, documentId: DocumentId): Held {
+    const all = this.#collections.get(collection) ?? new Map<DocumentId, Held>()
+    this.#collections.set(collection, all)
+    let held = all.get(documentId)
+    if (!held) {
+      held = new Held(collection, documentId)
+      all.set(documentId, held)
+      this.#byId.set(documentId, held)
+      const handle = this.repo.handles[documentId]
+      if (handle) this.attach(held, handle)
+      if (all.size > HELD_MAX) this.#letGo(all)
+    }
+    return held
+  }
+
+  watch(collection: string, changed: () => void): () => void {
+    const all = this.#watchers.get(collection) ?? new Set()
+    this.#watchers.set(collection, all.add(changed))
+    return () => void all.delete(changed)
+  }
+
+  /** Takes what the server says of a document. */
+  tell(collection: string, documentId: DocumentId, document: ToldDocument, isReset: boolean): Held {
+    const held = this.hold(collection, documentId)
+    const heads = headsKey(document.heads)
+    held.goneAt = undefined
+    held.isRefused = false
+    if (held.told && !isReset && document.position < held.told.position) return held
+    if (held.told?.heads !== heads) {
+      held.told = { heads, value: fromJson(document.value), position: document.position }
+      held.name = document.name ?? null
+      this.#save(held)
+    }
+    const handle = held.handle ?? this.repo.handles[documentId]
+    if (handle && !held.handle) this.attach(held, handle)
+    if (held.handle) this.#look(held)
+    else if (!held.isPending) held.synced = heads
+    return held
+  }
+
+  /**
+   * A listener was told that a document left its result. What is open here stays, unless `isOut` says that it would
+   * still be in the result: then it was deleted, or moved to another collection.
+   */
+  left(held: Held, isOut: (value: unknown) => boolean): void {
+    if (held.shown > 0 || this.#byId.get(held.documentId) !== held) return
+    const local = held.local()
+    if (!local && !held.isPending) this.forget(held)
+    if (local && isOut(local.value) && held.goneAt !== local.heads) {
+      held.goneAt = local.heads
+      this.#notify(held.collection)
+    }
+  }
+
+  /** Follows what happens to a document that is open here. */
+  attach(held: Held, handle: DocHandle<unknown>): void {
+    if (held.handle === handle) return
+    held.detach()
+    held.handle = handle
+    const look = () => this.#look(held)
+    handle.on("heads-changed", look)
+    const hear = () => {
+      held.isRefused = false
+      look()
+    }
+    handle.on("remote-heads", hear)
+    held.detach = () => {
+      handle.off("heads-changed", look)
+      handle.off("remote-heads", hear)
+    }
+    look()
+  }
+
+  /** A document that was made here. */
+  create(collection: string, handle: DocHandle<unknown>): Held {
+    this.adapter.creations.set(handle.documentId, { collection })
+    const held = this.hold(collection, handle.documentId)
+    held.isNew = true
+    this.attach(held, handle)
+    return held
+  }
+
+  /** Hides a document here, before the server has deleted it. */
+  hide(held: Held, isDeleted: boolean): void {
+    held.isDeleted = isDeleted
+    this.#enliven(held)
+    this.#changed(held)
+  }
+
+  forget(held: Held): void {
+    if (this.#byId.get(held.documentId) !== held) return
+    held.detach()
+    this.#collections.get(held.collection)?.delete(held.documentId)
+    this.#byId.delete(held.documentId)
+    this.#lively.get(held.collection)?.delete(held)
+    this.adapter.creations.delete(held.documentId)
+    this.#unsaved.delete(held)
+    const remove = () => this.storage?.remove([...KEY, held.collection, held.documentId])
+    this.#saving = this.#saving.then(remove).catch(() => {})
+    this.#notify(held.collection)
+  }
+
+  /** Whether the server is known to have these changes of a document on its disk. */
+  isDurable(held: Held, heads: readonly string[]): boolean {
+    if (!held.isPending || held.isRefused) return true
+    const doc = held.doc
+    const theirs = this.#heardOf(held)
+    if (!doc || !theirs || !A.hasHeads(doc, theirs)) return false
+    const ahead = new Set(A.getChangesMetaSince(doc, theirs).map(({ hash }) => hash))
+    return heads.every(hash => !ahead.has(hash))
+  }
+
+  async close(): Promise<void> {
+    this.#isClosed = true
+    for (const timer of this.#timers) clearTimeout(timer)
+    this.#watchers.clear()
+    await this.flush()
+  }
+
+  /** Writes what is not in the store yet. */
+  async flush(): Promise<void> {
+    clearTimeout(this.#saveTimer)
+    this.#saveTimer = undefined
+    const all = [...this.#unsaved]
+    this.#unsaved.clear()
+    this.#saving = this.#saving.then(() => this.#write(all))
+    await this.#saving
+  }
+
+  /** What the server last said it has of a document. */
+  #heardOf(held: Held): string[] | undefined {
+    const { storageId } = this.adapter
+    const heads = storageId && held.handle?.getSyncInfo(storageId)?.lastHeads
+    return heads && decodeHeads(heads)
+  }
+
+  /** The server says that it has no such document, of which it was told changes: it has hidden it. */
+  #refuse(documentId: DocumentId): void {
+    const held = this.#byId.get(documentId)
+    if (!held?.doc || A.getHeads(held.doc).length === 0) return
+    held.isRefused = true
+    held.isPending = false
+    this.#enliven(held)
+    this.#changed(held)
+  }
+
+  #look(held: Held): void {
+    const local = held.local()
+    if (!local || held.isRefused) return
+    const heard = this.#heardOf(held)
+    const isDurable = local.heads === held.synced || local.heads === held.told?.heads
+      || (heard !== undefined && local.heads === headsKey(heard))
+    const before = `${held.isPending} ${held.synced}`
+    if (isDurable) {
+      held.synced = local.heads
+      if (held.isPending) held.settledAt = performance.now()
+      held.isPending = false
+      held.isNew = false
+      this.adapter.creations.delete(held.documentId)
+    } else {
+      held.isPending = true
+    }
+    this.#enliven(held)
+    if (before !== `${held.isPending} ${held.synced}` || held.isPending) this.#save(held)
+    this.#notify(held.collection)
+  }
+
+  #enliven(held: Held): void {
+    const all = this.#lively.get(held.collection) ?? new Set<Held>()
+    this.#lively.set(held.collection, all)
+    const settles = held.settledAt + SETTLE_MS - performance.now()
+    if (held.isPending || held.isDeleted || settles > 0) {
+      all.add(held)
+    } else {
+      all.delete(held)
+    }
+    if (!held.isPending && !held.isDeleted && settles > 0 && !this.#isClosed && !held.isSettling) {
+      held.isSettling = true
+      const timer = setTimeout(() => {
+        this.#timers.delete(timer)
+        held.isSettling = false
+        this.#enliven(held)
+        this.#notify(held.collection)
+      }, settles + 1)
+      // Nothing is lost if the process ends before.
+      ;(timer as { unref?: () => void }).unref?.()
+      this.#timers.add(timer)
+    }
+  }
+
+  #changed(held: Held): void {
+    this.#save(held)
+    this.#notify(held.collection)
+  }
+
+  #notify(collection: string): void {
+    for (const changed of [...(this.#watchers.get(collection) ?? [])]) changed()
+  }
+
+  #letGo(all: Map<DocumentId, Held>): void {
+    for (const held of all.values()) {
+      if (held.isPending || held.isDeleted || held.shown > 0 || held.handle) continue
+      this.forget(held)
+      return
+    }
+  }
+
+  #save(held: Held): void {
+    if (!this.storage || this.#isClosed) return
+    this.#unsaved.add(held)
+    this.#saveTimer ??= setTimeout(() => {
+      // The store's own failure is told by whoever flushes.
+      this.flush().catch(() => {})
+    }, SAVE_MS)
+  }
+
+  async #write(all: Held[]): Promise<void> {
+    const encoder = new TextEncoder()
+    for (const held of all) {
+      if (this.#byId.get(held.documentId) !== held) continue
+      const shown = held.standing() ?? held.told
+      const written: Written = {
+        name: held.name,
+        heads: shown?.heads ?? "",
+        value: toJson(shown?.value ?? null),
+        position: held.told?.position ?? -1,
+        synced: held.synced ?? null,
+        pending: held.isPending,
+        deleted: held.isDeleted,
+        isNew: held.isNew,
+      }
+      await this.storage?.save([...KEY, held.collection, held.documentId], encoder.encode(JSON.stringify(written)))
+    }
+  }
+
+  async #load(): Promise<void> {
+    const chunks = (await this.storage?.loadRange(KEY).catch(() => [])) ?? []
+    const decoder = new TextDecoder()
+    for (const { key, data } of chunks) {
+      const [, , collection, documentId] = key
+      if (!collection || !documentId || !data || this.#isClosed) continue
+      let written: Written
+      try {
+        written = JSON.parse(decoder.decode(data))
+      } catch {
+        // Half written by a process that ended; the server knows the document.
+        continue
+      }
+      if (this.#byId.has(documentId as DocumentId)) continue
+      const held = this.hold(collection, documentId as DocumentId)
+      held.name = written.name
+      held.told = { heads: written.heads, value: fromJson(written.value), position: written.position }
+      held.synced = written.synced ?? undefined
+      held.isPending = written.pending
+      held.isDeleted = written.deleted
+      held.isNew = written.isNew
+      this.#enliven(held)
+      if (written.pending) void this.#bring(held)
+    }
+  }
+
+  /** Opens a document that has something for the server. */
+  async #bring(held: Held): Promise<void> {
+    if (held.isNew) this.adapter.creations.set(held.documentId, { collection: held.collection })
+    // What was written down is what was here; it is not what the server has.
+    const handle = await this.repo.find<unknown>(urlOf(held.documentId), { allowableStates: ["ready", "unavailable"] }).catch(() => undefined)
+    if (!handle) return
+    if (handle.isReady()) held.told = undefined
+    this.attach(held, handle)
+  }
+}

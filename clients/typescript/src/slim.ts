@@ -1,0 +1,17 @@
+// The package without Automerge's WebAssembly, for pages that bring their own: call `initializeWasm` first.
+
+export { initializeWasm, initializeBase64Wasm } from "@automerge/automerge-repo/slim"
+export { Counter, ImmutableString } from "@automerge/automerge/slim"
+export { Client, Collection, tidelog, type ClientOptions } from "./client.js"
+export type { Status, Token } from "./connection.js"
+export { TidelogError } from "./error.js"
+export type { FeedEvent, FeedOptions } from "./feed.js"
+export type { ListenOptions } from "./listener.js"
+export { DocumentPresence } from "./presence.js"
+export { and, or, Query, where, type Observer } from "./query.js"
+export type { Filter } from "./query-spec.js"
+export { DocumentReference } from "./reference.js"
+export { DocumentSnapshot, QueryDocumentSnapshot, QuerySnapshot } from "./snapshot.js"
+export type { DocumentChange, QueryMetadata, SnapshotMetadata } from "./snapshot.js"
+export type { Direction, FieldPath, FieldValue, Operand, Operator } from "./types.js"
+export { UnknownValue } from "./values.js"
