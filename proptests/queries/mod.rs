@@ -11,7 +11,12 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use serde_json::{Value, json};
+use tidelog::document::{EditOptions, Patch, PatchAction, View};
+use tidelog::engine::{Incoming, IncomingBody};
 use tidelog::feed::FeedCursor;
+use tidelog::history::Origin;
+use tidelog::id::ActorId;
+use tidelog::log::record::Admission;
 use tidelog::log::{Durability, Keyspace, MemoryStorage, Storage as _};
 use tidelog::query::{ChangeKind, Document, ListenOptions, Listener, QuerySnapshot, field};
 use tidelog::{Collection, Database, DocumentId};
@@ -99,7 +104,8 @@ impl World {
         let mut truth = Truth::new();
         for (id, _) in reader.inventory(None, usize::MAX).unwrap() {
             let handle = self.database.as_ref().unwrap().find(id).unwrap();
-            if handle.state().unwrap().visible && handle.collection().as_str() == "notes" {
+            let state = handle.state().unwrap();
+            if state.visible && !state.heads.as_slice().is_empty() && handle.collection().as_str() == "notes" {
                 truth.insert(id, handle.to_json().unwrap());
             }
         }
@@ -361,4 +367,57 @@ fn a_query_materialises_nothing_once_its_collection_was_read() {
     let found = notes.query().filter(field("text").eq(text.as_str())).get_now().unwrap();
     assert_eq!(found.docs()[0].value, json!({"n": 5, "text": text, "more": more}));
     assert_eq!(database.status().materializations, 1);
+}
+
+#[test]
+fn a_merge_is_told_once_with_its_patches_and_its_conflicts() {
+    let database = Database::on(MemoryStorage::new()).open().unwrap();
+    let notes = database.collection("notes").unwrap();
+    let (note, created) = notes.create(json!({"title": "Tides", "deep": {"list": [{"x": 0}]}})).unwrap();
+    created.wait().unwrap();
+    let options = ListenOptions::default().patches().conflicts();
+    let mut listener = notes.query().on_snapshot(options).unwrap();
+    let first = listener.next_now().unwrap().unwrap();
+    assert_eq!(first.doc_changes()[0].conflicts, Some(vec![]));
+    // Somebody else has edited the same value meanwhile.
+    let saved = note.with_view(|view| Ok(view.save()?)).unwrap();
+    let mut elsewhere = View::load(&saved).unwrap();
+    let edit = EditOptions { actor: ActorId::random(), time: 1, message: None };
+    let (_, theirs) = elsewhere.edit(edit, |edit| edit.put("deep.list.0.x", 2)).unwrap();
+    note.change(|edit| Ok(edit.put("deep.list.0.x", 1)?)).unwrap().wait().unwrap();
+    let ours = listener.next_now().unwrap().unwrap();
+    let put = |value: i32, conflict: bool| Patch {
+        path: "deep.list.0.x".into(),
+        action: PatchAction::Put { value: json!(value), conflict },
+    };
+    assert_eq!(ours.doc_changes()[0].patches, Some(vec![put(1, false)]));
+    let origin = Origin { node: node(2), principal: String::new(), admission: Admission::Structural, rules_version: 0 };
+    let row = Incoming { document: note.id(), body: IncomingBody::Change(Box::new(theirs.unwrap())), origin };
+    assert_eq!(database.admit_blocking(vec![row]).unwrap().accepted, 1);
+    let merged = listener.next_now().unwrap().unwrap();
+    let [change] = merged.doc_changes() else { panic!("{:?}", merged.doc_changes()) };
+    assert_eq!((change.kind, change.old_index, change.new_index), (ChangeKind::Modified, Some(0), Some(0)));
+    let all = note.with_view(|view| Ok(view.conflicts("deep.list.0.x")?)).unwrap();
+    assert_eq!(change.conflicts, Some(vec![("/deep/list/0/x".to_owned(), all.clone())]));
+    let won = all.last().unwrap();
+    assert_eq!(&change.document.value["deep"]["list"][0]["x"], won);
+    let expected = if *won == json!(2) {
+        put(2, true)
+    } else {
+        Patch { path: "deep.list.0.x".into(), action: PatchAction::Conflict }
+    };
+    assert_eq!(change.patches, Some(vec![expected]));
+}
+
+#[test]
+fn a_document_is_in_results_from_its_first_change_on() {
+    let database = Database::on(MemoryStorage::new()).open().unwrap();
+    let notes = database.collection("notes").unwrap();
+    let mut listener = notes.query().on_snapshot(ListenOptions::default()).unwrap();
+    assert!(listener.next_now().unwrap().unwrap().docs().is_empty());
+    let note = notes.doc("named").unwrap();
+    assert!(notes.query().get_now().unwrap().docs().is_empty());
+    note.change(|edit| Ok(edit.put("a", 1)?)).unwrap().wait().unwrap();
+    let told = listener.next_now().unwrap().unwrap();
+    assert_eq!((told.doc_changes().len(), &told.docs()[0].value), (1, &json!({"a": 1})));
 }

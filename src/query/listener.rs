@@ -257,7 +257,9 @@ impl Listener {
             state: Mutex::new(State { window: Window::new(found, &self.shape)?, at, is_between: false, failure: None }),
             changed,
         });
-        standing.admit(listening.clone());
+        if !standing.admit(listening.clone()) {
+            return Err(view.not_ready(self.query.tail()).into());
+        }
         drop(standing);
         views.wake();
         let is_reset = before.is_none();
@@ -441,7 +443,7 @@ impl Past {
 impl Drop for Running {
     fn drop(&mut self) {
         let id = self.listening.id;
-        self.view.want(|wanted| wanted.leaving.push(id));
+        self.view.dismiss(id);
         self.views.wake();
     }
 }

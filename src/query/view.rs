@@ -49,8 +49,6 @@ pub(super) struct Progress {
     pub(super) cursor: Option<FeedCursor>,
     /// While it is made: up to where it has read.
     pub(super) read: Lsn,
-    /// It has listeners.
-    pub(super) is_heard: bool,
     /// It was idle, and goes on under another.
     pub(super) is_down: bool,
     /// Why it goes no further.
@@ -62,11 +60,22 @@ pub(super) struct Progress {
 pub(super) struct Wanted {
     /// Listeners that begin where the view stands.
     pub(super) arriving: Vec<Arc<Listening>>,
-    pub(super) leaving: Vec<ListenerId>,
+    leaving: Vec<ListenerId>,
+    /// How many listeners there are, arriving or not.
+    listeners: usize,
+    /// The view is given up, and takes nobody any more.
+    is_down: bool,
     /// Indexes to make and to remove, in the order of asking.
     pub(super) wishes: Vec<Wish>,
     /// Indexes that a query used.
     pub(super) used: Vec<[u8; 8]>,
+}
+
+impl Wanted {
+    /// Those who went since this was asked last.
+    pub(super) fn take_leaving(&mut self) -> Vec<ListenerId> {
+        std::mem::take(&mut self.leaving)
+    }
 }
 
 /// What somebody wants of an index.
@@ -92,9 +101,15 @@ impl Standing<'_> {
         self.gate.at
     }
 
-    /// Has a listener begin here: it is told of everything that comes after.
-    pub(super) fn admit(&self, listening: Arc<Listening>) {
-        self.view.want(|wanted| wanted.arriving.push(listening));
+    /// Has a listener begin here: it is told of everything that comes after. `false` when the view was put down.
+    pub(super) fn admit(&self, listening: Arc<Listening>) -> bool {
+        self.view.want(|wanted| {
+            if !wanted.is_down {
+                wanted.listeners += 1;
+                wanted.arriving.push(listening);
+            }
+            !wanted.is_down
+        })
     }
 }
 
@@ -177,10 +192,32 @@ impl View {
         }
     }
 
+    /// Lets a listener go.
+    pub(super) fn dismiss(&self, id: ListenerId) {
+        self.want(|wanted| {
+            wanted.listeners = wanted.listeners.saturating_sub(1);
+            match wanted.arriving.iter().position(|listening| listening.id == id) {
+                Some(at) => drop(wanted.arriving.swap_remove(at)),
+                None => wanted.leaving.push(id),
+            }
+        });
+    }
+
     /// Whether nobody listens to it or waits for it.
     pub(super) fn is_idle(&self) -> bool {
-        let is_heard = self.progress.borrow().is_heard || self.want(|wanted| !wanted.arriving.is_empty());
-        !is_heard && self.progress.receiver_count() == 0
+        self.want(|wanted| wanted.listeners == 0) && self.progress.receiver_count() == 0
+    }
+
+    /// Gives it up, if it is idle still: it takes no listeners any more, and who waits for it asks for another.
+    pub(super) fn put_down(&self) -> bool {
+        let is_down = self.want(|wanted| {
+            wanted.is_down = wanted.listeners == 0;
+            wanted.is_down
+        });
+        if is_down {
+            self.progress.send_modify(|progress| progress.is_down = true);
+        }
+        is_down
     }
 
     /// Says how far it is, when it is still being made.
@@ -212,7 +249,8 @@ pub(super) fn document_at(
         None => (row.clone(), crate::history::fold::heads_of(&row)),
     };
     let is_certain = at.is_none_or(|at| row.generation <= at.0);
-    if !is_visible(&life) || life.collection_key != collection.key().0 {
+    // One that is created and not written yet would be told twice: empty, and a moment later as it was meant.
+    if !is_visible(&life) || life.collection_key != collection.key().0 || heads.as_slice().is_empty() {
         return Ok((None, is_certain));
     }
     let value = database.value_at(collection, id, &heads)?;

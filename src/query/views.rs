@@ -114,9 +114,10 @@ impl Views {
                 let why = format!("{} collections are listened to, and no more can be queried", queries::VIEWS_MAX);
                 return Err(QueryError::index(why, "let go of some listeners").into());
             };
-            if let Some(view) = views.remove(&idle) {
-                view.progress.send_modify(|progress| progress.is_down = true);
+            if !views.get(&idle).is_some_and(|view| view.put_down()) {
+                return Err(Error::Busy);
             }
+            views.remove(&idle);
         }
         let view = Arc::new(View::new(collection.clone(), database.reader()));
         view.used.store(now, Ordering::Relaxed);

@@ -138,11 +138,6 @@ impl Worker {
         }
     }
 
-    /// Whether somebody listens.
-    pub(super) fn is_heard(&self) -> bool {
-        !self.listeners.is_empty()
-    }
-
     fn cursor(&self) -> Option<FeedCursor> {
         FeedCursor::decode(&self.row.cursor).ok()
     }
@@ -154,7 +149,7 @@ impl Worker {
     /// Takes the wishes of those who ask.
     fn take_wanted(&mut self, batch: &mut Batch) -> bool {
         let (leaving, wishes, used) = self.view.want(|wanted| {
-            (std::mem::take(&mut wanted.leaving), std::mem::take(&mut wanted.wishes), std::mem::take(&mut wanted.used))
+            (wanted.take_leaving(), std::mem::take(&mut wanted.wishes), std::mem::take(&mut wanted.used))
         });
         for id in leaving {
             self.predicates.remove(id);
@@ -381,9 +376,9 @@ impl Worker {
         }
         if let Some(cursor) = cursor {
             self.tell(&turns, cursor);
-            let (is_ready, is_heard) = (self.is_ready, self.is_heard());
+            let is_ready = self.is_ready;
             self.view.progress.send_modify(|progress| {
-                (progress.is_ready, progress.is_heard, progress.cursor) = (is_ready, is_heard, Some(cursor));
+                (progress.is_ready, progress.cursor) = (is_ready, Some(cursor));
             });
         }
         if !is_new && write.rows.is_empty() {
