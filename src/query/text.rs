@@ -94,13 +94,25 @@ impl<'a> Parser<'a> {
         }
         let field = self.field()?;
         let operator = self.operator()?;
+        let value = self.value()?;
+        Ok(Predicate::Condition(Condition::new(field, operator, value)))
+    }
+
+    fn value(&mut self) -> Result<Value, QueryError> {
         self.skip_space();
-        let mut values = serde_json::Deserializer::from_str(self.rest()).into_iter::<Value>();
+        let rest = self.rest();
+        // A number or a word ends where a sign of ours begins; anything else says itself where it ends.
+        let is_behind = |character: char| character.is_whitespace() || "&|)".contains(character);
+        let text = match rest.starts_with(['"', '[', '{']) {
+            true => rest,
+            false => &rest[..rest.find(is_behind).unwrap_or(rest.len())],
+        };
+        let mut values = serde_json::Deserializer::from_str(text).into_iter::<Value>();
         let Some(Ok(value)) = values.next() else {
             return Err(self.wrong(r#"a value as JSON: "text" in double quotes, 5, true, ["a", "b"]"#));
         };
         self.at += values.byte_offset();
-        Ok(Predicate::Condition(Condition::new(field, operator, value)))
+        Ok(value)
     }
 
     fn field(&mut self) -> Result<Path, QueryError> {
@@ -161,10 +173,12 @@ mod tests {
             ("", "character 1: expected a field, found the end"),
             ("room = 1", "\"=\" is no operator"),
             ("room == lobby", "character 9: expected a value as JSON"),
-            ("room == \"a\" and b == 1", "character 12: expected the end, `&&` or `||`, found `and b == 1`"),
+            ("room == \"a\" and b == 1", "character 13: expected the end, `&&` or `||`, found `and b == 1`"),
             ("(room == 1", "character 11: expected `)`, found the end"),
             ("room", "character 5: expected an operator"),
             ("((((((((((a == 1))))))))))", "fewer parentheses"),
+            ("a == 1x", "expected a value as JSON"),
+            ("a == [1, x]", "expected a value as JSON"),
         ] {
             let error = Predicate::parse(text).unwrap_err().to_string();
             assert!(error.contains(why), "{text}: {error}");
