@@ -271,7 +271,7 @@ pub(crate) mod queries {
     /// Rows of an index that a count looks at when the index alone answers it.
     pub(crate) const COUNTED_MAX: usize = 1_000_000;
     /// Rows of an index that are counted, to learn which of two narrows more.
-    pub(crate) const PROBE: usize = 1024;
+    pub(crate) const PROBE: usize = 256;
     /// Documents that a query looked at without an index before one is kept for its fields.
     pub(crate) const LEARN_ABOVE: usize = 500;
     /// Indexes of one collection that queries brought about.

@@ -125,8 +125,17 @@ impl Search<'_> {
     /// Ways to the documents of one alternative, the most promising first; none when all are to be looked at.
     fn ways(&self, conditions: &[Condition]) -> Result<Vec<Access>, Error> {
         let limited = self.shape.limit.is_some();
+        let mut all = accesses(self.shape, conditions, self.indexes, self.after);
+        all.retain(|access| access.narrows || limited);
+        // What leads to the result and nothing else, in its order, needs not be weighed; nor does what is alone.
+        if let Some(best) = all.iter().position(|access| limited && access.ordered && access.covers) {
+            return Ok(vec![all.swap_remove(best)]);
+        }
+        if all.len() == 1 {
+            return Ok(all);
+        }
         let mut weighed = Vec::new();
-        for access in accesses(self.shape, conditions, self.indexes, self.after) {
+        for access in all {
             let entries = if access.narrows { self.probe(&access)? } else { queries::PROBE };
             // Few entries before all. Else the order, of which a limited query needs the beginning only.
             let rank = match () {
