@@ -34,6 +34,8 @@ pub(super) struct Worker {
     indexes: Vec<Index>,
     /// Indexes to make once others of the same id are gone.
     later: Vec<Index>,
+    /// Up to where the rows of one that goes are removed.
+    removed: Vec<u8>,
     predicates: Predicates,
     listeners: HashMap<ListenerId, Arc<Listening>>,
     /// It has reached the log's end since it was opened: positions are exact from then on.
@@ -100,6 +102,7 @@ impl Worker {
             stored,
             indexes,
             later: Vec::new(),
+            removed: Vec::new(),
             predicates: Predicates::default(),
             listeners: HashMap::new(),
             is_ready: false,
@@ -223,7 +226,7 @@ impl Worker {
         let mut prefixes = vec![values_of(self.view.collection.key())];
         prefixes.extend(self.indexes.iter().map(|index| entries_of(index.id)));
         for prefix in prefixes {
-            remove_some(&rows, &prefix, &mut batch.overlay)?;
+            remove_some(&rows, &prefix, &mut Vec::new(), &mut batch.overlay)?;
         }
         batch.is_new = true;
         if batch.overlay.is_empty() {
@@ -473,9 +476,10 @@ impl Worker {
                 self.store_index(&self.indexes[at].clone(), &mut batch);
             }
             IndexPhase::Dropping => {
-                remove_some(&rows, &entries_of(self.indexes[at].id), &mut batch.overlay)?;
+                remove_some(&rows, &entries_of(self.indexes[at].id), &mut self.removed, &mut batch.overlay)?;
                 if batch.overlay.is_empty() {
                     let index = self.indexes.remove(at);
+                    self.removed.clear();
                     batch.state.remove(Keyspace::State, index_key(self.view.collection.key(), index.id));
                 }
             }
@@ -486,13 +490,16 @@ impl Worker {
     }
 }
 
-/// Removes some of the rows whose keys begin with `prefix`, if there is room for more.
-fn remove_some(rows: &Rows, prefix: &[u8], overlay: &mut Overlay) -> Result<(), Error> {
-    rows.scan(prefix, &end_of(prefix), false, &mut |key, _| {
+/// Removes some of the rows whose keys begin with `prefix`, if there is room for more. Those up to `removed` are gone, and
+/// are not walked over again: a store remembers for a while what was removed.
+fn remove_some(rows: &Rows, prefix: &[u8], removed: &mut Vec<u8>, overlay: &mut Overlay) -> Result<(), Error> {
+    let from = if removed.starts_with(prefix) { removed.clone() } else { prefix.to_vec() };
+    rows.scan(&from, &end_of(prefix), false, &mut |key, _| {
         if overlay.len() >= queries::ROWS_PER_CLEARING {
             return ControlFlow::Break(());
         }
         overlay.insert(key.to_vec(), None);
+        *removed = key.to_vec();
         ControlFlow::Continue(())
     })
 }
