@@ -107,7 +107,7 @@ impl Teller {
         let remembered = self.remembered(document, lsn)?;
         let named = |position: Lsn| match remembered.heads.iter().find(|(other, _)| *other == position) {
             Some((_, hash)) => Ok((position, *hash)),
-            None => change_at(&reader, position).map(|hash| (position, hash)),
+            None => reader.change_hash(position).map(|hash| (position, hash)),
         };
         let places = header.heads_before.as_ref().unwrap_or(&header.deps);
         let before = places.iter().map(|back| named(at(back))).collect::<Result<Vec<_>, _>>()?;
@@ -240,12 +240,5 @@ impl Teller {
         // As many as there are collections; each has a name in memory already.
         self.collections.insert(reference, name.clone());
         Ok(name)
-    }
-}
-
-fn change_at(reader: &Reader, lsn: Lsn) -> Result<ChangeHash, Error> {
-    match reader.record(lsn)? {
-        Some(Record::Change(header, _)) => Ok(ChangeHash(header.hash)),
-        _ => Err(HistoryError::Missing(format!("change record {lsn}")).into()),
     }
 }

@@ -124,7 +124,11 @@ impl Reader {
         }
     }
 
-    fn change_hash(&self, lsn: Lsn) -> Result<ChangeHash, HistoryError> {
+    /// The hash of the change whose record is at `lsn`.
+    ///
+    /// # Errors
+    /// [`HistoryError::Missing`] when there is none; [`HistoryError`] when the disk or the record fails.
+    pub(crate) fn change_hash(&self, lsn: Lsn) -> Result<ChangeHash, HistoryError> {
         match self.record(lsn)? {
             Some(Record::Change(header, _)) => Ok(ChangeHash(header.hash)),
             _ => Err(HistoryError::Missing(format!("change record {lsn}"))),

@@ -9,7 +9,7 @@ use super::listener::{ListenOptions, Listener};
 use super::predicate::Predicate;
 use super::run::Search;
 use super::snapshot::{Metadata, Placed, QuerySnapshot, changes_between};
-use super::spec::{Asked, Edge, Ordering, Shape, from_json};
+use super::spec::{Asked, Edge, Ordering, from_json};
 use super::view::{View, Wish};
 use super::views::Views;
 use super::window::in_order;
@@ -299,7 +299,7 @@ impl Query {
         let standing = view.answering(self.tail())?;
         let want = shape.limit.unwrap_or(queries::LIMIT_MAX + 1);
         let missed = |parts| self.learn(&view, &views, parts);
-        let found = self.search(&standing, &shape, want, &missed).run()?;
+        let found = Search { missed: &missed, ..standing.search(&shape, want) }.run()?;
         let position = standing.at();
         drop(standing);
         view.note_use(&found.used);
@@ -323,30 +323,12 @@ impl Query {
         let (views, view) = view_of(&self.collection)?;
         let standing = view.answering(self.tail())?;
         let missed = |parts| self.learn(&view, &views, parts);
-        let (count, found) = self.search(&standing, &shape, queries::EXAMINED_MAX + 1, &missed).count()?;
+        let search = standing.search(&shape, queries::EXAMINED_MAX + 1);
+        let (count, found) = Search { missed: &missed, ..search }.count()?;
         let position = standing.at();
         drop(standing);
         view.note_use(&found.used);
         Ok((count, position))
-    }
-
-    fn search<'a>(
-        &'a self,
-        standing: &'a super::view::Standing<'_>,
-        shape: &'a Shape,
-        want: usize,
-        missed: &'a dyn Fn(Vec<Part>),
-    ) -> Search<'a> {
-        Search {
-            rows: &standing.rows,
-            collection: self.collection.name(),
-            indexes: standing.indexes(),
-            shape,
-            after: None,
-            want,
-            without: None,
-            missed,
-        }
     }
 
     /// Has indexes kept that would have helped.

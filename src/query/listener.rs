@@ -7,7 +7,6 @@ use tokio::sync::watch;
 
 use super::builder::Query;
 use super::document::Document;
-use super::index::Part;
 use super::predicates::ListenerId;
 use super::run::Search;
 use super::snapshot::{ChangeKind, DocChange, Metadata, Placed, QuerySnapshot, changes_between};
@@ -105,19 +104,10 @@ impl Listening {
     }
 
     /// Looks for documents behind those that are known, since some of these went.
-    pub(super) fn look_further(&self, collection: &CollectionName, standing: &Standing<'_>) {
+    pub(super) fn look_further(&self, standing: &Standing<'_>) {
         let mut state = self.state();
         let bound = state.window.bound().map(<[u8]>::to_vec);
-        let search = Search {
-            rows: &standing.rows,
-            collection,
-            indexes: standing.indexes(),
-            shape: &self.shape,
-            after: bound.as_deref(),
-            want: wanted(&self.shape),
-            without: None,
-            missed: &|_| {},
-        };
+        let search = Search { after: bound.as_deref(), ..standing.search(&self.shape, wanted(&self.shape)) };
         match search.run() {
             Ok(found) => state.window.extend(found),
             Err(error) => state.failure = Some(error),
@@ -244,7 +234,7 @@ impl Listener {
         let (changed, receiver) = watch::channel(0);
         let standing = view.answering(self.query.tail())?;
         let missed = |parts| self.query.learn(&view, &views, parts);
-        let found = self.search(&standing, wanted(&self.shape), None, &missed).run()?;
+        let found = Search { missed: &missed, ..standing.search(&self.shape, wanted(&self.shape)) }.run()?;
         view.note_use(&found.used);
         let at = standing.at();
         let before = match past {
@@ -282,25 +272,6 @@ impl Listener {
             if let Some(snapshot) = self.take(true)? {
                 return Ok(snapshot);
             }
-        }
-    }
-
-    fn search<'a>(
-        &'a self,
-        standing: &'a Standing<'_>,
-        want: usize,
-        without: Option<&'a HashSet<DocumentId>>,
-        missed: &'a dyn Fn(Vec<Part>),
-    ) -> Search<'a> {
-        Search {
-            rows: &standing.rows,
-            collection: self.query.collection.name(),
-            indexes: standing.indexes(),
-            shape: &self.shape,
-            after: None,
-            want,
-            without,
-            missed,
         }
     }
 
@@ -392,7 +363,7 @@ impl Listener {
             return Ok(None);
         }
         let changed: HashSet<DocumentId> = past.documents.keys().copied().collect();
-        let found = self.search(standing, wanted(&self.shape), Some(&changed), &|_| {}).run()?;
+        let found = Search { without: Some(&changed), ..standing.search(&self.shape, wanted(&self.shape)) }.run()?;
         let mut placed: BTreeMap<Vec<u8>, Arc<Document>> =
             found.documents.into_iter().map(|(place, document)| (place, Arc::new(document))).collect();
         for document in past.documents.into_values().flatten() {

@@ -3,7 +3,7 @@
 use super::index::{Index, Part};
 use super::predicate::{Condition, Operator, Span};
 use super::rows::{end_of, entries_of};
-use super::spec::{Ordering, Shape, is_descending, step_over};
+use super::spec::{Ordering, Shape, is_descending};
 use super::value::TOO_MANY;
 use crate::limits::queries;
 
@@ -96,15 +96,11 @@ fn access(shape: &Shape, conditions: &[Condition], index: &Index, after: Option<
         return None;
     }
     let mut ranges: Vec<(Vec<u8>, Vec<u8>)> = ranges.collect();
-    if has_all_of_order {
-        let length = ranges.len();
+    if has_all_of_order && span.is_none() {
         // The place in the result follows what was looked up.
-        let prefix = |at: usize, ranges: &[(Vec<u8>, Vec<u8>)]| common(&ranges[at].0, &ranges[at].1);
-        if span.is_none() {
-            for at in 0..length {
-                let begin = prefix(at, &ranges);
-                narrow(&mut ranges[at], &begin, shape, after, flipped);
-            }
+        for range in &mut ranges {
+            let prefix = range.0.clone();
+            narrow(range, &prefix, shape, after, flipped);
         }
     }
     let covers = answered.len() == conditions.len()
@@ -146,13 +142,6 @@ fn turned(bytes: &[u8], descending: bool) -> Vec<u8> {
     if descending { bytes.iter().map(|byte| !byte).collect() } else { bytes.to_vec() }
 }
 
-/// What a range that is given by its beginning begins with.
-fn common(from: &[u8], to: &[u8]) -> Vec<u8> {
-    // `to` is the first behind all that begin with `from`.
-    debug_assert!(end_of(from) == to);
-    from.to_vec()
-}
-
 /// Leaves out of a range what is outside of the result's start and end, or not behind `after`.
 fn narrow(range: &mut (Vec<u8>, Vec<u8>), prefix: &[u8], shape: &Shape, after: Option<&[u8]>, flipped: bool) {
     // `after` counts from the end of the result when that is what the limit takes.
@@ -163,13 +152,8 @@ fn narrow(range: &mut (Vec<u8>, Vec<u8>), prefix: &[u8], shape: &Shape, after: O
         Some(place) => lower = Some(lower.map_or(place.clone(), |lower| lower.max(place))),
         None => {}
     }
-    let behind = |bytes: &[u8]| {
-        let mut bytes = turned(bytes, true);
-        step_over(&mut bytes);
-        bytes
-    };
     let (from, to) = if flipped {
-        (upper.map(|upper| turned(&upper, true)), lower.map(|lower| behind(&lower)))
+        (upper.map(|upper| turned(&upper, true)), lower.map(|lower| end_of(&turned(&lower, true))))
     } else {
         (lower, upper)
     };

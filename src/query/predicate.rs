@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::rows::end_of;
 use super::value::{self, ValueKey};
 use crate::document::Path;
 use crate::error::QueryError;
@@ -376,8 +377,8 @@ pub(super) struct Span {
 impl Span {
     /// What is in both.
     pub(super) fn within(self, other: Self) -> Self {
-        let from = |(bytes, included): &(Vec<u8>, bool)| if *included { bytes.clone() } else { behind(bytes) };
-        let to = |(bytes, included): &(Vec<u8>, bool)| if *included { behind(bytes) } else { bytes.clone() };
+        let from = |(bytes, included): &(Vec<u8>, bool)| if *included { bytes.clone() } else { end_of(bytes) };
+        let to = |(bytes, included): &(Vec<u8>, bool)| if *included { end_of(bytes) } else { bytes.clone() };
         let lower = if from(&other.lower) > from(&self.lower) { other.lower } else { self.lower };
         let upper = if to(&other.upper) < to(&self.upper) { other.upper } else { self.upper };
         Self { lower, upper }
@@ -386,8 +387,8 @@ impl Span {
     /// The first bytes in it, and the first behind it, as they stand in an index.
     pub(super) fn bounds(&self, descending: bool) -> (Vec<u8>, Vec<u8>) {
         let turned = |bytes: &[u8]| bytes.iter().map(|byte| !byte).collect::<Vec<u8>>();
-        let from = |bytes: Vec<u8>, included: bool| if included { bytes } else { behind(&bytes) };
-        let to = |bytes: Vec<u8>, included: bool| if included { behind(&bytes) } else { bytes };
+        let from = |bytes: Vec<u8>, included: bool| if included { bytes } else { end_of(&bytes) };
+        let to = |bytes: Vec<u8>, included: bool| if included { end_of(&bytes) } else { bytes };
         let Self { lower, upper } = self;
         if descending {
             (from(turned(&upper.0), upper.1), to(turned(&lower.0), lower.1))
@@ -395,13 +396,6 @@ impl Span {
             (from(lower.0.clone(), lower.1), to(upper.0.clone(), upper.1))
         }
     }
-}
-
-/// The first bytes behind all that begin with these.
-fn behind(bytes: &[u8]) -> Vec<u8> {
-    let mut bytes = bytes.to_vec();
-    super::spec::step_over(&mut bytes);
-    bytes
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The rows of views and indexes, and reading them as they will be when what is on its way to the disk is there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -177,9 +177,11 @@ pub(super) fn put_entries(
     before: Option<&Value>,
     after: Option<&Value>,
 ) {
-    let entries = |value: Option<&Value>| value.map_or_else(Vec::new, |value| index.entries(id, value));
+    let entries = |value: Option<&Value>| -> BTreeSet<Vec<u8>> {
+        value.map(|value| index.entries(id, value)).into_iter().flatten().collect()
+    };
     let (before, after) = (entries(before), entries(after));
-    for key in before.iter().filter(|key| !after.contains(key)) {
+    for key in before.difference(&after) {
         overlay.insert(key.clone(), None);
     }
     for key in after {

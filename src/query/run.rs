@@ -7,7 +7,7 @@ use super::document::Document;
 use super::index::{Index, Part};
 use super::plan::{Access, accesses, best_index, single_indexes};
 use super::predicate::Condition;
-use super::rows::{Rows, document_of, end_of, id_at_end, values_of};
+use super::rows::{Rows, document_of, end_of, values_of};
 use super::spec::Shape;
 use crate::engine::Database;
 use crate::error::{Error, QueryError};
@@ -203,24 +203,19 @@ impl Search<'_> {
 
     /// Looks at every document.
     fn walk(&self, found: &mut Found) -> Result<Result<(), TooMany>, Error> {
-        let prefix = values_of(self.collection.key());
-        let (mut from, to) = (prefix.clone(), end_of(&prefix));
+        let mut after = None;
         loop {
-            let mut page = Vec::with_capacity(PAGE);
-            self.rows.scan(&from, &to, false, &mut |key, bytes| {
-                page.push((key.to_vec(), bytes.to_vec()));
-                if page.len() < PAGE { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-            })?;
-            for (key, bytes) in &page {
+            let page = documents_after(self.rows, self.collection, after, PAGE)?;
+            after = page.last().map(|document| document.id.0).filter(|_| page.len() == PAGE);
+            for document in page {
                 if found.examined >= queries::EXAMINED_MAX {
                     return Ok(Err(TooMany));
                 }
                 found.examined += 1;
-                self.take(document_of(key, bytes)?, found);
+                self.take(document, found);
             }
-            match page.pop().filter(|_| page.len() + 1 == PAGE) {
-                Some((last, _)) => from = [&last[..], &[0]].concat(),
-                None => return Ok(Ok(())),
+            if after.is_none() {
+                return Ok(Ok(()));
             }
         }
     }
@@ -289,7 +284,7 @@ impl Search<'_> {
     }
 }
 
-/// Every document of a collection with a greater id than `after`, up to `count`: for making indexes.
+/// Every document of a collection with a greater id than `after`, up to `count`.
 ///
 /// # Errors
 /// [`Error::History`] when the store cannot be read.
@@ -306,5 +301,5 @@ pub(super) fn documents_after(
         page.push((key.to_vec(), bytes.to_vec()));
         if page.len() < count { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
-    page.iter().filter(|(key, _)| id_at_end(key).is_some()).map(|(key, bytes)| document_of(key, bytes)).collect()
+    page.iter().map(|(key, bytes)| document_of(key, bytes)).collect()
 }

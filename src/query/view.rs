@@ -10,6 +10,8 @@ use super::index::Index;
 use super::listener::Listening;
 use super::predicates::ListenerId;
 use super::rows::{Overlay, Rows};
+use super::run::Search;
+use super::spec::Shape;
 use crate::engine::Database;
 use crate::error::{Error, QueryError};
 use crate::feed::{FeedCursor, Filter};
@@ -52,7 +54,7 @@ pub(super) struct Progress {
     /// It was idle, and goes on under another.
     pub(super) is_down: bool,
     /// Why it goes no further.
-    pub(super) failure: Option<String>,
+    pub(super) failure: Option<Failure>,
 }
 
 /// What is asked of the thread that makes the view.
@@ -96,6 +98,20 @@ impl Standing<'_> {
         &self.gate.indexes
     }
 
+    /// A search here, for as many documents as `want`.
+    pub(super) fn search<'a>(&'a self, shape: &'a Shape, want: usize) -> Search<'a> {
+        Search {
+            rows: &self.rows,
+            collection: &self.view.collection,
+            indexes: self.indexes(),
+            shape,
+            after: None,
+            want,
+            without: None,
+            missed: &|_| {},
+        }
+    }
+
     /// Where it stands.
     pub(super) fn at(&self) -> FeedCursor {
         self.gate.at
@@ -113,8 +129,24 @@ impl Standing<'_> {
     }
 }
 
-/// Why the views of a closed database go no further.
-pub(super) const CLOSED: &str = "the database is closed";
+/// Why a view goes no further.
+#[derive(Debug, Clone)]
+pub(super) enum Failure {
+    /// The database is closed.
+    Closed,
+    /// It cannot be read or written.
+    Stuck(String),
+}
+
+impl Failure {
+    /// What whoever waits for it is told.
+    pub(super) fn error(&self) -> Error {
+        match self {
+            Self::Closed => Error::Closed,
+            Self::Stuck(why) => Error::ReadOnly(why.clone()),
+        }
+    }
+}
 
 impl Progress {
     fn has_reached(&self, position: Lsn) -> bool {
@@ -186,8 +218,7 @@ impl View {
         let found = progress.wait_for(is_over).await.map_err(|_| Error::Closed)?;
         match &found.failure {
             _ if found.has_reached(position) => Ok(true),
-            Some(why) if why == CLOSED => Err(Error::Closed),
-            Some(why) => Err(Error::ReadOnly(why.clone())),
+            Some(failure) => Err(failure.error()),
             None => Ok(false),
         }
     }

@@ -13,7 +13,7 @@ use tokio::sync::{Notify, watch};
 
 use super::predicates::ListenerId;
 use super::rows::viewed;
-use super::view::{CLOSED, View};
+use super::view::{Failure, View};
 use super::worker::Worker;
 use crate::engine::{Attached, Database, WeakDatabase, block_on};
 use crate::error::{Error, QueryError};
@@ -163,11 +163,11 @@ impl Views {
             }
         }
         for worker in workers.values_mut() {
-            worker.end(|| Error::Closed);
+            worker.end(&Failure::Closed);
         }
         for view in self.all() {
-            fail(&view, CLOSED);
-            view.want(|wanted| wanted.arriving.drain(..).for_each(|listening| listening.end(Error::Closed)));
+            fail(&view, Failure::Closed);
+            view.want(|wanted| wanted.arriving.drain(..).for_each(|listening| listening.end(Failure::Closed.error())));
         }
     }
 
@@ -196,10 +196,11 @@ impl Views {
                 }
                 Err(error) => {
                     tracing::error!(collection = %view.collection, %error, "a view goes no further");
-                    fail(&view, &error.to_string());
+                    let failure = Failure::Stuck(error.to_string());
                     if let Some(mut worker) = workers.remove(&view.collection) {
-                        worker.end(|| Error::ReadOnly(error.to_string()));
+                        worker.end(&failure);
                     }
+                    fail(&view, failure);
                 }
             }
         }
@@ -226,8 +227,8 @@ impl Attached for Views {
 /// How long a step that could not be written waits.
 const PAUSE: Duration = Duration::from_millis(200);
 
-fn fail(view: &View, why: &str) {
-    view.progress.send_modify(|progress| progress.failure = Some(why.to_owned()));
+fn fail(view: &View, failure: Failure) {
+    view.progress.send_modify(|progress| progress.failure = Some(failure));
 }
 
 /// What the first of the two to end says.

@@ -14,7 +14,7 @@ use super::rows::{
     view_key,
 };
 use super::run::documents_after;
-use super::view::{View, Wish, document_at};
+use super::view::{Failure, View, Wish, document_at};
 use super::window::Turn;
 use crate::engine::{Database, block_on, now_ms};
 use crate::error::Error;
@@ -134,10 +134,10 @@ impl Worker {
     }
 
     /// Tells listeners that nothing more comes.
-    pub(super) fn end(&mut self, error: impl Fn() -> Error) {
+    pub(super) fn end(&mut self, failure: &Failure) {
         let arriving = self.view.want(|wanted| std::mem::take(&mut wanted.arriving));
         for listening in self.listeners.drain().map(|(_, listening)| listening).chain(arriving) {
-            listening.end(error());
+            listening.end(failure.error());
         }
     }
 
@@ -423,7 +423,7 @@ impl Worker {
             let standing = self.view.standing();
             for id in low {
                 if let Some(listening) = self.listeners.get(&id) {
-                    listening.look_further(&self.view.collection, &standing);
+                    listening.look_further(&standing);
                 }
             }
         }

@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
+use super::watch::typed;
 use super::{Cancel, CommandError, Exit, Output};
 use crate::engine::{Collection, Database};
-use crate::feed::FeedCursor;
 use crate::query::{ChangeKind, IndexState, ListenOptions, Predicate, Query, QuerySnapshot};
 
 /// A query in its JSON form, with conditions that were typed beside those in it.
@@ -54,10 +54,7 @@ pub(super) fn listen(
     let (query, _) = asked(&db.collection(collection)?, &json!({}), Some(predicate))?;
     let mut options = ListenOptions::default();
     if !matches!(from, "now" | "beginning") {
-        let since = from.parse::<FeedCursor>().map_err(|error| {
-            CommandError::new("E0619", Exit::Usage, error.to_string())
-                .fix("give a cursor as this node printed it, `beginning` or `now`")
-        })?;
+        let since = typed(from, "give a cursor as this node printed it, `beginning` or `now`")?;
         options = options.since(since);
     }
     let mut listener = query.on_snapshot(options)?;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::documents::find;
 use super::{Cancel, CommandError, Exit, Output, Target};
 use crate::engine::Database;
-use crate::feed::{ChangeFeed, FeedCursor, Filter, Item, Opening};
+use crate::feed::{ChangeFeed, CursorError, FeedCursor, Filter, Item, Opening};
 use crate::history::{Entry, EntryKind};
 use crate::id::{CollectionName, DocumentId, Lsn, NodeId};
 use crate::log::record::{Lifecycle, LifecycleKind};
@@ -72,13 +72,16 @@ fn feed(db: &Database, target: Option<Target>, from: &str) -> Result<ChangeFeed,
                 let beginning = FeedCursor::beginning(reader.log_id(), filter.key());
                 changes.since(FeedCursor { position, chain, ..beginning })
             }
-            Err(_) => changes.since(text.parse::<FeedCursor>().map_err(|error| {
-                CommandError::new("E0619", Exit::Usage, error.to_string())
-                    .fix("give a cursor or a position as this node printed them, `beginning` or `now`")
-            })?),
+            Err(_) => changes
+                .since(typed(text, "give a cursor or a position as this node printed them, `beginning` or `now`")?),
         },
     };
     Ok(changes.open()?)
+}
+
+/// A cursor that somebody typed.
+pub(super) fn typed(text: &str, fix: &str) -> Result<FeedCursor, CommandError> {
+    text.parse().map_err(|error: CursorError| CommandError::new("E0619", Exit::Usage, error.to_string()).fix(fix))
 }
 
 /// A position that somebody gave, if this log reaches it.

@@ -226,8 +226,8 @@ async fn line(item: Item, form: Form, told: &Told) -> Result<String, Problem> {
 }
 
 /// What ends a stream that cannot go on; a new one may go on after the last cursor.
-fn last_line(problem: &Problem, form: Form) -> String {
-    tracing::error!(?problem, "a feed ended");
+pub(super) fn last_line(problem: &Problem, form: Form) -> String {
+    tracing::error!(?problem, "a stream ended");
     written("error", None, &json!({ "error": problem.to_json() }), form)
 }
 

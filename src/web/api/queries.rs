@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::blocking;
-use super::changes::{Form, written};
+use super::changes::{Form, last_line, written};
 use super::documents::{Body as Received, answer, parsed, query_problem};
 use super::problem::Problem;
 use crate::error::{Error, QueryError};
@@ -136,7 +136,7 @@ fn flow(first: String, listener: Listener, stop: watch::Receiver<bool>) -> Respo
             Err(_) => Some((Ok(Bytes::from_static(b":\n\n")), Some((String::new(), listener, stop)))),
             Ok(None) => None,
             Ok(Some(Ok(snapshot))) => Some((Ok(Bytes::from(line(&snapshot))), Some((String::new(), listener, stop)))),
-            Ok(Some(Err(error))) => Some((Ok(Bytes::from(last_line(&error))), None)),
+            Ok(Some(Err(error))) => Some((Ok(Bytes::from(last_line(&error.into(), Form::Sse))), None)),
         }
     });
     ([(CONTENT_TYPE, "text/event-stream"), (CACHE_CONTROL, "no-store")], Body::from_stream(lines)).into_response()
@@ -144,11 +144,6 @@ fn flow(first: String, listener: Listener, stop: watch::Receiver<bool>) -> Respo
 
 fn line(snapshot: &crate::query::QuerySnapshot) -> String {
     written("snapshot", Some(snapshot.metadata().position), &snapshot.changes_to_json(), Form::Sse)
-}
-
-fn last_line(error: &Error) -> String {
-    let said = json!({ "error": { "code": error.code(), "detail": error.to_string(), "fix": error.remedy() } });
-    written("error", None, &said, Form::Sse)
 }
 
 /// `GET /v1/collections/{collection}/indexes`
