@@ -8,7 +8,8 @@
 //! * `strict`: every change of a name is kept or lost by itself until its folder is synced, and of the contents every
 //!   sector of 512 bytes.
 //!
-//! In both, of what was not synced all, nothing, or any part is kept. What was synced is kept. A process that was told
+//! In both, of what was not synced all, nothing, or any part is kept; a page or sector that is kept is so as it was in
+//! memory, with all that was written to it before. What was synced is kept. A process that was told
 //! of an edit wrote it to a pipe, in the same recording: that is the judge.
 
 use std::collections::{BTreeMap, HashMap};
@@ -355,7 +356,9 @@ fn image(recording: &Recording, cut: Cut, root: &Path, target: &Path) {
         }
     };
     let mut names: BTreeMap<PathBuf, Option<usize>> = BTreeMap::from([(root.to_owned(), None)]);
-    let mut contents: HashMap<usize, Vec<Change>> = HashMap::new();
+    // In order, with whether it is kept.
+    let mut contents: HashMap<usize, Vec<(Change, bool)>> = HashMap::new();
+    let mut blocks: HashMap<(usize, u64), Vec<usize>> = HashMap::new();
     let mut lost_a_name = false;
     let grain = if cut.strict { 512 } else { 4096 };
     for recorded in recording.changes.iter().take_while(|recorded| recorded.call <= cut.after) {
@@ -371,18 +374,20 @@ fn image(recording: &Recording, cut: Cut, root: &Path, target: &Path) {
                 }
             }
             Change::Length { file, .. } => {
-                if keeps(sure) {
-                    contents.entry(*file).or_default().push(recorded.change.clone());
-                }
+                contents.entry(*file).or_default().push((recorded.change.clone(), keeps(sure)));
             }
             Change::Write { file, at, bytes } => {
                 let mut from = *at;
                 let end = at + bytes.len() as u64;
                 while from < end {
                     let to = end.min((from / grain + 1) * grain);
-                    if keeps(sure) {
-                        let bytes = bytes[(from - at) as usize..(to - at) as usize].to_vec();
-                        contents.entry(*file).or_default().push(Change::Write { file: *file, at: from, bytes });
+                    let bytes = bytes[(from - at) as usize..(to - at) as usize].to_vec();
+                    let (parts, kept) = (contents.entry(*file).or_default(), keeps(sure));
+                    let block = blocks.entry((*file, from / grain)).or_default();
+                    block.push(parts.len());
+                    parts.push((Change::Write { file: *file, at: from, bytes }, kept));
+                    if kept {
+                        block.drain(..).for_each(|part| parts[part].1 = true);
                     }
                     from = to;
                 }
@@ -396,7 +401,7 @@ fn image(recording: &Recording, cut: Cut, root: &Path, target: &Path) {
             continue;
         };
         let made = fs::File::create(&path).unwrap();
-        for change in contents.get(file).into_iter().flatten() {
+        for (change, _) in contents.get(file).into_iter().flatten().filter(|(_, kept)| *kept) {
             match change {
                 Change::Length { length, .. } => made.set_len(*length).unwrap(),
                 Change::Write { at, bytes, .. } => made.write_all_at(bytes, *at).unwrap(),

@@ -23,6 +23,10 @@ const ITEM_BYTES: usize = 20;
 const STEP_MAX: u64 = 1 << 24;
 /// A torn write leaves zeros, and this many in a row do not come from a flipped bit.
 const TORN_ZEROS: usize = 64;
+/// What a disk writes in full or not at all.
+const SECTOR_BYTES: u64 = 512;
+/// The sector in which a batch begins may be lost with as little of the batch. More than a few flipped bits clear.
+const TORN_START: u64 = 5;
 /// How many bytes are read again and again in search of an intact batch behind a damaged one, in journals' lengths.
 const SEARCH_FACTOR: u64 = 16;
 
@@ -218,6 +222,10 @@ impl Journal {
 
     /// Whether a stretch has zeros as a write leaves them that was not done in full.
     pub(in crate::log) fn has_torn_zeros(&mut self, from: u64, to: u64) -> io::Result<bool> {
+        let sector_end = from.next_multiple_of(SECTOR_BYTES);
+        if sector_end >= from + TORN_START && self.bytes.next_nonzero(from)?.is_none_or(|next| next >= sector_end) {
+            return Ok(true);
+        }
         let (mut at, mut run) = (from, 0);
         while at < to {
             let Some(bytes) = self.bytes.some_at(at)? else { return Ok(false) };

@@ -13,6 +13,9 @@ use crate::log::storage::{Keyspace, StorageError, TailMark};
 /// fjall's number of the table of records: the tables were made in the order of [`Keyspace::ALL`], from 1.
 pub(in crate::log) const LOG_TABLE: u64 = Keyspace::Log as u64 + 1;
 
+/// How much of a value says whether it was written at all. A torn sector is longer than this.
+const LOOKED_AT: usize = 16;
+
 /// Whether fjall has yet to make its files in `store`.
 ///
 /// # Errors
@@ -277,8 +280,14 @@ impl<'a> Scan<'a> {
 }
 
 /// Keeps the smallest position among the records of a batch.
+///
+/// A key counts only if something stands behind it. A write that was torn within a row's start or its key leaves zeros
+/// from there to the end of the sector, so the key reads as a position long past, and what was never told as
+/// acknowledged.
 fn note_record(record: &mut Option<u64>, item: Item<'_>) {
+    let written = |value: &[u8]| value.iter().take(LOOKED_AT).any(|byte| *byte != 0);
     if item.table == LOG_TABLE
+        && item.value.is_some_and(written)
         && let Ok(key) = item.key.try_into()
     {
         let lsn = u64::from_be_bytes(key);
@@ -314,11 +323,15 @@ mod tests {
 
     /// A store with ten batches of one record each, and where they begin in the journal.
     fn ten_batches() -> (tempfile::TempDir, PathBuf, Vec<u64>) {
+        ten_batches_of(700)
+    }
+
+    fn ten_batches_of(bytes: usize) -> (tempfile::TempDir, PathBuf, Vec<u64>) {
         let folder = tempfile::tempdir().unwrap();
         let storage = FjallStorage::open(folder.path()).unwrap();
         for lsn in 1..=10u64 {
             let mut batch = WriteBatch::default();
-            batch.put(Keyspace::Log, lsn.to_be_bytes(), vec![lsn as u8; 700]);
+            batch.put(Keyspace::Log, lsn.to_be_bytes(), vec![lsn as u8; bytes]);
             batch.put(Keyspace::Docs, b"same key", vec![lsn as u8; 10]);
             storage.commit(batch, Durability::Synced).unwrap();
         }
@@ -387,6 +400,19 @@ mod tests {
     }
 
     #[test]
+    fn a_batch_that_is_torn_within_a_rows_start_or_its_key_was_told_to_nobody() {
+        let (folder, journal, starts) = ten_batches();
+        let store = folder.path().join(TABLES);
+        let original = fs::read(&journal).unwrap();
+        for torn in starts[9] + 1..starts[9] + 50 {
+            fs::write(&journal, &original).unwrap();
+            overwrite(&journal, torn, &vec![0; (starts[10] - torn) as usize]);
+            check_before_open(&store, Some(&mark(9)), false).unwrap_or_else(|error| panic!("torn at {torn}: {error}"));
+            assert_eq!(fs::metadata(&journal).unwrap().len(), starts[9]);
+        }
+    }
+
+    #[test]
     fn zeros_before_an_intact_batch_are_a_power_cut_only_if_nobody_was_told_of_either() {
         let (folder, journal, starts) = ten_batches();
         let store = folder.path().join(TABLES);
@@ -395,6 +421,26 @@ mod tests {
         assert!(matches!(refused, Err(StorageError::Damaged(_))), "{refused:?}");
         check_before_open(&store, Some(&mark(8)), false).unwrap();
         assert_eq!(fs::metadata(&journal).unwrap().len(), starts[8]);
+    }
+
+    #[test]
+    fn a_sector_that_is_lost_with_the_first_bytes_of_a_batch_is_a_power_cut() {
+        let in_sector = |start: u64| (start.next_multiple_of(512) - start) as usize;
+        let batch = 5;
+        let overhead = ten_batches().2[batch] - 700 * batch as u64;
+        let fits = |bytes: &u64| (5..64).contains(&in_sector(overhead + bytes * batch as u64));
+        let (folder, journal, starts) = ten_batches_of((700..1400).find(fits).unwrap() as usize);
+        let lost = in_sector(starts[batch]);
+        assert!((5..64).contains(&lost), "{lost} bytes of a batch before a sector's end");
+        let store = folder.path().join(TABLES);
+        let original = fs::read(&journal).unwrap();
+        overwrite(&journal, starts[batch], &vec![0; lost]);
+        check_before_open(&store, Some(&mark(batch as u64)), false).unwrap();
+        assert_eq!(fs::metadata(&journal).unwrap().len(), starts[batch]);
+        fs::write(&journal, &original).unwrap();
+        overwrite(&journal, starts[batch], &vec![0; lost]);
+        let refused = check_before_open(&store, Some(&mark(10)), true);
+        assert!(matches!(refused, Err(StorageError::Damaged(_))), "{refused:?}");
     }
 
     #[test]
