@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test panics; it does not return errors")]
 
+#[cfg(feature = "node")]
+mod auth;
 mod codec;
 mod convergence;
 mod disk_full;

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 
 /// The rooms from the ground up, each with what it may import from the crate beside itself. `error` stands beside
 /// `engine`: it gathers the errors of the rooms below, and what is above may use it.
-const ROOMS: [(&str, &[&str]); 14] = [
+const ROOMS: [(&str, &[&str]); 15] = [
     ("mutant", &[]),
     ("id", &["mutant"]),
     ("limits", &[]),
+    ("auth", &["id", "limits"]),
     ("document", &["id", "limits"]),
     ("log", &["id", "limits"]),
     ("history", &["id", "limits", "document", "log"]),
@@ -20,12 +21,18 @@ const ROOMS: [(&str, &[&str]); 14] = [
     ("feed", &["id", "limits", "document", "log", "history", "sync", "error", "engine"]),
     ("query", &["id", "limits", "document", "log", "history", "sync", "error", "engine", "feed"]),
     ("net", &["id", "limits", "document", "log", "history", "sync", "error", "engine"]),
-    ("web", &["id", "limits", "document", "log", "history", "sync", "error", "engine", "feed", "query"]),
-    ("node", &["id", "limits", "document", "log", "history", "sync", "error", "engine", "feed", "query", "net", "web"]),
+    ("web", &["id", "limits", "auth", "document", "log", "history", "sync", "error", "engine", "feed", "query"]),
+    (
+        "node",
+        &[
+            "id", "limits", "auth", "document", "log", "history", "sync", "error", "engine", "feed", "query", "net",
+            "web",
+        ],
+    ),
 ];
 
 /// Foreign crates that are confined, and the files or folders where they may be named.
-const FOREIGN: [(&str, &[&str]); 21] = [
+const FOREIGN: [(&str, &[&str]); 23] = [
     ("automerge", &["src/document/", "src/sync/", "src/lib.rs"]),
     ("fjall", &["src/log/fjall.rs", "src/log/mod.rs"]),
     ("rustix", &["src/log/"]),
@@ -38,13 +45,18 @@ const FOREIGN: [(&str, &[&str]); 21] = [
     ("hyper", &["src/web/"]),
     ("hyper_util", &["src/web/"]),
     ("tokio_tungstenite", &["src/web/"]),
+    ("jsonwebtoken", &["src/auth/"]),
+    ("ureq", &["src/node/keys.rs"]),
     ("clap", &["src/bin/"]),
     ("indicatif", &["src/bin/"]),
     ("mimalloc", &["src/bin/"]),
     ("comfy_table", &["src/bin/"]),
     ("tracing_subscriber", &["src/bin/"]),
     ("flate2", &["src/document/gate/inflate.rs", "src/node/trace/"]),
-    ("tokio", &["src/engine/", "src/feed/", "src/query/", "src/net/", "src/web/", "src/node/", "src/bin/"]),
+    (
+        "tokio",
+        &["src/auth/", "src/engine/", "src/feed/", "src/query/", "src/net/", "src/web/", "src/node/", "src/bin/"],
+    ),
     ("minicbor", &["src/sync/repo/cbor.rs", "src/sync/repo/wire.rs"]),
     ("wincode", &[]),
 ];
@@ -58,9 +70,10 @@ const LONG: [(&str, &str); 2] = [
 ];
 
 /// What a promise about bytes is tied to: the page, and the code that writes those bytes.
-const CODECS: [(&str, &[&str]); 3] = [
+const CODECS: [(&str, &[&str]); 4] = [
     ("docs/log-format.md", &["src/log/record.rs", "src/log/rows.rs"]),
     ("docs/protocol.md", &["src/sync/wire.rs"]),
+    ("docs/authentication.md", &["src/auth/own.rs", "src/auth/list.rs"]),
     ("docs/repo-protocol.md", &["src/sync/repo/wire.rs", "src/sync/repo/cbor.rs"]),
 ];
 

@@ -30,12 +30,15 @@
 //! | [`feed`] | the log told to those who follow what happens to documents |
 //! | [`query`] | documents found by their values, once or again whenever the result changes |
 //! | `net` | keys, tickets, links over QUIC (feature `quic`) |
+//! | `auth` | who somebody is: tokens, and who issues them (feature `web`) |
 //! | `web` | the HTTP port, for clients of automerge-repo (feature `web`) |
 //! | `node` | a serving node and its commands (feature `node`) |
 
 #[macro_use]
 mod mutant;
 
+#[cfg(feature = "web")]
+pub mod auth;
 pub mod document;
 pub mod engine;
 pub mod error;

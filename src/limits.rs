@@ -246,6 +246,79 @@ pub(crate) mod api {
     pub(crate) const STREAM_BYTES: usize = 64 << 10;
 }
 
+/// Bounds of tokens, and of what proves them.
+#[cfg(feature = "web")]
+pub(crate) mod tokens {
+    /// One token. A longer one is refused unread.
+    pub(crate) const TOKEN_BYTES_MAX: usize = 8 << 10;
+    /// How deeply its claims may be nested.
+    pub(crate) const CLAIMS_DEPTH: usize = 8;
+    /// Values in its claims, over all depths. A token with more is refused.
+    pub(crate) const CLAIMS_MAX: usize = 512;
+    /// Values in its header; as above.
+    pub(crate) const HEADER_VALUES_MAX: usize = 32;
+    /// The name of a user, in bytes.
+    pub(crate) const UID_BYTES_MAX: usize = 200;
+    /// The name of a user as the log records it, in bytes.
+    pub(crate) const PRINCIPAL_BYTES_MAX: usize = 256;
+    /// A role, in bytes.
+    pub(crate) const ROLE_BYTES_MAX: usize = 200;
+    /// The name of a key, or the id of a token, in bytes.
+    pub(crate) const ID_BYTES_MAX: usize = 256;
+    /// The shortest life of a token of this node, in milliseconds.
+    pub(crate) const TTL_MS_MIN: u64 = 1_000;
+    /// Its longest life.
+    pub(crate) const TTL_MS_MAX: u64 = 400 * 24 * 3_600_000;
+    /// Its life unless it is said otherwise.
+    pub(crate) const TTL_MS: u64 = 30 * 24 * 3_600_000;
+    /// Tokens that the node lists. Those that have expired make room; beyond it none is issued.
+    pub(crate) const ISSUED_MAX: usize = 10_000;
+    /// Users, and roles, whose earlier tokens are revoked. Beyond it none is revoked that way.
+    pub(crate) const STRUCK_MAX: usize = 10_000;
+    /// How long a token stays listed after it has expired, in milliseconds: as far back as the clock may be set while the
+    /// node is down, without a revoked token coming back.
+    pub(crate) const LISTED_AFTER_MS: u64 = 7 * 24 * 3_600_000;
+    /// `tokens.json`. A longer file is none of ours.
+    pub(crate) const LIST_BYTES_MAX: u64 = 32 << 20;
+    /// The latest time, in seconds since 1970: the year 33658. A claim with a later one is refused.
+    pub(crate) const SECONDS_MAX: u64 = 1_000_000_000_000;
+    /// How far the clock may step back without a word in the log, in milliseconds.
+    pub(crate) const CLOCK_BACK_MS: u64 = 5 * 60_000;
+    /// Foreign issuers of one node.
+    pub(crate) const ISSUERS_MAX: usize = 16;
+    /// The file that names them.
+    pub(crate) const ISSUERS_BYTES_MAX: usize = 64 << 10;
+    /// How far an issuer's clock may be off, in seconds, unless it is said otherwise.
+    pub(crate) const LEEWAY_S: u64 = 60;
+    /// The most that can be said.
+    pub(crate) const LEEWAY_S_MAX: u64 = 300;
+    /// One key set, as it is fetched.
+    pub(crate) const KEY_SET_BYTES_MAX: usize = 256 << 10;
+    /// Values in its JSON.
+    pub(crate) const KEY_SET_VALUES_MAX: usize = 4096;
+    /// Keys in it. A set with more is refused.
+    pub(crate) const KEYS_MAX: usize = 64;
+    /// Keys that are tried on one token.
+    pub(crate) const KEYS_TRIED_MAX: usize = 4;
+    /// The smallest RSA key, in bits.
+    pub(crate) const RSA_BITS_MIN: usize = 2048;
+    /// The largest.
+    pub(crate) const RSA_BITS_MAX: usize = 8192;
+    /// How often a key set in a file is looked at, in milliseconds.
+    pub(crate) const FILE_EVERY_MS: u64 = 10_000;
+    /// How often a key set at a URL is fetched.
+    pub(crate) const URL_EVERY_MS: u64 = 10 * 60_000;
+    /// How soon it is fetched again for a key that is not in it, or after a failure.
+    pub(crate) const URL_AGAIN_MS: u64 = 30_000;
+    /// After so long without a word of a fetch under way, another one is due.
+    pub(crate) const FETCH_LOST_MS: u64 = 30_000;
+    /// How long a fetch may take.
+    #[cfg(feature = "node")]
+    pub(crate) const FETCH_MS: u64 = 5_000;
+    /// How long keys are used after they were last fetched.
+    pub(crate) const KEYS_USED_MS: u64 = 24 * 3_600_000;
+}
+
 /// Bounds of queries, their indexes and their listeners.
 pub(crate) mod queries {
     /// Conditions in one query.

@@ -13,5 +13,6 @@ mod nodes;
 mod queries;
 mod repo_clients;
 mod samod;
+mod tokens;
 mod twins;
 mod typescript;

@@ -50,3 +50,5 @@ pub use link::{Arrival, Link, Traffic};
 pub use links::{LinkOptions, Links, PeerStatus, role_name};
 pub use ticket::{Invite, Ticket};
 pub use tls::ALPN;
+#[cfg(feature = "node")]
+pub(crate) use tls::provider;

@@ -58,7 +58,7 @@ fn node_of_name(name: &ServerName<'_>) -> Option<NodeId> {
 }
 
 /// Named, never the process-wide default: that one panics when features bring in two providers.
-pub(super) fn provider() -> Arc<CryptoProvider> {
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
 }
 

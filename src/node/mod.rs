@@ -3,10 +3,11 @@
 //! A *command* is a [`Request`](command::Request); [`command::execute`] is the one thing that carries it out. A running
 //! [`Node`] does it for whoever asks over the [`admin`] socket in its data directory; where no node runs, a
 //! [`Session`] opens the store and does it itself. [`place`] opens a data directory with the key in it, [`peers`] keeps
-//! who is allowed and dialled, [`salvage`] makes a new directory of what is intact in a damaged one.
+//! who is allowed and dialled, [`keys`] fetches the keys of token issuers, [`salvage`] makes a new directory of what is intact in a damaged one.
 
 pub mod admin;
 pub mod command;
+pub mod keys;
 mod nodefs;
 pub mod peers;
 pub mod place;

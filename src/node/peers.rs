@@ -130,6 +130,12 @@ impl PeerBook {
         CommandError::new("E0505", Exit::Failed, what).fix("repair it, or remove it and add the peers again")
     }
 
+    /// The data directory.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new(""))
+    }
+
     /// The list that judges who may link; it shares its state with the book.
     #[must_use]
     pub fn allow_list(&self) -> &AllowList {

@@ -136,7 +136,7 @@ fn into_scratch(from: &Path, scratch: &Path, progress: &mut dyn FnMut(Progress))
     Ok(salvaged)
 }
 
-/// The key and the list of peers, if they are intact.
+/// The key, the list of peers, and what tokens need, as far as they are intact.
 fn copy_own_files(from: &Path, to: &Path, salvaged: &mut Salvaged) {
     let key = fs::copy(from.join(KEY_FILE), to.join(KEY_FILE)).map_err(|error| error.to_string());
     let key = key.and_then(|_| Identity::load_or_create(&to.join(KEY_FILE)).map_err(|error| error.to_string()));
@@ -144,6 +144,9 @@ fn copy_own_files(from: &Path, to: &Path, salvaged: &mut Salvaged) {
         // The half-copied file may be there or not; another key is drawn in its place.
         let _ = fs::remove_file(to.join(KEY_FILE));
         salvaged.not_copied.push(format!("{KEY_FILE}: {why}"));
+    }
+    if let Err(error) = crate::auth::copy_files(from, to) {
+        salvaged.not_copied.push(format!("what tokens need: {error}"));
     }
     if !from.join(PEERS_FILE).exists() {
         return;

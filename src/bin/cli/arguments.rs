@@ -197,6 +197,11 @@ pub(super) enum Command {
         #[arg(long, value_enum, value_name = "ROLE")]
         invite: Option<Role>,
     },
+    /// Who may say who he is to the running node
+    Token {
+        #[command(subcommand)]
+        command: Token,
+    },
     /// Print how the node is
     Status,
     /// Copy what is intact in a damaged data directory into a new one, and say what is lost
@@ -399,6 +404,40 @@ pub(super) enum Peer {
     Rm {
         /// Its node id
         peer: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Token {
+    /// Issue a token and print it, this once
+    New {
+        /// Whose it is
+        #[arg(long, value_name = "NAME")]
+        user: String,
+        /// In which role
+        #[arg(long)]
+        role: Option<String>,
+        /// How long it is of use, as 45s, 90m, 12h or 30d
+        #[arg(long, default_value = "30d", value_parser = super::tokens::lifetime)]
+        ttl: u64,
+        /// A further claim; the value as JSON, or a bare word (may be given several times)
+        #[arg(long, value_name = "NAME=VALUE")]
+        claim: Vec<String>,
+    },
+    /// List those that were issued
+    Ls,
+    /// Revoke a token, or all from before now of a user or in a role
+    #[command(group = clap::ArgGroup::new("what").required(true))]
+    Revoke {
+        /// The token's id
+        #[arg(group = "what")]
+        id: Option<String>,
+        /// Whose; of a foreign issuer's users ISSUER#NAME
+        #[arg(long, value_name = "NAME", group = "what")]
+        user: Option<String>,
+        /// In which role
+        #[arg(long, group = "what")]
+        role: Option<String>,
     },
 }
 

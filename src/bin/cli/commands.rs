@@ -11,7 +11,7 @@ use super::arguments::{Command, From, Global, Import, Peer, SpecialImport};
 use super::screen::Screen;
 use super::table::{Column, cell, printable, short, size, table, time};
 use super::verify::{changes, verify, warn_if_degraded};
-use super::{edit, export, import, queries, salvage};
+use super::{edit, export, import, queries, salvage, tokens};
 
 /// The most that is read of stdin, in bytes.
 const STDIN_BYTES_MAX: u64 = 64 << 20;
@@ -84,7 +84,7 @@ fn parse_json(place: &str, text: &str) -> Result<Value, CommandError> {
 }
 
 /// JSON, or a bare word as a string. What begins like JSON must be JSON, so that a slip is not stored as text.
-fn json_or_word(text: &str) -> Result<Value, CommandError> {
+pub(super) fn json_or_word(text: &str) -> Result<Value, CommandError> {
     match serde_json::from_str(text) {
         Ok(value) => Ok(value),
         Err(error) if text.trim_start().starts_with(['{', '[', '"']) => Err(CommandError::json("the value", &error)),
@@ -147,6 +147,7 @@ fn dispatch(session: &mut Session, command: Command, screen: &Screen) -> Result<
             screen.next(&format!("tidelog serve --data ./second --listen 127.0.0.1:0 --peer '{ticket}'"));
             Ok(())
         }
+        Command::Token { command } => tokens::token(session, command, screen),
         Command::Status => status(session, screen),
         Command::Verify { deep } => verify(session, deep, screen),
     }

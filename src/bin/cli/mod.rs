@@ -10,6 +10,7 @@ mod salvage;
 mod screen;
 mod serve;
 mod table;
+mod tokens;
 mod verify;
 
 use std::process::ExitCode;

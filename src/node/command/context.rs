@@ -1,13 +1,14 @@
 //! What a command works on.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Instant;
 
 use serde_json::Value;
 use tokio::sync::watch;
 
 use super::CommandError;
+use crate::auth::{Authority, AuthorityOptions};
 use crate::engine::Database;
 use crate::id::NodeId;
 use crate::net::Ticket;
@@ -24,6 +25,8 @@ pub struct Context {
     pub listening: Option<SocketAddr>,
     /// The links of a running node, once there are some.
     pub links: Arc<OnceLock<Arc<dyn LinkControl>>>,
+    /// Who verifies and issues tokens, once somebody asked for it or set it.
+    pub(in crate::node) authority: Arc<RwLock<Option<Arc<Authority>>>>,
     /// Since when.
     pub started: Instant,
 }
@@ -32,7 +35,35 @@ impl Context {
     /// A store on which no node runs.
     #[must_use]
     pub fn direct(database: Database, peers: PeerBook) -> Self {
-        Self { database, peers: Arc::new(peers), listening: None, links: Arc::default(), started: Instant::now() }
+        Self {
+            database,
+            peers: Arc::new(peers),
+            listening: None,
+            links: Arc::default(),
+            authority: Arc::default(),
+            started: Instant::now(),
+        }
+    }
+
+    /// Who verifies and issues tokens; made when it is asked for first, without foreign issuers, unless it was set before.
+    ///
+    /// # Errors
+    /// [`CommandError`] when `token.key` or `tokens.json` cannot be used.
+    pub fn authority(&self) -> Result<Arc<Authority>, CommandError> {
+        let mut place = self.authority.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(authority) = &*place {
+            return Ok(authority.clone());
+        }
+        let directory = self.peers.directory().to_owned();
+        let options = AuthorityOptions { directory, node: self.database.node(), issuers: Vec::new() };
+        let authority = Arc::new(Authority::open(options)?);
+        *place = Some(authority.clone());
+        Ok(authority)
+    }
+
+    /// Lets commands use this one, with its foreign issuers.
+    pub fn set_authority(&self, authority: Arc<Authority>) {
+        *self.authority.write().unwrap_or_else(PoisonError::into_inner) = Some(authority);
     }
 
     /// The links, if a node runs.

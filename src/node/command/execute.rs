@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Cancel, CommandError, Context, Output, Request, documents, peers, queries, status, watch};
+use super::{Cancel, CommandError, Context, Output, Request, documents, peers, queries, status, tokens, watch};
 use crate::node::nodefs;
 
 /// Carries out `request` and returns its summary. It blocks, and ends early when `cancel` says so. It must be called
@@ -56,6 +56,9 @@ pub fn execute(
         Request::PeerList => peers::list(context, output),
         Request::PeerRemove { peer } => peers::remove(context, &peer, output),
         Request::Ticket { invite } => peers::ticket(context, invite.as_deref(), output),
+        Request::TokenNew { user, role, ttl_ms, claims } => tokens::new(context, user, role, ttl_ms, claims, output),
+        Request::TokenList => tokens::list(context, output),
+        Request::TokenRevoke { what } => tokens::revoke(context, what, output),
         Request::Status => status::status(context, output),
         Request::Verify { deep } => status::verify(database, deep, cancel, output),
     }

@@ -14,6 +14,7 @@ mod peers;
 mod queries;
 mod request;
 mod status;
+mod tokens;
 mod watch;
 
 pub use context::{Cancel, Canceller, Context, LinkControl};
@@ -21,4 +22,4 @@ pub use error::{CommandError, Exit};
 pub use execute::execute;
 pub use output::{Collected, Output, Progress};
 pub(crate) use peers::ticket_of;
-pub use request::{Base64, ExportFormat, ImportRow, Request, Target};
+pub use request::{Base64, ExportFormat, ImportRow, Request, Target, TokenRevocation};

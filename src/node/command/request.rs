@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::CommandError;
 use crate::id::{CollectionName, DocumentId};
@@ -193,6 +193,25 @@ pub enum Request {
         /// With an invite that makes the one who shows it this.
         invite: Option<String>,
     },
+    /// Issues a token: one row, `{token, id, ..}`.
+    TokenNew {
+        /// Whose.
+        user: String,
+        /// In which role.
+        role: Option<String>,
+        /// How long it is of use, in milliseconds; `None`: 30 days.
+        ttl_ms: Option<u64>,
+        /// Further claims.
+        #[serde(default)]
+        claims: Map<String, Value>,
+    },
+    /// The tokens that were issued.
+    TokenList,
+    /// Revokes tokens: one row, `{revoked, name, tokens}`.
+    TokenRevoke {
+        /// Which ones.
+        what: TokenRevocation,
+    },
     /// How the node and its store are.
     Status,
     /// Checks the store: one row for each fault, and a summary.
@@ -200,6 +219,18 @@ pub enum Request {
         /// Whether every document is rebuilt.
         deep: bool,
     },
+}
+
+/// Which tokens are revoked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TokenRevocation {
+    /// The one with this id.
+    Token(String),
+    /// Every one of a user (as the log names him) from before now.
+    User(String),
+    /// Every one in a role from before now.
+    Role(String),
 }
 
 /// A collection or a document.
