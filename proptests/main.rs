@@ -20,6 +20,7 @@ mod recovery;
 mod replay;
 mod repo_session;
 mod repo_wire;
+mod rules;
 mod support;
 mod sync_sessions;
 mod tidy;

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 
 /// The rooms from the ground up, each with what it may import from the crate beside itself. `error` stands beside
 /// `engine`: it gathers the errors of the rooms below, and what is above may use it.
-const ROOMS: [(&str, &[&str]); 15] = [
+const ROOMS: [(&str, &[&str]); 17] = [
     ("mutant", &[]),
     ("id", &["mutant"]),
     ("limits", &[]),
     ("auth", &["id", "limits"]),
+    ("rules", &["id", "limits"]),
     ("document", &["id", "limits"]),
     ("log", &["id", "limits"]),
     ("history", &["id", "limits", "document", "log"]),
@@ -21,18 +22,28 @@ const ROOMS: [(&str, &[&str]); 15] = [
     ("feed", &["id", "limits", "document", "log", "history", "sync", "error", "engine"]),
     ("query", &["id", "limits", "document", "log", "history", "sync", "error", "engine", "feed"]),
     ("net", &["id", "limits", "document", "log", "history", "sync", "error", "engine"]),
-    ("web", &["id", "limits", "auth", "document", "log", "history", "sync", "error", "engine", "feed", "query"]),
+    (
+        "access",
+        &["id", "limits", "rules", "auth", "document", "log", "history", "sync", "error", "engine", "feed", "query"],
+    ),
+    (
+        "web",
+        &[
+            "id", "limits", "rules", "auth", "document", "log", "history", "sync", "error", "engine", "feed", "query",
+            "access",
+        ],
+    ),
     (
         "node",
         &[
-            "id", "limits", "auth", "document", "log", "history", "sync", "error", "engine", "feed", "query", "net",
-            "web",
+            "id", "limits", "rules", "auth", "document", "log", "history", "sync", "error", "engine", "feed", "query",
+            "access", "net", "web",
         ],
     ),
 ];
 
 /// Foreign crates that are confined, and the files or folders where they may be named.
-const FOREIGN: [(&str, &[&str]); 23] = [
+const FOREIGN: [(&str, &[&str]); 25] = [
     ("automerge", &["src/document/", "src/sync/", "src/lib.rs"]),
     ("fjall", &["src/log/fjall.rs", "src/log/mod.rs"]),
     ("rustix", &["src/log/"]),
@@ -55,9 +66,22 @@ const FOREIGN: [(&str, &[&str]); 23] = [
     ("flate2", &["src/document/gate/inflate.rs", "src/node/trace/"]),
     (
         "tokio",
-        &["src/auth/", "src/engine/", "src/feed/", "src/query/", "src/net/", "src/web/", "src/node/", "src/bin/"],
+        &[
+            "src/auth/",
+            "src/access/",
+            "src/engine/",
+            "src/feed/",
+            "src/query/",
+            "src/net/",
+            "src/web/",
+            "src/node/",
+            "src/bin/",
+        ],
     ),
     ("minicbor", &["src/sync/repo/cbor.rs", "src/sync/repo/wire.rs"]),
+    ("regex", &["src/rules/"]),
+    // For the tests alone.
+    ("cel", &[]),
     ("wincode", &[]),
 ];
 

@@ -29,6 +29,7 @@
 //! | [`engine`] | the one place that orders writes: [`Database`], [`Collection`], [`DocHandle`] |
 //! | [`feed`] | the log told to those who follow what happens to documents |
 //! | [`query`] | documents found by their values, once or again whenever the result changes |
+//! | `rules` | security rules: who may do what, decided without IO (feature `web`) |
 //! | `net` | keys, tickets, links over QUIC (feature `quic`) |
 //! | `auth` | who somebody is: tokens, and who issues them (feature `web`) |
 //! | `web` | the HTTP port, for clients of automerge-repo (feature `web`) |
@@ -52,6 +53,8 @@ pub mod net;
 #[cfg(feature = "node")]
 pub mod node;
 pub mod query;
+#[cfg(feature = "web")]
+pub mod rules;
 pub mod sync;
 #[cfg(feature = "web")]
 pub mod web;

@@ -379,6 +379,50 @@ pub(crate) mod queries {
     pub(crate) const SLACK: usize = 16;
 }
 
+/// Bounds of security rules, and of one decision they make.
+#[cfg(feature = "web")]
+pub(crate) mod rules {
+    /// Bytes of one file of rules. A longer one is refused.
+    pub(crate) const SOURCE_BYTES_MAX: usize = 256 << 10;
+    /// How deep `match` blocks may be nested.
+    pub(crate) const MATCH_DEPTH_MAX: usize = 10;
+    /// How deep functions may call each other.
+    pub(crate) const CALL_DEPTH_MAX: usize = 20;
+    /// How deep an expression may be nested as it is written.
+    pub(crate) const EXPRESSION_DEPTH_MAX: usize = 64;
+    /// How deep it may be nested with the functions it calls, and the values it names, written out.
+    pub(crate) const EVALUATION_DEPTH_MAX: usize = 256;
+    /// Nodes of all expressions together, with functions written out.
+    pub(crate) const NODES_MAX: usize = 50_000;
+    /// Nodes of one expression; as above.
+    pub(crate) const EXPRESSION_NODES_MAX: usize = 4_000;
+    /// Steps of one decision. One that needs more is a denial.
+    pub(crate) const STEPS_MAX: u32 = 10_000;
+    /// Bytes of text, or of a regular expression's subject, that are one step.
+    pub(crate) const BYTES_PER_STEP: usize = 64;
+    /// As above, while a regular expression is matched.
+    pub(crate) const MATCHED_BYTES_PER_STEP: usize = 16;
+    /// Distinct documents that one decision may fetch. One that needs more is a denial.
+    pub(crate) const READS_MAX: usize = 10;
+    /// How deep a value may be nested that is compared.
+    pub(crate) const VALUE_DEPTH_MAX: usize = 64;
+    /// Bytes of one regular expression.
+    pub(crate) const PATTERN_BYTES_MAX: usize = 1 << 10;
+    /// Bytes that it may take compiled.
+    pub(crate) const PATTERN_COMPILED_MAX: usize = 256 << 10;
+    /// Bytes of its matcher's cache.
+    pub(crate) const PATTERN_CACHE_MAX: usize = 256 << 10;
+    /// Regular expressions in one file.
+    pub(crate) const PATTERNS_MAX: usize = 256;
+    /// Problems that are told of one file.
+    pub(crate) const PROBLEMS_MAX: usize = 20;
+    /// Characters of a value that an explanation shows.
+    pub(crate) const SHOWN_CHARACTERS_MAX: usize = 120;
+    /// Bytes of one file of cases.
+    #[cfg(feature = "node")]
+    pub(crate) const CASES_BYTES_MAX: usize = 16 << 20;
+}
+
 /// Bounds of one change feed.
 pub(crate) mod feeds {
     /// Records read from the log at a time; they are told before more are read.

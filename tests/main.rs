@@ -12,6 +12,7 @@ mod nodefs;
 mod nodes;
 mod queries;
 mod repo_clients;
+mod rules;
 mod samod;
 mod tokens;
 mod twins;

@@ -11,7 +11,7 @@ use super::arguments::{Command, From, Global, Import, Peer, SpecialImport};
 use super::screen::Screen;
 use super::table::{Column, cell, printable, short, size, table, time};
 use super::verify::{changes, verify, warn_if_degraded};
-use super::{edit, export, import, queries, salvage, tokens};
+use super::{edit, export, import, queries, rules, salvage, tokens};
 
 /// The most that is read of stdin, in bytes.
 const STDIN_BYTES_MAX: u64 = 64 << 20;
@@ -25,6 +25,7 @@ pub(super) fn run(
     // What can be checked without the store is, so that nothing is made for a command that cannot work.
     let command = match prepared(command)? {
         Command::Salvage { from, to } => return salvage::run(&from, &to, screen),
+        Command::Rules { command } => return rules::run(command, screen),
         other => other,
     };
     let create = matches!(command, Command::Add { .. } | Command::Import(_));
@@ -94,7 +95,9 @@ pub(super) fn json_or_word(text: &str) -> Result<Value, CommandError> {
 
 fn dispatch(session: &mut Session, command: Command, screen: &Screen) -> Result<(), CommandError> {
     match command {
-        Command::Serve(_) | Command::Salvage { .. } => Err(CommandError::usage("this is not a command of a session")),
+        Command::Serve(_) | Command::Salvage { .. } | Command::Rules { .. } => {
+            Err(CommandError::usage("this is not a command of a session"))
+        }
         Command::Ls { collection } => ls(session, collection, screen),
         Command::Get { id, at } => get(session, id, at, screen),
         Command::Add { collection, value, name } => {

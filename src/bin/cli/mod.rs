@@ -6,6 +6,7 @@ mod edit;
 mod export;
 mod import;
 mod queries;
+mod rules;
 mod salvage;
 mod screen;
 mod serve;

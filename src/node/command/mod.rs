@@ -2,7 +2,8 @@
 //!
 //! A [`Request`] is plain data, so that it can cross the admin socket. [`execute`] carries it out in a [`Context`] and
 //! hands rows of JSON to an [`Output`]; what it returns is the summary. It blocks: a node runs it on a thread that may.
-//! What needs several requests (an import, say) is in [`import`], over a [`Session`](super::Session).
+//! What needs several requests (an import, say) is in [`import`], over a [`Session`](super::Session);
+//! [`rules`] needs no store at all.
 
 mod context;
 mod documents;
@@ -13,6 +14,7 @@ mod output;
 mod peers;
 mod queries;
 mod request;
+pub mod rules;
 mod status;
 mod tokens;
 mod watch;
