@@ -184,8 +184,12 @@ fn fanout() {
     let (handle, commit) = collection.create(json!({"x": 7, "n": 0})).unwrap();
     commit.wait().unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let options =
-        WebOptions { listen: ([127, 0, 0, 1], 0).into(), origins: AllowedOrigins::default(), structural: false };
+    let options = WebOptions {
+        listen: ([127, 0, 0, 1], 0).into(),
+        origins: AllowedOrigins::default(),
+        structural: false,
+        access: None,
+    };
     let server = runtime.block_on(WebServer::start(database.clone(), options)).unwrap();
     let address = server.address();
     let mut sockets: Vec<BufReader<TcpStream>> = Vec::new();

@@ -242,11 +242,12 @@ impl End {
                     let rows = rows.into_iter().flat_map(incoming).collect();
                     let admitted = runtime.block_on(self.database.admit(rows, Some(self.peer), cursor)).unwrap();
                     let (missing, cursor_stored) = (admitted.missing, admitted.cursor_stored);
-                    self.session.handle_admitted(ticket, sync::Admitted { missing, cursor_stored });
+                    self.session
+                        .handle_admitted(ticket, sync::Admitted { missing, cursor_stored, ..Default::default() });
                 }
                 Output::StoreCursor { ticket, cursor } => {
                     runtime.block_on(self.database.store_cursor(self.peer, cursor)).unwrap();
-                    self.session.handle_admitted(ticket, sync::Admitted { missing: Vec::new(), cursor_stored: true });
+                    self.session.handle_admitted(ticket, sync::Admitted { cursor_stored: true, ..Default::default() });
                 }
                 Output::Event(sync::SessionEvent::CaughtUp) => self.caught_up = true,
                 _ => {}

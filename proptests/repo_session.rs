@@ -266,6 +266,7 @@ impl World {
             storage: SERVER_STORAGE.into(),
             scope: RepoScope::of_path(self.path).unwrap().unwrap(),
             principal: String::new(),
+            permits: None,
             common: self.common.clone(),
             limits: self.limits.clone(),
         };
@@ -472,7 +473,7 @@ fn admit(database: &Database, rows: Vec<IncomingRow>) -> Admitted {
     }
     let admitted = database.admit_blocking(incoming).unwrap();
     assert!(admitted.refused.is_empty(), "{:?}", admitted.refused);
-    Admitted { missing: admitted.missing, cursor_stored: false }
+    Admitted { missing: admitted.missing, ..Admitted::default() }
 }
 
 /// Small bounds, so that messages are many and the socket is often full.

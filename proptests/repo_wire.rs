@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use tidelog::Limits;
 use tidelog::id::{CollectionName, DocumentId};
 use tidelog::sync::repo::wire::{
-    Create, Ephemeral, Join, Message, Metadata, Peer, Route, StoreHeads, Sync, Text, WireError,
+    Create, Denied, Ephemeral, Join, Message, Metadata, Peer, Route, StoreHeads, Sync, Text, WireError,
 };
 
 use crate::support::Golden;
@@ -85,6 +85,10 @@ fn message() -> impl Strategy<Value = Message<'static>> {
             let collection = CollectionName::new("notes").unwrap();
             Message::Create(Create { sender, document, collection, name })
         }),
+        option::of(word()).prop_map(|sender| Message::Denials { sender }),
+        (route(), document(), words(), word()).prop_map(|(route, document, changes, message)| Message::Denied(
+            Denied { route, document, changes, message }
+        )),
     ]
 }
 
@@ -332,6 +336,16 @@ fn every_message_has_the_bytes_that_are_promised() {
                 document,
                 collection: CollectionName::new("messages").unwrap(),
                 name: Some("config".into()),
+            }),
+        ),
+        ("tidelog_denials", Message::Denials { sender: Some("client".into()) }),
+        (
+            "tidelog_denied",
+            Message::Denied(Denied {
+                route: route(),
+                document,
+                changes: vec!["5c".repeat(32).into()],
+                message: "the rules do not allow it".into(),
             }),
         ),
     ];

@@ -94,7 +94,7 @@ impl Replica {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let admitted = runtime.block_on(self.database.admit(incoming, Some(via), cursor)).unwrap();
         assert!(admitted.refused.is_empty(), "{:?}", admitted.refused);
-        Admitted { missing: admitted.missing, cursor_stored: admitted.cursor_stored }
+        Admitted { missing: admitted.missing, cursor_stored: admitted.cursor_stored, ..Admitted::default() }
     }
 
     fn store(&self, via: NodeId, cursor: tidelog::id::LogCursor) {
@@ -171,7 +171,7 @@ impl Link {
                     }
                     Output::StoreCursor { ticket, cursor } => {
                         replica.store(peer, cursor);
-                        end.session.handle_admitted(ticket, Admitted { missing: Vec::new(), cursor_stored: true });
+                        end.session.handle_admitted(ticket, Admitted { cursor_stored: true, ..Admitted::default() });
                     }
                     other => panic!("{other:?} is not for the writer"),
                 },

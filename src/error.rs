@@ -28,6 +28,9 @@ pub enum Error {
     /// An append failed. What was being written may be lost; the database only reads until it is opened again.
     #[error("the database only reads since an append failed: {0}")]
     ReadOnly(String),
+    /// Whoever asks may not do this.
+    #[error("not allowed: {0}")]
+    Denied(String),
     /// So little room is left on the disk that nothing more is written.
     #[error("the disk is almost full; nothing was written")]
     StorageFull,
@@ -122,6 +125,7 @@ impl Error {
             Self::History(_) => "E0401",
             Self::ReadOnly(_) => "E0404",
             Self::StorageFull => "E0403",
+            Self::Denied(_) => "E0203",
             Self::Busy => "E0701",
             Self::Closed => "E0406",
             Self::NotFound(_) => "E0601",
@@ -186,6 +190,7 @@ impl Error {
             Self::Deleted(_) => "`tidelog restore <id>` makes it visible again",
             Self::Changed { .. } => "read it again, and make the edit on what is there",
             Self::ConsumerMoved(_) => "stop one of the two, or give it a name of its own",
+            Self::Denied(_) => "ask whoever runs the server for the right, or bring another token",
             Self::NotFound(_) => "`tidelog ls` lists what is here",
             _ => return None,
         })

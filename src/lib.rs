@@ -32,12 +32,16 @@
 //! | `rules` | security rules: who may do what, decided without IO (feature `web`) |
 //! | `net` | keys, tickets, links over QUIC (feature `quic`) |
 //! | `auth` | who somebody is: tokens, and who issues them (feature `web`) |
+//! | `rules` | what may be done, as a file says it (feature `web`) |
+//! | `access` | who may do what on one server (feature `web`) |
 //! | `web` | the HTTP port, for clients of automerge-repo (feature `web`) |
 //! | `node` | a serving node and its commands (feature `node`) |
 
 #[macro_use]
 mod mutant;
 
+#[cfg(feature = "web")]
+pub mod access;
 #[cfg(feature = "web")]
 pub mod auth;
 pub mod document;

@@ -52,6 +52,8 @@ pub struct Limits {
     pub memory_budget: usize,
     /// Materialised documents on which the changes of untrusted peers are tried; as above.
     pub trial_budget: usize,
+    /// Materialised documents that rules look at; as above.
+    pub consulted_budget: usize,
     /// Peers whose bytes are taken apart or tried at a time. More wait, whoever had least work done going first, and what
     /// they send is read later. The last place is for short turns.
     pub work_at_once: usize,
@@ -153,6 +155,7 @@ impl Limits {
         pending_bytes: 64 * MIB,
         memory_budget: 256 * MIB,
         trial_budget: 64 * MIB,
+        consulted_budget: 64 * MIB,
         work_at_once: 4,
         work_short_us: 100_000,
         quarantine_rows: 1024,

@@ -23,8 +23,12 @@ impl Server {
     fn start(storage: &MemoryStorage) -> Self {
         let database = Database::on(storage.clone()).open().unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let options =
-            WebOptions { listen: ([127, 0, 0, 1], 0).into(), origins: AllowedOrigins::default(), structural: false };
+        let options = WebOptions {
+            listen: ([127, 0, 0, 1], 0).into(),
+            origins: AllowedOrigins::default(),
+            structural: false,
+            access: None,
+        };
         let server = runtime.block_on(WebServer::start(database.clone(), options)).unwrap();
         Self { address: server.address(), runtime, database, server: Some(server) }
     }
@@ -370,6 +374,7 @@ fn a_stream_ends_with_the_server() {
                     listen: ([127, 0, 0, 1], 0).into(),
                     origins: AllowedOrigins::default(),
                     structural: false,
+                    access: None,
                 },
             ))
             .unwrap(),

@@ -129,8 +129,8 @@ struct Script {
 }
 
 impl Script {
-    fn start(server: &Server, words: &[&str]) -> Self {
-        let errors = server.folder.path().join("script");
+    fn start(folder: &Path, words: &[&str]) -> Self {
+        let errors = folder.join("script");
         let mut child = Command::new("node")
             .arg(scripts().join(words[0]))
             .args(&words[1..])
@@ -173,22 +173,34 @@ fn listen(output: ChildStdout) -> Receiver<Value> {
 
 /// Runs a script to its end, and does what it asks for.
 fn play(server: &mut Server, words: &[&str]) {
+    let folder = server.folder.path().to_owned();
+    let log = || fs::read_to_string(folder.join("log")).unwrap_or_default();
+    play_with(words, &folder, &log, |question| server.answer(question));
+}
+
+/// Runs a script to its end; `answer` does what it asks for, and `log` is what its server says.
+pub(super) fn play_with(
+    words: &[&str],
+    folder: &Path,
+    log: &dyn Fn() -> String,
+    mut answer: impl FnMut(&Value) -> Value,
+) {
     let begun = Instant::now();
-    let mut script = Script::start(server, words);
+    let mut script = Script::start(folder, words);
     loop {
         let left = SCRIPT_TIME.saturating_sub(begun.elapsed());
         let message = script.lines.recv_timeout(left).unwrap_or_else(|error| {
             let errors = fs::read_to_string(&script.errors).unwrap_or_default();
-            panic!("{words:?}: {error}\n{errors}\n{}", server.log())
+            panic!("{words:?}: {error}\n{errors}\n{}", log())
         });
         if let Some(question) = message.get("ask") {
-            let answer = server.answer(question);
+            let answer = answer(question);
             script.tell(&answer);
         } else if message.get("passed").is_some() {
             println!("{words:?}: {} ms", begun.elapsed().as_millis());
             return;
         } else if let Some(why) = message["why"].as_str() {
-            let log = server.log();
+            let log = log();
             panic!("{words:?}: {why}\n{}", &log[log.len().saturating_sub(4000)..]);
         } else {
             println!("{message}");
@@ -223,7 +235,7 @@ fn demo() -> &'static Path {
 }
 
 /// Whether there is a node new enough, with the packages. `.ci/test` installs both where it can.
-fn node_is_there() -> bool {
+pub(super) fn node_is_there() -> bool {
     static THERE: OnceLock<bool> = OnceLock::new();
     let folders = || [scripts().to_owned(), scripts().join("v1"), demo().to_owned()];
     let there = *THERE.get_or_init(|| has_node_with(&folders().each_ref().map(PathBuf::as_path)));

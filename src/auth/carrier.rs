@@ -151,7 +151,7 @@ fn is_token(text: &str) -> bool {
     !text.is_empty() && text.len() <= TOKEN_BYTES_MAX && text.bytes().all(is_letter)
 }
 
-fn percent_decoded(text: &str) -> Option<Cow<'_, str>> {
+pub(crate) fn percent_decoded(text: &str) -> Option<Cow<'_, str>> {
     if !text.contains('%') {
         return Some(Cow::Borrowed(text));
     }

@@ -50,6 +50,17 @@ impl<'a> Edit<'a> {
         json_at(&self.tx, &path.into(), None)
     }
 
+    /// The whole document as it was before this edit.
+    ///
+    /// # Errors
+    /// As [`Edit::json`].
+    ///
+    /// # Cost
+    /// In proportion to the document's history.
+    pub(crate) fn json_before(&self) -> Result<Value, ViewError> {
+        Ok(json_at(&self.tx, &Path::root(), Some(self.tx.base_heads().as_slice()))?.unwrap_or_default())
+    }
+
     /// The value at `path`, as a type of the caller's; `None` when there is nothing.
     ///
     /// # Errors

@@ -22,6 +22,7 @@ mod reading;
 mod replay;
 mod slots;
 mod split;
+mod touched;
 mod view;
 
 pub use branching::{BranchingError, Scratch, TEXT_KEY, TextEdit};
@@ -37,4 +38,5 @@ pub use patch::{JsonPatch, PatchError, merge};
 pub use path::Path;
 pub use reading::Reading;
 pub use split::{Pieces, split, split_and_keep, split_each};
+pub use touched::{Touched, Values};
 pub use view::{Applied, EditOptions, View};

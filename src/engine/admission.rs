@@ -25,17 +25,20 @@ use super::building::Tell;
 use super::commit::block_on;
 use super::core::{Admitted, Clash, Incoming, IncomingBody, Input};
 use super::database::Database;
+use super::judge::Judge;
+use super::judged::Creations;
 #[cfg(any(feature = "quic", feature = "web"))]
 use super::turns::cost_of_trial;
 use super::working_set::{Cell, WorkingSet};
 use crate::document::{Change, View, ViewError};
 use crate::error::Error;
-use crate::history::{HistoryError, Names, Readable, Reader};
+use crate::history::{HistoryError, Names, Origin, Readable, Reader};
 use crate::id::{ActorId, ChangeHash, DocumentId, LogCursor, Lsn, NodeId, shortened};
 use crate::limits::Limits;
 use crate::log::record::{Admission, NameKind};
 use crate::log::rows::{QuarantineRow, decode_row, encode_row};
 use crate::log::{Keyspace, StorageError};
+use crate::sync::{Arrival, Denied};
 
 /// Rows that were tried.
 #[derive(Debug, Default)]
@@ -44,6 +47,8 @@ pub struct Examined {
     pub rows: Vec<Incoming>,
     /// Documents of which something came before what it depends on, and what that is (nothing: the creation).
     pub missing: Vec<(DocumentId, Vec<ChangeHash>)>,
+    /// What their sender may not write; with the changes that stand on it.
+    pub denied: Vec<Denied>,
     /// Why the rest was not tried: a change that cannot be applied. Its sender is not to be heard any further.
     pub fault: Option<Error>,
 }
@@ -52,6 +57,8 @@ pub struct Examined {
 #[derive(Debug)]
 pub(super) struct Trials {
     views: WorkingSet,
+    /// Documents as the log has them, for those who decide who may do what.
+    consulted: WorkingSet,
     // Protects the names in quarantine. Held for look-ups, never while a change is tried.
     quarantine: Mutex<Quarantine>,
     /// Changes refused since the database was opened because they do not apply or were in quarantine.
@@ -82,8 +89,12 @@ impl Trials {
             }
             ControlFlow::Continue(())
         })?;
-        let views = WorkingSet::new(limits.trial_budget);
-        Ok(Self { views, quarantine: Mutex::new(quarantine), refused: AtomicU64::new(0) })
+        let (views, consulted) = (WorkingSet::new(limits.trial_budget), WorkingSet::new(limits.consulted_budget));
+        Ok(Self { views, consulted, quarantine: Mutex::new(quarantine), refused: AtomicU64::new(0) })
+    }
+
+    pub(super) fn consulted(&self) -> &WorkingSet {
+        &self.consulted
     }
 
     /// How many changes were refused since the database was opened.
@@ -137,10 +148,14 @@ const QUARANTINE_PREFIX: &[u8] = b"q";
 
 /// What trying some changes of one document came to.
 #[derive(Default)]
-struct Outcome {
+pub(super) struct Outcome {
     /// Those that applied, or need not be tried.
-    passed: Vec<Change>,
-    missing: Option<Vec<ChangeHash>>,
+    pub(super) passed: Vec<Change>,
+    pub(super) missing: Option<Vec<ChangeHash>>,
+    /// Those that may not be made, and why.
+    pub(super) denied: Vec<(Arrival, String)>,
+    /// Under which rules those were allowed that were judged.
+    pub(super) rules_version: u32,
     fault: Option<(ChangeHash, String)>,
     /// It stands on what this node cannot apply, so that nobody can say whether it fits.
     undecided: Option<String>,
@@ -159,16 +174,28 @@ impl Database {
     /// Blocks: 30 to 80 us for a keystroke on a document that was tried before, its loading otherwise. Accepted changes
     /// cost as many microseconds an operation as automerge takes, at most 10.
     pub fn examine(&self, peer: NodeId, rows: Vec<Incoming>) -> Result<Examined, Error> {
+        self.examine_for(peer, rows, None)
+    }
+
+    /// [`Self::examine`], where `judge` says what the sender may do.
+    ///
+    /// # Errors
+    /// As [`Self::examine`].
+    pub(crate) fn examine_for(
+        &self,
+        peer: NodeId,
+        rows: Vec<Incoming>,
+        judge: Option<&dyn Judge>,
+    ) -> Result<Examined, Error> {
         let mut examined = Examined::default();
-        let mut created = HashSet::new();
+        let mut created = Creations::default();
         let mut rows = rows.into_iter().peekable();
         while let Some(mut row) = rows.next() {
             row.origin.node = peer;
             row.origin.admission = Admission::Full;
             let change = match row.body {
                 IncomingBody::Lifecycle(_) => {
-                    created.insert(row.document);
-                    examined.rows.push(row);
+                    self.take_statement(row, judge, &mut created, &mut examined)?;
                     continue;
                 }
                 IncomingBody::Change(change) => *change,
@@ -182,10 +209,16 @@ impl Database {
             {
                 changes.push(*change);
             }
-            let outcome = self.try_changes(document, changes, created.contains(&document))?;
+            let outcome = self.try_changes(document, changes, &created, judge)?;
+            if !outcome.passed.is_empty() {
+                examined.rows.extend(created.take_held(document));
+            }
+            let origin = Origin { rules_version: outcome.rules_version, ..origin };
             let body = |change| IncomingBody::Change(Box::new(change));
             let passed = outcome.passed.into_iter().map(body);
             examined.rows.extend(passed.map(|body| Incoming { document, body, origin: origin.clone() }));
+            let denied = |(change, why)| Denied { document, change: Some(change), why };
+            examined.denied.extend(outcome.denied.into_iter().map(denied));
             if let Some(missing) = outcome.missing {
                 examined.missing.push((document, missing));
             }
@@ -198,6 +231,9 @@ impl Database {
                 break;
             }
         }
+        // Nothing else of them came along.
+        let denied: HashSet<DocumentId> = examined.denied.iter().map(|denied| denied.document).collect();
+        examined.rows.extend(created.into_held().filter(|row| !denied.contains(&row.document)));
         Ok(examined)
     }
 
@@ -312,7 +348,13 @@ impl Database {
         is_short && rows.iter().all(is_at_hand)
     }
 
-    fn try_changes(&self, document: DocumentId, changes: Vec<Change>, created: bool) -> Result<Outcome, Error> {
+    fn try_changes(
+        &self,
+        document: DocumentId,
+        changes: Vec<Change>,
+        created: &Creations,
+        judge: Option<&dyn Judge>,
+    ) -> Result<Outcome, Error> {
         let trials = self.trials();
         if let Some(known) = changes.iter().find(|change| trials.quarantined(change.hash())) {
             let fault = Some((known.hash(), "it is in quarantine since it could not be applied before".to_owned()));
@@ -320,14 +362,24 @@ impl Database {
         }
         match self.reader().row(document)? {
             Some(row) => trials.views.note_changes(&[(document, Lsn(row.last_lsn))]),
-            None if created => {}
+            None if created.contains(document) => {}
             None => return Ok(Outcome { missing: Some(Vec::new()), ..Outcome::default() }),
         }
+        let judging = judge.map(|judge| self.judging(judge, document, created)).transpose()?.flatten();
         let cell = trials.views.cell(document);
         let mut together = Err(ViewError::Broken);
         let tell = |void| self.tell_void(void);
         let mut outcome = trials.views.with_view(&cell, self.reader(), &tell, |view, readable| {
-            let (outcome, fresh) = sort_out(self.reader(), document, view, readable, changes)?;
+            let (mut outcome, mut fresh) = sort_out(self.reader(), document, view, readable, changes)?;
+            if let Some(judging) = &judging {
+                judging.set_aside_unlogged(&mut outcome)?;
+                let judged = judging.judge(view, fresh, &mut outcome);
+                if judged.is_err() || !outcome.denied.is_empty() {
+                    // It may hold what was applied to be judged, and nobody may find that in it.
+                    cell.spoil();
+                }
+                fresh = judged?;
+            }
             together = view.apply_proven(&fresh, true);
             Ok((outcome, fresh))
         });

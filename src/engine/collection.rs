@@ -5,9 +5,11 @@ use serde_json::Value;
 
 use super::clock::{now_ms, now_seconds};
 use super::commit::Commit;
-use super::core::{Incoming, IncomingBody};
+use super::core::{By, Incoming, IncomingBody};
 use super::database::Database;
 use super::handle::DocHandle;
+use super::judge::{Deed, Judge, Place};
+use super::judged::Edited;
 use super::working_set::WorkingSet;
 use crate::document::{Change, EditOptions, Path, View, ViewError, genesis};
 use crate::error::Error;
@@ -50,14 +52,31 @@ impl Collection {
     /// [`Error::View`] when `value` is no map or cannot be kept; [`Error::Busy`], [`Error::ReadOnly`],
     /// [`Error::StorageFull`], [`Error::Closed`] when nothing is written now.
     pub fn create(&self, value: impl Serialize) -> Result<(DocHandle, Commit), Error> {
+        self.create_as(None, value)
+    }
+
+    /// [`Self::create`], on behalf of somebody who may not create everything.
+    ///
+    /// # Errors
+    /// As [`Self::create`]; [`Error::Denied`].
+    pub(crate) fn create_as(
+        &self,
+        judge: Option<&dyn Judge>,
+        value: impl Serialize,
+    ) -> Result<(DocHandle, Commit), Error> {
         let value = to_value(value)?;
         let room = self.database.reserve()?;
         let id = DocumentId::random();
         let mut view = View::new();
         let options = EditOptions { actor: self.database.actor(id, Lsn::ZERO)?, time: now_seconds(), message: None };
-        let (_, change) = view.edit(options, |edit| edit.put(Path::root(), &value).map_err(Error::from))?;
+        let place = Place { document: id, collection: &self.name, name: None };
+        let judging = judge.map(|judge| Edited::before(judge, Deed::Create, place, None)).transpose()?;
+        let (by, change) = view.edit(options, |edit| {
+            edit.put(Path::root(), &value)?;
+            judging.map_or_else(|| Ok(By::default()), |judging| judging.judge(edit))
+        })?;
         let statement = self.creation(id, None, CreationRank::Asked);
-        self.send(room, id, view, statement, change)
+        self.send(room, id, view, statement, change, by)
     }
 
     /// The document called `name`: the same on every replica, created empty when it is not here yet.
@@ -96,7 +115,7 @@ impl Collection {
             view.apply(std::slice::from_ref(change))?;
         }
         let statement = self.creation(id, Some(name.to_owned()), CreationRank::Asked);
-        let (handle, commit) = self.send(room, id, view, statement, change)?;
+        let (handle, commit) = self.send(room, id, view, statement, change, By::default())?;
         // A name is a promise to others who look for it, so it is on the disk before it is given away.
         commit.wait()?;
         Ok(handle)
@@ -110,7 +129,7 @@ impl Collection {
         if self.database.reader().row(id)?.is_none() {
             let room = self.database.reserve()?;
             let statement = self.creation(id, None, CreationRank::Imported);
-            Database::send(room, id, vec![statement], Vec::new(), None)?.wait()?;
+            Database::send(room, id, vec![statement], Vec::new(), None, By::default())?.wait()?;
         }
         self.find(id)
     }
@@ -139,6 +158,7 @@ impl Collection {
         view: View,
         statement: Vec<u8>,
         change: Option<Change>,
+        by: By,
     ) -> Result<(DocHandle, Commit), Error> {
         if let Some(change) = &change {
             self.database.check_size(id, change)?;
@@ -147,7 +167,7 @@ impl Collection {
         // Counted first: a view with nothing on its way could be dropped again at once, and built without its change.
         let in_flight = WorkingSet::in_flight(handle.cell());
         self.database.working_set().adopt(handle.cell(), view, change.as_ref())?;
-        let commit = Database::send(room, id, vec![statement], change.into_iter().collect(), Some(in_flight))?;
+        let commit = Database::send(room, id, vec![statement], change.into_iter().collect(), Some(in_flight), by)?;
         Ok((handle, commit))
     }
 

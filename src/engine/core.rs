@@ -52,7 +52,7 @@ pub enum IncomingBody {
 #[derive(Debug)]
 pub(crate) enum Input {
     /// An edit made here: statements first, then changes. All of it is accepted, or it is a bug.
-    Local { document: DocumentId, statements: Vec<Vec<u8>>, changes: Vec<Change> },
+    Local { document: DocumentId, statements: Vec<Vec<u8>>, changes: Vec<Change>, by: By },
     /// Rows from elsewhere; the cursor moves if nothing of them has to wait.
     Admit { rows: Vec<Incoming>, via: Option<NodeId>, cursor: Option<LogCursor>, clash: Clash },
     /// A cursor alone.
@@ -67,6 +67,15 @@ pub(crate) enum Input {
     AdoptStorageId(StorageId),
     /// A verified snapshot, to be kept as a cache.
     Snapshot { document: DocumentId, lsn: Lsn, heads: Heads, changes: u64, bytes: Vec<u8> },
+}
+
+/// On whose behalf something is written here.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct By {
+    /// Who that is, as the log records it; empty for nobody in particular.
+    pub(crate) principal: String,
+    /// Under which version of the rules; 0 for none.
+    pub(crate) rules_version: u32,
 }
 
 impl Input {
@@ -293,8 +302,9 @@ impl Core {
     fn take(&mut self, work: &mut Work, input: Input, now: Instant) -> Result<Admitted, HistoryError> {
         let mut answer = Admitted::default();
         match input {
-            Input::Local { document, statements, changes } => {
-                let origin = self.own_origin();
+            Input::Local { document, statements, changes, by } => {
+                let By { principal, rules_version } = by;
+                let origin = Origin { principal, rules_version, ..self.own_origin() };
                 for bytes in statements {
                     // A creation lets in what waited for it, whose fate is not this statement's.
                     let mut heard = Admitted::default();

@@ -12,7 +12,7 @@ use super::admission::Trials;
 use super::collection::Collection;
 use super::commit::{Answer, Commit, block_on};
 use super::committer::Committer;
-use super::core::{Admitted, Clash, Core, Incoming, Input};
+use super::core::{Admitted, By, Clash, Core, Incoming, Input};
 use super::driver::{Queue, Room, Writer};
 use super::handle::DocHandle;
 use super::snapshots::Snapshots;
@@ -560,9 +560,10 @@ impl Database {
         statements: Vec<Vec<u8>>,
         changes: Vec<Change>,
         in_flight: Option<InFlight>,
+        by: By,
     ) -> Result<Commit, Error> {
         let change = changes.last().map(Change::hash);
-        let answer = queue.send(room, Input::Local { document, statements, changes }, in_flight)?;
+        let answer = queue.send(room, Input::Local { document, statements, changes, by }, in_flight)?;
         Ok(Commit::waiting(answer, change))
     }
 

@@ -8,7 +8,10 @@ use serde_json::Value;
 use super::building::Tell;
 use super::clock::{now_ms, now_seconds};
 use super::commit::Commit;
+use super::core::By;
 use super::database::Database;
+use super::judge::{Deed, Denial, Judge, Place};
+use super::judged::Edited;
 use super::working_set::{Cell, WorkingSet};
 use crate::document::{Change, Edit, EditOptions, Path, View};
 use crate::error::Error;
@@ -102,7 +105,21 @@ impl DocHandle {
         message: Option<String>,
         edits: impl FnOnce(&mut Edit<'_>) -> Result<(), Error>,
     ) -> Result<Commit, Error> {
+        self.change_as(None, message, edits)
+    }
+
+    /// [`Self::change_with`], on behalf of somebody who may not do everything. What he may not do is undone.
+    ///
+    /// # Errors
+    /// As [`Self::change`]; [`Error::Denied`].
+    pub(crate) fn change_as(
+        &self,
+        judge: Option<&dyn Judge>,
+        message: Option<String>,
+        edits: impl FnOnce(&mut Edit<'_>) -> Result<(), Error>,
+    ) -> Result<Commit, Error> {
         let room = self.database.reserve()?;
+        let name = if judge.is_some() { self.state()?.name } else { None };
         if !self.cell.is_visible(self.database.reader())? {
             return Err(Error::Deleted(self.id()));
         }
@@ -111,13 +128,19 @@ impl DocHandle {
         self.with_readable(&tell, |view, readable| {
             let actor = self.database.actor(self.id(), readable.newest())?;
             let options = EditOptions { actor, time: now_seconds(), message };
-            let ((), change) = view.edit(options, edits)?;
+            let deed = if view.change_count() == 0 { Deed::Create } else { Deed::Update };
+            let place = Place { document: self.id(), collection: &self.collection, name: name.as_deref() };
+            let judging = judge.map(|judge| Edited::before(judge, deed, place, Some(view))).transpose()?;
+            let (by, change) = view.edit(options, |edit| {
+                edits(edit)?;
+                judging.map_or_else(|| Ok(By::default()), |judging| judging.judge(edit))
+            })?;
             let Some(change) = change else { return Ok(Commit::nothing()) };
             let in_flight = WorkingSet::in_flight(&self.cell);
             let sent = self
                 .database
                 .check_size(self.id(), &change)
-                .and_then(|()| Database::send(room, self.id(), Vec::new(), vec![change], Some(in_flight)));
+                .and_then(|()| Database::send(room, self.id(), Vec::new(), vec![change], Some(in_flight), by));
             // Made and not sent: the view shows what will never be.
             sent.inspect_err(|_| self.cell.spoil())
         })
@@ -234,6 +257,21 @@ impl DocHandle {
         self.state_that(LifecycleKind::Deleted)
     }
 
+    /// [`Self::delete`], on behalf of somebody who may not delete everything.
+    ///
+    /// # Errors
+    /// As [`Self::delete`]; [`Error::Denied`].
+    pub(crate) fn delete_as(&self, judge: Option<&dyn Judge>) -> Result<Commit, Error> {
+        if let Some(judge) = judge {
+            let name = self.state()?.name;
+            let place = Place { document: self.id(), collection: &self.collection, name: name.as_deref() };
+            if let Err(Denial(why)) = self.database.judge_deletion(judge, place)? {
+                return Err(Error::Denied(why));
+            }
+        }
+        self.delete()
+    }
+
     /// Makes a deleted document visible again.
     ///
     /// # Errors
@@ -267,7 +305,7 @@ impl DocHandle {
             heads: heads_within_bound(crate::history::fold::heads_of(&row)),
             name: None,
         };
-        Database::send(room, self.id(), vec![statement.encode()], Vec::new(), None)
+        Database::send(room, self.id(), vec![statement.encode()], Vec::new(), None, By::default())
     }
 }
 

@@ -8,7 +8,8 @@
 //!
 //! Documents are materialised when they are read or edited, within a budget of bytes (`working_set.rs`). They are made
 //! from the log, without what automerge cannot apply (`building.rs`), and saved in the background (`snapshots.rs`). What
-//! untrusted peers send is tried on the document before it is logged (`admission.rs`); `offer.rs` takes what their
+//! untrusted peers send is tried on the document before it is logged (`admission.rs`), and judged where rules say who may
+//! write what (`judge.rs`, `judged.rs`); `offer.rs` takes what their
 //! sessions give out, and does the work of each when its turn has come (`turns.rs`).
 
 mod admission;
@@ -21,6 +22,8 @@ mod core;
 mod database;
 mod driver;
 mod handle;
+mod judge;
+mod judged;
 #[cfg(any(feature = "quic", feature = "web"))]
 mod offer;
 mod pending;
@@ -40,5 +43,6 @@ pub use core::{Admitted, Clash, Incoming, IncomingBody};
 pub(crate) use database::{Attached, WeakDatabase};
 pub use database::{Database, DatabaseBuilder, Status};
 pub use handle::{DocHandle, HistoryEntry};
+pub(crate) use judge::{Deed, Denial, Judge, Look, Made, Place};
 #[cfg(any(feature = "quic", feature = "web"))]
 pub(crate) use offer::Source;

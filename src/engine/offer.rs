@@ -1,16 +1,19 @@
 //! Rows as a session hands them over, on their way to the log: unpacked, tried when their sender is not trusted, and
 //! offered in groups that the writer can take.
 
+use std::sync::Arc;
+
 use super::core::{Admitted, Clash, Incoming, IncomingBody};
 use super::database::Database;
+use super::judge::Judge;
 use super::turns::{Turn, cost_of_split};
 use crate::document::{View, split_and_keep};
 use crate::error::Error;
 use crate::id::{LogCursor, NodeId};
-use crate::sync::{self, IncomingRow};
+use crate::sync::{self, Denied, IncomingRow};
 
 /// Whose rows they are.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Source {
     /// Through which node they enter; our own for clients that are no nodes.
     pub(crate) node: NodeId,
@@ -18,6 +21,8 @@ pub(crate) struct Source {
     pub(crate) is_trusted: bool,
     /// Whose change stays when two have one author and number.
     pub(crate) clash: Clash,
+    /// Who says what it may write; `None` where anything may be. With one, what it sends is tried, trusted or not.
+    pub(crate) judge: Option<Arc<dyn Judge>>,
 }
 
 impl Database {
@@ -40,19 +45,21 @@ impl Database {
             if let Some(cursor) = cursor {
                 self.store_cursor(from.node, cursor).await?;
             }
-            return Ok(sync::Admitted { missing: Vec::new(), cursor_stored: cursor.is_some() });
+            return Ok(sync::Admitted { cursor_stored: cursor.is_some(), ..sync::Admitted::default() });
         }
         let limits = self.limits();
         let (mut group, mut bytes) = (Vec::new(), 0);
         let mut all = sync::Admitted::default();
         for row in rows {
-            let (mut unpacked, built) = self.unpack(from, row).await?;
-            if let Some(view) = built.filter(|_| !from.is_trusted && unpacked.len() > limits.group_records_max) {
-                unpacked = self.try_ahead_aside(from, unpacked, view).await?;
+            let (mut unpacked, built) = self.unpack(&from, row).await?;
+            // What is to be judged is tried change by change.
+            let is_ahead = !from.is_trusted && from.judge.is_none() && unpacked.len() > limits.group_records_max;
+            if let Some(view) = built.filter(|_| is_ahead) {
+                unpacked = self.try_ahead_aside(&from, unpacked, view).await?;
             }
             for row in unpacked {
                 if group.len() >= limits.group_records_max || bytes >= limits.group_bytes_max {
-                    gather(&mut all, self.offer_group(from, std::mem::take(&mut group), None).await?);
+                    gather(&mut all, self.offer_group(&from, std::mem::take(&mut group), None).await?);
                     bytes = 0;
                 }
                 bytes += match &row.body {
@@ -64,14 +71,14 @@ impl Database {
         }
         // What an earlier group had to leave waiting keeps the cursor where it is.
         let cursor = cursor.filter(|_| all.missing.is_empty());
-        let last = self.offer_group(from, group, cursor).await?;
-        all.cursor_stored = last.cursor_stored;
+        let last = self.offer_group(&from, group, cursor).await?;
+        all.cursor_stored = last.0.cursor_stored;
         gather(&mut all, last);
         Ok(all)
     }
 
     /// Tries the changes of one document chunk in one go; `view` is the document that was built of it.
-    async fn try_ahead_aside(&self, from: Source, rows: Vec<Incoming>, view: View) -> Result<Vec<Incoming>, Error> {
+    async fn try_ahead_aside(&self, from: &Source, rows: Vec<Incoming>, view: View) -> Result<Vec<Incoming>, Error> {
         let turn = self.turns().turn(self.account_of(from), self.cost_of_trying(&rows)?).await?;
         let trier = self.clone();
         aside(turn, move || {
@@ -83,23 +90,25 @@ impl Database {
 
     async fn offer_group(
         &self,
-        from: Source,
+        from: &Source,
         rows: Vec<Incoming>,
         cursor: Option<LogCursor>,
-    ) -> Result<Admitted, Error> {
+    ) -> Result<(Admitted, Vec<Denied>), Error> {
         let via = (from.node != self.node()).then_some(from.node);
-        if from.is_trusted {
-            return self.admit_with(from.clash, rows, via, cursor).await;
+        if from.is_trusted && from.judge.is_none() {
+            return Ok((self.admit_with(from.clash, rows, via, cursor).await?, Vec::new()));
         }
+        let node = from.node;
         let examined = if self.is_quick_to_examine(&rows) {
             // Two threads less to wake, which takes longer than the trying; so short that nobody has to wait for a turn.
-            self.examine(from.node, rows)?
+            self.examine_for(node, rows, from.judge.as_deref())?
         } else {
             let turn = self.turns().turn(self.account_of(from), self.cost_of_trying(&rows)?).await?;
-            let trier = self.clone();
-            aside(turn, move || trier.examine(from.node, rows)).await??
+            let (trier, judge) = (self.clone(), from.judge.clone());
+            aside(turn, move || trier.examine_for(node, rows, judge.as_deref())).await??
         };
-        let cursor = cursor.filter(|_| examined.missing.is_empty() && examined.fault.is_none());
+        let cursor =
+            cursor.filter(|_| examined.missing.is_empty() && examined.fault.is_none() && examined.denied.is_empty());
         let mut admitted = self.admit_examined(from.clash, examined.rows, via, cursor).await?;
         admitted.missing.extend(examined.missing);
         if let Some(fault) = examined.fault {
@@ -108,17 +117,17 @@ impl Database {
         match admitted.refused.pop() {
             // It costs the trial view: nobody may do that again and again.
             Some((document, why)) => Err(Error::Refused { document, why }),
-            None => Ok(admitted),
+            None => Ok((admitted, examined.denied)),
         }
     }
 
     /// Whose the work is: clients that are no nodes have no name.
-    fn account_of(&self, from: Source) -> Option<NodeId> {
+    fn account_of(&self, from: &Source) -> Option<NodeId> {
         (from.node != self.node()).then_some(from.node)
     }
 
     /// The rows in one incoming row: a document chunk holds many, and the document that was built to take it apart.
-    async fn unpack(&self, from: Source, row: IncomingRow) -> Result<(Vec<Incoming>, Option<View>), Error> {
+    async fn unpack(&self, from: &Source, row: IncomingRow) -> Result<(Vec<Incoming>, Option<View>), Error> {
         let IncomingRow { document, body, origin } = row;
         let one = |body| (vec![Incoming { document, body, origin: origin.clone() }], None);
         match body {
@@ -152,7 +161,8 @@ async fn aside<T: Send + 'static>(turn: Turn, work: impl FnOnce() -> T + Send + 
     tokio::task::spawn_blocking(work).await.map_err(|_| Error::Closed)
 }
 
-fn gather(all: &mut sync::Admitted, part: Admitted) {
+fn gather(all: &mut sync::Admitted, (part, denied): (Admitted, Vec<Denied>)) {
+    all.denied.extend(denied);
     for (document, why) in &part.refused {
         tracing::warn!(%document, %why, "a row from a peer was refused");
     }
@@ -199,7 +209,8 @@ mod tests {
         let database = Database::on(MemoryStorage::new()).node(NodeId([1; 32])).limits(limits).open().unwrap();
         let ((greedy, much), (other, little)) = (keystrokes(&database, 320), keystrokes(&database, 1));
         let before = database.reader().tail().lsn;
-        let from = |number: u8| Source { node: NodeId([number; 32]), is_trusted: false, clash: Clash::KeepFirst };
+        let from =
+            |number: u8| Source { node: NodeId([number; 32]), is_trusted: false, clash: Clash::KeepFirst, judge: None };
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
             let (first, second) =
@@ -239,7 +250,7 @@ mod tests {
             rules_version: 0,
         };
         let rows = bodies.into_iter().map(|body| IncomingRow { document, body, origin: origin.clone() }).collect();
-        let from = Source { node: database.node(), is_trusted: false, clash: Clash::KeepFirst };
+        let from = Source { node: database.node(), is_trusted: false, clash: Clash::KeepFirst, judge: None };
         database.offer(from, rows, None).await
     }
 

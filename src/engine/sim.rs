@@ -11,7 +11,7 @@ use std::time::Instant;
 use serde_json::Value;
 
 use super::committer::{Committed, Committer, land};
-use super::core::{Admitted, Clash, Core, Incoming, Input};
+use super::core::{Admitted, By, Clash, Core, Incoming, Input};
 use super::database::actor_of;
 use super::snapshots;
 use super::working_set::{InFlight, WorkingSet};
@@ -217,7 +217,7 @@ impl Engine {
         self.committer.working_set.adopt(&cell, view, change.as_ref())?;
         let hash = change.as_ref().map(Change::hash);
         let (statements, changes) = (vec![statement.encode()], change.into_iter().collect());
-        let ticket = self.push(Input::Local { document: id, statements, changes }, Some(in_flight));
+        let ticket = self.push(Input::Local { document: id, statements, changes, by: By::default() }, Some(in_flight));
         Ok((ticket, hash))
     }
 
@@ -245,7 +245,7 @@ impl Engine {
         })?;
         let Some((change, in_flight)) = made else { return Ok(None) };
         let hash = change.hash();
-        let input = Input::Local { document, statements: Vec::new(), changes: vec![change] };
+        let input = Input::Local { document, statements: Vec::new(), changes: vec![change], by: By::default() };
         Ok(Some((self.push(input, Some(in_flight)), hash)))
     }
 
@@ -275,7 +275,8 @@ impl Engine {
             heads: Heads::new(heads.as_slice()[..seen].to_vec()),
             name: None,
         };
-        let input = Input::Local { document, statements: vec![statement.encode()], changes: Vec::new() };
+        let input =
+            Input::Local { document, statements: vec![statement.encode()], changes: Vec::new(), by: By::default() };
         Ok(self.push(input, None))
     }
 

@@ -115,6 +115,8 @@ pub struct AllowList {
 struct State {
     roles: BTreeMap<NodeId, Role>,
     invites: Vec<OutstandingInvite>,
+    /// Clients are refused.
+    only_nodes: bool,
 }
 
 impl AllowList {
@@ -204,8 +206,34 @@ impl AllowList {
     /// # Errors
     /// [`NetError::InviteRefused`] when an unknown key shows an invite that is of no use, even where it would be
     /// admitted without, so that nobody gets less than it was promised and does not hear of it.
-    /// [`NetError::NotAllowed`] for any other unknown key.
+    /// [`NetError::NotAllowed`] for any other unknown key, and for clients where [only nodes](Self::take_only_nodes) are
+    /// taken.
     pub fn judge(
+        &self,
+        node: NodeId,
+        remote: SocketAddr,
+        invite: Option<&Invite>,
+        now: SystemTime,
+    ) -> Result<Admission, NetError> {
+        let admission = self.judge_any(node, remote, invite, now)?;
+        if !self.takes(admission.role) {
+            tracing::warn!(node = %node.short(), "a client is refused: where rules say who may do what, clients use the HTTP port");
+            return Err(NetError::NotAllowed { node });
+        }
+        Ok(admission)
+    }
+
+    /// Takes no clients any more, only nodes: a key says which node somebody is, and rules are about users.
+    pub fn take_only_nodes(&self) {
+        self.state().only_nodes = true;
+    }
+
+    /// Whether a peer of that role is taken at all.
+    pub(super) fn takes(&self, role: Role) -> bool {
+        role == Role::Node || !self.state().only_nodes
+    }
+
+    fn judge_any(
         &self,
         node: NodeId,
         remote: SocketAddr,

@@ -436,7 +436,7 @@ async fn admit_in_order(
     events: mpsc::Sender<Event>,
 ) {
     while let Some((ticket, rows, cursor, clash)) = queue.recv().await {
-        let admitted = database.offer(Source { node: peer, is_trusted, clash }, rows, cursor).await;
+        let admitted = database.offer(Source { node: peer, is_trusted, clash, judge: None }, rows, cursor).await;
         if events.send(Event::Admitted(ticket, admitted)).await.is_err() {
             return;
         }

@@ -283,7 +283,10 @@ impl Links {
                 match self.shared.endpoint.connect(&ticket).await {
                     Ok(link) => {
                         let role = self.shared.allow.role(link.node()).unwrap_or(Role::Node);
-                        self.converse(link, role, ticket.invite().cloned(), None).await
+                        match self.shared.allow.takes(role) {
+                            true => self.converse(link, role, ticket.invite().cloned(), None).await,
+                            false => Some(NetError::NotAllowed { node: link.node() }),
+                        }
                     }
                     Err(error) => {
                         self.note_error(ticket.node(), &error);

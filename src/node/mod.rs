@@ -5,6 +5,7 @@
 //! [`Session`] opens the store and does it itself. [`place`] opens a data directory with the key in it, [`peers`] keeps
 //! who is allowed and dialled, [`keys`] fetches the keys of token issuers, [`salvage`] makes a new directory of what is intact in a damaged one.
 
+mod access;
 pub mod admin;
 pub mod command;
 pub mod keys;
@@ -16,5 +17,6 @@ mod serve;
 mod session;
 pub mod trace;
 
+pub use access::AccessConfig;
 pub use serve::{Node, NodeConfig};
 pub use session::{Interrupt, Session, SessionOptions};

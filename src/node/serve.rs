@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
+use super::access::AccessConfig;
 use super::admin::AdminServer;
 use super::command::{CommandError, Context, Exit, LinkControl};
 use super::peers::{PeerBook, replace};
@@ -31,8 +32,10 @@ pub struct NodeConfig {
     /// Logs what clients of the HTTP port send without trying it on its document first: cheaper, and a hostile client can
     /// then make a document unreadable in parts.
     pub structural: bool,
-    /// Allows the HTTP port to be open to other machines.
+    /// Allows the HTTP port to be open to other machines without tokens and rules.
     pub insecure_open: bool,
+    /// Who may do what.
+    pub access: AccessConfig,
     /// Nodes to allow and to dial.
     pub peers: Vec<Ticket>,
     /// Takes unknown keys that come from this machine for nodes.
@@ -55,6 +58,7 @@ impl NodeConfig {
             origins: AllowedOrigins::default(),
             structural: false,
             insecure_open: false,
+            access: AccessConfig::default(),
             peers: Vec::new(),
             trust_loopback_nodes: false,
             strict: false,
@@ -77,6 +81,8 @@ pub struct Node {
     web: Option<WebServer>,
     links: Links,
     saving: JoinHandle<()>,
+    /// Keeps rules and key sets up to date.
+    access: JoinSet<()>,
     ticket: Ticket,
 }
 
@@ -87,15 +93,18 @@ impl Node {
     /// # Errors
     /// [`CommandError`] when the data directory, the key, the port or the list of peers cannot be used.
     pub async fn start(config: NodeConfig) -> Result<Self, CommandError> {
-        let open_to_all = config.http.filter(|http| !http.ip().is_loopback() && !config.insecure_open);
+        let is_guarded = config.access.authenticates && config.access.rules.is_some();
+        let open_to_all = config.http.filter(|http| !http.ip().is_loopback() && !config.insecure_open && !is_guarded);
         if let Some(http) = open_to_all {
             return Err(CommandError::new(
                 "E0117",
                 Exit::Denied,
                 format!("the HTTP port at {http} would let everybody on the network read and write documents"),
             )
-            .fix("listen on 127.0.0.1 behind a proxy that knows its users, or say --insecure-open"));
+            .fix("give --auth and --rules FILE, or listen on 127.0.0.1, or say --insecure-open"));
         }
+        // Before anything is made: with rules that cannot be read nobody may come in.
+        let (rules, issuers) = (config.access.read_rules()?, config.access.read_issuers()?);
         if !config.data.exists() {
             // A port that is in use would be found after a store was made for nothing.
             try_port(config.listen)?;
@@ -112,20 +121,26 @@ impl Node {
         let address = endpoint.local_addr();
         let unknown = UnknownKeys::of_listener(address, config.trust_loopback_nodes);
         let peers = PeerBook::load(&path, unknown)?;
+        if config.access.restricts() {
+            peers.allow_list().take_only_nodes();
+        }
         for ticket in config.peers {
             if ticket.node() == endpoint.node() {
                 return Err(NetError::OwnKey { node: ticket.node() }.into());
             }
             peers.add(ticket.node(), Role::Node, Some(ticket))?;
         }
+        let context = Context { listening: Some(address), ..Context::direct(database.clone(), peers) };
+        let access = config.access.open(&context, rules, issuers).await?;
         let mut web = None;
         if let Some(listen) = config.http {
-            let options = WebOptions { listen, origins: config.origins, structural: config.structural };
+            let (origins, structural) = (config.origins, config.structural);
+            let options = WebOptions { listen, origins, structural, access: Some(access.clone()) };
             web = Some(WebServer::start(database.clone(), options).await?);
         }
+        let access = config.access.keep(&access, &context);
         // Queries of before are answered at once, and not after whatever came meanwhile was read.
         database.keep_views()?;
-        let context = Context { listening: Some(address), ..Context::direct(database, peers) };
         let ticket = super::command::ticket_of(endpoint.node(), address)?;
         let options = LinkOptions { strict: config.strict };
         let allow = Arc::new(context.peers.allow_list().clone());
@@ -139,7 +154,7 @@ impl Node {
         let admin = AdminServer::start(&path, context.clone())?;
         let http = web.as_ref().map(WebServer::address);
         tracing::info!(node = %endpoint.node().short(), %address, ?http, strict = config.strict, "listening");
-        Ok(Self { path, context, endpoint, admin, web, links, saving, ticket })
+        Ok(Self { path, context, endpoint, admin, web, links, saving, access, ticket })
     }
 
     /// Its database, for who runs the node in a process of his own.
@@ -220,6 +235,7 @@ impl Node {
     pub async fn shut_down(self) {
         let started = Instant::now();
         self.saving.abort();
+        drop(self.access);
         self.admin.close().await;
         // The links first, so that peers hear why; what they have sent is in the writer's queue and still written.
         let web = async {

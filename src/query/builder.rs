@@ -9,7 +9,7 @@ use super::listener::{ListenOptions, Listener};
 use super::predicate::Predicate;
 use super::run::Search;
 use super::snapshot::{Metadata, Placed, QuerySnapshot, changes_between};
-use super::spec::{Asked, Edge, Ordering, from_json};
+use super::spec::{Asked, Edge, Ordering, Shape, Sieve, from_json};
 use super::view::{View, Wish};
 use super::views::Views;
 use super::window::in_order;
@@ -53,7 +53,7 @@ impl Collection {
     /// # }
     /// ```
     pub fn query(&self) -> Query {
-        Query { collection: self.clone(), asked: Asked::default() }
+        Query { collection: self.clone(), asked: Asked::default(), sieve: None }
     }
 
     /// A query from its JSON form (`docs/queries.md`, section 1), and whether only the number of documents is asked for.
@@ -63,7 +63,7 @@ impl Collection {
     pub fn query_of_json(&self, json: &Value) -> Result<(Query, bool), Error> {
         let (asked, counts) = from_json(json)?;
         asked.shape()?;
-        Ok((Query { collection: self.clone(), asked }, counts))
+        Ok((Query { collection: self.clone(), asked, sieve: None }, counts))
     }
 
     /// Declares an index on fields, each as in `at`, `at desc` or `tags elements`. It is made in the background, and used
@@ -102,7 +102,17 @@ impl Collection {
     /// [`Error::Query`] when there is none.
     pub fn drop_index(&self, id: &str) -> Result<(), Error> {
         let (views, view) = view_of(self)?;
-        let found = view.standing().indexes().iter().find(|index| index.state().id == id).map(|index| index.id);
+        // One that was declared a moment ago may not be begun yet.
+        let is_asked = |index: &Index| index.state().id == id;
+        let begun = view.standing().indexes().iter().find(|index| is_asked(index)).map(|index| index.id);
+        let found = begun.or_else(|| {
+            view.want(|wanted| {
+                wanted.wishes.iter().find_map(|wish| match wish {
+                    Wish::Make(index) if is_asked(index) => Some(index.id),
+                    _ => None,
+                })
+            })
+        });
         let Some(id) = found else {
             let why = format!("collection {} has no index {:?}", self.name(), crate::id::shortened(id));
             return Err(QueryError::index(why, "take an id from the list of its indexes").into());
@@ -135,9 +145,27 @@ fn view_of(collection: &Collection) -> Result<(Arc<Views>, Arc<View>), Error> {
 pub struct Query {
     pub(super) collection: Collection,
     pub(super) asked: Asked,
+    /// What whoever asks may see; `None` for everything.
+    sieve: Option<Arc<dyn Sieve>>,
 }
 
 impl Query {
+    /// On behalf of somebody who may not see every document: what `sieve` does not pass is as good as not there.
+    #[cfg(feature = "web")]
+    pub(crate) fn seen_through(mut self, sieve: Option<Arc<dyn Sieve>>) -> Self {
+        self.sieve = sieve;
+        self
+    }
+
+    /// What is asked, held against every bound.
+    pub(super) fn shape(&self) -> Result<Shape, QueryError> {
+        Ok(Shape { sieve: self.sieve.clone(), ..self.asked.shape()? })
+    }
+
+    pub(super) fn is_sieved(&self) -> bool {
+        self.sieve.is_some()
+    }
+
     /// Only documents of which `predicate` holds, beside what was asked before.
     pub fn filter(mut self, predicate: Predicate) -> Self {
         self.asked.predicate = Some(match self.asked.predicate.take() {
@@ -294,7 +322,7 @@ impl Query {
 
     /// [`Self::get`], once it is [ready](Self::ready).
     pub(crate) fn run(&self) -> Result<QuerySnapshot, Error> {
-        let shape = self.asked.shape()?;
+        let shape = self.shape()?;
         let (views, view) = view_of(&self.collection)?;
         let standing = view.answering(self.tail())?;
         let want = shape.limit.unwrap_or(queries::LIMIT_MAX + 1);
@@ -319,7 +347,7 @@ impl Query {
 
     /// [`Self::count`], once it is [ready](Self::ready); and where the result is exact.
     pub(crate) fn run_count(&self) -> Result<(usize, crate::feed::FeedCursor), Error> {
-        let shape = self.asked.shape()?;
+        let shape = self.shape()?;
         let (views, view) = view_of(&self.collection)?;
         let standing = view.answering(self.tail())?;
         let missed = |parts| self.learn(&view, &views, parts);

@@ -33,6 +33,12 @@ impl Document {
         self.kept.as_ref().unwrap_or(&self.value)
     }
 
+    /// Whether the value is not there, only what comparisons need of it.
+    #[cfg(feature = "web")]
+    pub(crate) fn is_in_part(&self) -> bool {
+        self.is_partial
+    }
+
     /// Reads what was not kept of the value.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use super::document::Document;
 use super::predicates::ListenerId;
 use super::run::Search;
 use super::snapshot::{ChangeKind, DocChange, Metadata, Placed, QuerySnapshot, changes_between};
-use super::spec::Shape;
+use super::spec::{Shape, Sieve};
 use super::view::{Standing, View, document_at};
 use super::views::{Seat, Views};
 use super::window::{Turn, Window, in_order, wanted};
@@ -57,6 +57,8 @@ pub struct Listener {
     stage: Stage,
     /// What was told last.
     shown: Placed,
+    /// It begins anew, and what it told counts.
+    goes_on: bool,
 }
 
 enum Stage {
@@ -134,8 +136,8 @@ impl Listening {
 
 impl Listener {
     pub(super) fn new(query: Query, options: ListenOptions) -> Result<Self, Error> {
-        let shape = Arc::new(query.asked.shape()?);
-        Ok(Self { query, shape, options, stage: Stage::New, shown: Vec::new() })
+        let shape = Arc::new(query.shape()?);
+        Ok(Self { query, shape, options, stage: Stage::New, shown: Vec::new(), goes_on: false })
     }
 
     /// The next snapshot, once the result has changed; `None` after an error.
@@ -213,6 +215,18 @@ impl Listener {
         }
     }
 
+    /// The same listener for somebody who may see other documents now: its next snapshot says what came and what went.
+    ///
+    /// # Errors
+    /// As [`Query::on_snapshot`].
+    #[cfg(feature = "web")]
+    pub(crate) fn seen_through(&mut self, sieve: Option<Arc<dyn Sieve>>) -> Result<Self, Error> {
+        let mut again = Self::new(self.query.clone().seen_through(sieve), self.options)?;
+        again.goes_on = !matches!(self.stage, Stage::New);
+        again.shown = std::mem::take(&mut self.shown);
+        Ok(again)
+    }
+
     fn end(&mut self, error: Error) -> Result<QuerySnapshot, Error> {
         self.stage = Stage::Ended;
         Err(error)
@@ -226,7 +240,9 @@ impl Listener {
         let views = Views::of(self.database())?;
         let seat = Seat::take(&views)?;
         let view = views.view(self.database(), self.query.collection.name())?;
-        let mut past = self.options.since.map(|since| self.past(since)).transpose()?;
+        // Of what he may see now, nobody knows what he was told: whoever asks on somebody's behalf begins anew.
+        let since = self.options.since.filter(|_| !self.query.is_sieved());
+        let mut past = since.map(|since| self.past(since)).transpose()?;
         if let Some(past) = &mut past {
             // Most of it before the view is held.
             past.read_to(self.database(), view.standing().at().position)?;
@@ -238,6 +254,7 @@ impl Listener {
         view.note_use(&found.used);
         let at = standing.at();
         let before = match past {
+            _ if std::mem::take(&mut self.goes_on) => Some(std::mem::take(&mut self.shown)),
             Some(past) => self.result_at(past, &standing)?,
             None => None,
         };

@@ -40,4 +40,6 @@ pub use index::IndexState;
 pub use listener::{ListenOptions, Listener};
 pub use predicate::{Condition, Field, Operator, Predicate, field};
 pub use snapshot::{ChangeKind, DocChange, Metadata, QuerySnapshot};
+#[cfg(feature = "web")]
+pub(crate) use spec::Sieve;
 pub use value::ValueKey;

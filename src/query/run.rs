@@ -225,7 +225,7 @@ impl Search<'_> {
         if self.without.is_some_and(|without| without.contains(&document.id)) {
             return false;
         }
-        let Some(place) = self.shape.place(document.id, document.compared()) else { return false };
+        let Some(place) = self.shape.seen_place(&document) else { return false };
         if self.after.is_some_and(|after| place.as_slice() <= after) {
             return false;
         }
@@ -251,7 +251,8 @@ impl Search<'_> {
     /// An index that answers it alone: a microsecond an entry. Otherwise as [`Self::run`].
     pub(super) fn count(&self) -> Result<(usize, Found), Error> {
         let limited = |count: usize| self.shape.limit.map_or(count, |limit| count.min(limit));
-        if let [conditions] = &self.shape.alternatives[..] {
+        // What an index counts says nothing of who may see it.
+        if let ([conditions], None) = (&self.shape.alternatives[..], &self.shape.sieve) {
             if conditions.is_empty() && self.shape.order.is_empty() && self.shape.lower.is_none() {
                 let prefix = values_of(self.collection.key());
                 let count = self.count_rows(&prefix, &end_of(&prefix))?;

@@ -1,8 +1,11 @@
 //! What a query asks for, and the order that it puts documents in.
 
+use std::sync::Arc;
+
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::document::Document;
 use super::predicate::{Condition, Operator, Predicate};
 use super::value::{self, ValueKey};
 use crate::document::Path;
@@ -51,6 +54,14 @@ pub(super) struct Shape {
     pub(super) upper: Option<Vec<u8>>,
     pub(super) limit: Option<usize>,
     pub(super) from_end: bool,
+    /// Who asks may see only what this passes.
+    pub(super) sieve: Option<Arc<dyn Sieve>>,
+}
+
+/// Says which documents somebody may see in results.
+pub(crate) trait Sieve: std::fmt::Debug + Send + Sync {
+    /// Whether he may see this one as it is there.
+    fn passes(&self, document: &Document) -> bool;
 }
 
 impl Asked {
@@ -94,7 +105,7 @@ impl Asked {
         };
         let lower = self.start.as_ref().map(|edge| place_of(edge, &order, edge.included)).transpose()?;
         let upper = self.end.as_ref().map(|edge| place_of(edge, &order, !edge.included)).transpose()?;
-        Ok(Shape { predicate, alternatives, order, lower, upper, limit, from_end: self.from_end })
+        Ok(Shape { predicate, alternatives, order, lower, upper, limit, from_end: self.from_end, sieve: None })
     }
 }
 
@@ -182,6 +193,12 @@ impl Shape {
         let is_inside = self.lower.as_ref().is_none_or(|lower| *lower <= place)
             && self.upper.as_ref().is_none_or(|upper| place < *upper);
         is_inside.then(|| self.turned(place))
+    }
+
+    /// [`Self::place`] of a document that whoever asks may see.
+    pub(super) fn seen_place(&self, document: &Document) -> Option<Vec<u8>> {
+        let place = self.place(document.id, document.compared())?;
+        self.sieve.as_ref().is_none_or(|sieve| sieve.passes(document)).then_some(place)
     }
 
     /// A place as it counts when the limit takes from the end: turned around.

@@ -68,7 +68,7 @@ impl Window {
         let place = |document: &Document| shape.place(document.id, document.compared());
         let old = before.and_then(place).and_then(|place| self.known.remove(&place));
         self.bytes -= old.as_ref().map_or(0, |old| old.bytes);
-        let new = after.and_then(|after| Some((place(after)?, after.clone())));
+        let new = after.and_then(|after| Some((shape.seen_place(after)?, after.clone())));
         let new = new.filter(|(place, _)| self.bound.as_ref().is_none_or(|bound| place <= bound));
         if old.is_none() && new.is_none() {
             return Turn::Same;

@@ -89,6 +89,9 @@ pub struct Exchange {
     backlog: VecDeque<Index>,
     /// Changes that came and wait for a dependency, with what they depend on.
     waiting: BTreeMap<ChangeHash, Vec<ChangeHash>>,
+    /// Changes that the peer has and may not bring, with what they depend on. As far as this exchange is concerned, it
+    /// does not have them.
+    denied: BTreeMap<ChangeHash, Vec<ChangeHash>>,
     in_flight: bool,
     have_responded: bool,
     /// The answer to the peer's last message was that we do not know what it takes for shared.
@@ -166,11 +169,12 @@ impl Exchange {
             return;
         };
         self.follow_generation(graph);
+        let their = Their { heads: self.without_denied(graph, their.heads), ..their };
         let mut shared: Vec<ChangeHash> = self.shared.as_slice().to_vec();
         for (hash, deps) in arrived {
             if graph.contains(&hash) {
                 shared.push(hash);
-            } else {
+            } else if !self.denied.contains_key(&hash) {
                 self.waiting.insert(hash, deps);
             }
         }
@@ -551,5 +555,6 @@ fn to_automerge(hashes: &[ChangeHash]) -> Vec<automerge::ChangeHash> {
     hashes.iter().map(|hash| automerge::ChangeHash(hash.0)).collect()
 }
 
+mod denied;
 #[cfg(test)]
 mod tests;

@@ -20,6 +20,6 @@ pub use composed::{Chunks, Composed, State};
 pub use exchange::{Arrival, Exchange, ExchangeError, GenerateError, Received};
 pub use gate::GateError;
 pub use session::{
-    Admitted, Channel, IncomingBody, IncomingRow, Opened, Output, Session, SessionConfig, SessionError, SessionEvent,
-    Side,
+    Admitted, Channel, Denied, IncomingBody, IncomingRow, Opened, Output, Session, SessionConfig, SessionError,
+    SessionEvent, Side,
 };

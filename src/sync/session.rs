@@ -243,8 +243,21 @@ impl IncomingBody {
 pub struct Admitted {
     /// The documents with rows that wait, and what they wait for.
     pub missing: Vec<(DocumentId, Vec<ChangeHash>)>,
+    /// What its sender may not write.
+    pub denied: Vec<Denied>,
     /// Whether the cursor was stored.
     pub cursor_stored: bool,
+}
+
+/// What its sender may not write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Denied {
+    /// Of which document.
+    pub document: DocumentId,
+    /// The change and what it was made on top of; `None` for a statement about the document's life.
+    pub change: Option<super::Arrival>,
+    /// Why, as its sender may be told.
+    pub why: String,
 }
 
 /// Something the node may want to know.

@@ -3,9 +3,10 @@
 use std::fmt::Write as _;
 
 use super::socket::Shared;
+use crate::access::Access;
 
 /// All numbers, each with its type and one line on what it is.
-pub(super) fn render(shared: &Shared) -> String {
+pub(super) fn render(shared: &Shared, access: &Access) -> String {
     let status = shared.database.status();
     let mut text = String::with_capacity(2048);
     let mut family = |name: &str, kind: &str, help: &str, values: &[(&str, u64)]| {
@@ -41,6 +42,20 @@ pub(super) fn render(shared: &Shared) -> String {
     let quarantined = "Changes of untrusted peers that were refused because they cannot be applied.";
     family("changes_quarantined_total", "counter", quarantined, &[("", status.quarantined)]);
     family("repo_sockets", "gauge", "WebSockets open.", &[("", shared.switchboard.sockets() as u64)]);
+    let [proven, anonymous, refused] = access.counts().arrivals();
+    let arrivals =
+        [(r#"{result="proven"}"#, proven), (r#"{result="anonymous"}"#, anonymous), (r#"{result="refused"}"#, refused)];
+    family("auth_total", "counter", "Requests and sockets, by what came of their token.", &arrivals);
+    let decisions: Vec<(String, u64)> = access
+        .counts()
+        .decisions()
+        .flat_map(|(operation, [allowed, denied])| {
+            let labels = |result| format!("{{operation=\"{}\",result=\"{result}\"}}", operation.as_str());
+            [(labels("allowed"), allowed), (labels("denied"), denied)]
+        })
+        .collect();
+    let decisions: Vec<(&str, u64)> = decisions.iter().map(|(labels, count)| (labels.as_str(), *count)).collect();
+    family("rules_decisions_total", "counter", "What rules decided; not those that were known already.", &decisions);
     family("writer_failed", "gauge", "1 when nothing more is written.", &[("", u64::from(status.failure.is_some()))]);
     family("disk_full", "gauge", "1 when writes are refused for want of room.", &[("", u64::from(status.disk_full))]);
     text

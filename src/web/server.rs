@@ -26,6 +26,7 @@ use super::socket::Shared;
 use super::switchboard::Switchboard;
 use super::upgrade::{self, Room};
 use super::{api, demo, metrics};
+use crate::access::Access;
 use crate::engine::Database;
 use crate::sync::repo::RepoCommon;
 
@@ -45,6 +46,8 @@ pub struct WebOptions {
     pub origins: AllowedOrigins,
     /// Whether what clients send is logged without being tried on its document first.
     pub structural: bool,
+    /// Who may do what; `None` where anybody may do everything.
+    pub access: Option<Access>,
 }
 
 /// Why a server cannot be started.
@@ -90,6 +93,8 @@ pub(super) struct App {
     pub(super) bodies: Arc<Semaphore>,
     /// Room for requests that read or write documents.
     pub(super) workers: Arc<Semaphore>,
+    /// Who may do what.
+    pub(super) access: Access,
 }
 
 impl WebServer {
@@ -106,7 +111,11 @@ impl WebServer {
         let switchboard = Arc::new(Switchboard::new(limits.repo_remembered_heads));
         let following = switchboard.clone();
         let followed = database.clone();
+        let access = options.access.unwrap_or_else(|| Access::open(database.clone()));
+        // Heard from before the first request on: nothing that a decision rests on changes unseen.
+        let access_follows = access.follow(database.changed_documents());
         let app = App {
+            access,
             peer: format!("tidelog-{}", database.node().short()),
             shared: Shared {
                 database,
@@ -125,6 +134,7 @@ impl WebServer {
         let rooms = Arc::new(Semaphore::new(connections_max));
         let tasks = vec![
             tokio::spawn(async move { following.follow(followed).await }),
+            tokio::spawn(access_follows),
             tokio::spawn(accept(listener, routes(app), rooms.clone(), stopped)),
         ];
         Ok(Self { address, stop, rooms, connections_max, tasks })
@@ -183,8 +193,16 @@ fn routes(app: App) -> Router {
         .with_state(app)
 }
 
-async fn metrics(State(app): State<App>) -> impl IntoResponse {
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4")], metrics::render(&app.shared))
+async fn metrics(State(app): State<App>, request: axum::extract::Request) -> Response {
+    let carried = upgrade::carried(&request).ok().flatten();
+    match app.access.admit(carried.as_ref().map(crate::auth::carrier::Carried::token)) {
+        Ok(subject) if subject.may_watch() => {
+            let numbers = metrics::render(&app.shared, &app.access);
+            ([(CONTENT_TYPE, "text/plain; version=0.0.4")], numbers).into_response()
+        }
+        Ok(_) => (StatusCode::FORBIDDEN, "These are for the roles `admin` and `metrics`.\n").into_response(),
+        Err(refusal) => (StatusCode::UNAUTHORIZED, format!("{refusal}\n")).into_response(),
+    }
 }
 
 /// Whether what is written here is taken.

@@ -25,7 +25,8 @@ use tokio_tungstenite::tungstenite::{Bytes, Error as SocketError, Message};
 use super::meter::{Meter, Metered, ReceiveBudget};
 use super::server::stopped;
 use super::switchboard::{Mailbox, Switchboard};
-use crate::engine::{Clash, Database, Source, now_ms};
+use crate::access::{Leave, Subject, Vigil};
+use crate::engine::{Clash, Database, Judge, Source, now_ms};
 use crate::error::Error;
 use crate::id::{DocumentId, truncated};
 use crate::sync::Admitted;
@@ -85,6 +86,8 @@ pub(super) struct Socket<S> {
     receiving: Option<Instant>,
     /// How many bytes have come, and when that was last more.
     heard: (u64, Instant),
+    /// Whose it is, where that makes a difference.
+    subject: Option<Subject>,
 }
 
 /// A message on its way.
@@ -120,7 +123,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     /// Takes a connection over once its handshake is done; `read` is what was read beyond that.
     ///
     /// A socket is a few KiB, and futures keep room for all that they ever hold: hence the box.
-    pub(super) async fn new(stream: S, read: Vec<u8>, shared: Shared, config: RepoConfig) -> Box<Self> {
+    pub(super) async fn new(
+        stream: S,
+        read: Vec<u8>,
+        shared: Shared,
+        config: RepoConfig,
+        subject: Option<Subject>,
+    ) -> Box<Self> {
         let max = config.limits.repo_message_bytes;
         let meter = Arc::new(Meter::default());
         let metered = Metered::new(stream, meter.clone(), shared.budget.clone());
@@ -144,12 +153,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             is_unflushed: false,
             receiving: None,
             heard: (0, Instant::now()),
+            subject,
         })
     }
 
     /// Turns the client away: it is told why, and the socket closed.
-    pub(super) fn deny(&mut self, why: String) {
-        self.session.deny(why);
+    pub(super) fn end(&mut self, fault: RepoFault) {
+        self.session.end(fault);
+    }
+
+    /// Whose the socket is, where something might be refused to him.
+    fn judged(&self) -> Option<Arc<dyn Judge>> {
+        let subject = self.subject.as_ref().filter(|subject| subject.is_restricted())?;
+        Some(Arc::new(subject.clone()))
+    }
+
+    /// Takes note that the client may be allowed other things than before, or may not be here any more.
+    fn look_again(&mut self, leave: Option<Leave>) {
+        match leave {
+            Some(Leave::Expired) => self.end(RepoFault::Expired),
+            Some(Leave::Revoked) => self.end(RepoFault::Revoked),
+            None => self.session.handle_permits_changed(),
+        }
     }
 
     /// Runs until the client goes, breaks the protocol or is given up, or until the server ends.
@@ -179,6 +204,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         let mut ticks = tokio::time::interval_at(Instant::now() + PING_EVERY, PING_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut stop = self.shared.stop.clone();
+        let mut vigil = self.subject.as_ref().map(Subject::vigil);
         loop {
             // Each time, not only when nothing else happens: a client that never pauses must hear it too.
             self.take_mail();
@@ -190,6 +216,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                 tokio::task::yield_now().await;
             }
             self.meter.set_message_max(self.session.message_bytes_max());
+            let is_heard = self.session.is_heard();
             let Self { stream, mailbox, session, admitting, saving, is_unflushed, .. } = self;
             let ended = tokio::select! {
                 biased;
@@ -213,6 +240,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                     Ok(())
                 }
                 _ = ticks.tick() => self.tick(),
+                leave = watched(&mut vigil), if is_heard => {
+                    self.look_again(leave);
+                    Ok(())
+                }
                 () = std::future::ready(()), if more => Ok(()),
             };
             if let Err(ended) = ended {
@@ -234,8 +265,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                 }
                 Some(RepoOutput::Admit { ticket, rows }) => {
                     let (database, is_trusted) = (self.shared.database.clone(), self.shared.is_trusting);
+                    let judge = self.judged();
                     self.admitting = Some(Box::pin(async move {
-                        let from = Source { node: database.node(), is_trusted, clash: Clash::KeepFirst };
+                        let from = Source { node: database.node(), is_trusted, clash: Clash::KeepFirst, judge };
                         (ticket, database.offer(from, rows, None).await)
                     }));
                 }
@@ -385,6 +417,14 @@ where
         Poll::Pending
     })
     .await
+}
+
+/// Waits for whatever changes what a client may do; for ever where nothing does.
+async fn watched(vigil: &mut Option<Vigil>) -> Option<Leave> {
+    match vigil {
+        Some(vigil) => vigil.next().await,
+        None => std::future::pending().await,
+    }
 }
 
 fn moment() -> Moment {

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
+use axum::http::HeaderValue;
 use axum::http::header::{
-    CONNECTION, HOST, HeaderMap, HeaderName, ORIGIN, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION,
-    UPGRADE,
+    AUTHORIZATION, CONNECTION, HOST, HeaderMap, HeaderName, ORIGIN, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
+    SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
 };
 use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -17,7 +18,9 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::server::App;
 use super::socket::Socket;
-use crate::sync::repo::{RepoConfig, RepoScope};
+use crate::access::Subject;
+use crate::auth::carrier::{Carried, CarrierError, of_request, selected_protocol};
+use crate::sync::repo::{RepoConfig, RepoFault, RepoScope};
 
 /// Keeps the room of one connection taken for as long as somebody has it.
 #[derive(Clone)]
@@ -41,7 +44,14 @@ pub(super) async fn sync(State(app): State<App>, mut request: Request) -> Respon
         Err(response) => return *response,
     };
     let room = request.extensions().get::<Room>().cloned();
-    let (config, denied) = config_of(&app, &request);
+    let (subject, refused) = match subject_of(&app, &request) {
+        Ok(subject) => (Some(subject), None),
+        Err(why) => (None, Some(RepoFault::Unauthenticated(why))),
+    };
+    let protocols = request.headers().get(SEC_WEBSOCKET_PROTOCOL).and_then(|value| value.to_str().ok());
+    let protocol = selected_protocol(protocols);
+    let (config, denied) = config_of(&app, &request, subject.as_ref());
+    let fault = refused.or_else(|| denied.map(RepoFault::Denied));
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         let _room = room;
@@ -49,15 +59,32 @@ pub(super) async fn sync(State(app): State<App>, mut request: Request) -> Respon
         // It is what the server's connection was made from.
         let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else { return };
         let (stream, read) = (parts.io.into_inner(), parts.read_buf.to_vec());
-        let mut socket = Box::pin(Socket::new(stream, read, app.shared.clone(), config)).await;
-        if let Some(why) = denied {
-            socket.deny(why);
+        let mut socket = Box::pin(Socket::new(stream, read, app.shared.clone(), config, subject)).await;
+        if let Some(fault) = fault {
+            socket.end(fault);
         }
         socket.run().await;
     });
     let headers = [(CONNECTION, "upgrade"), (UPGRADE, "websocket"), (SEC_WEBSOCKET_ACCEPT, &*derive_accept_key(&key))];
-    (StatusCode::SWITCHING_PROTOCOLS, headers.map(|(name, value)| (name, value.to_owned())), Body::empty())
-        .into_response()
+    let mut response =
+        (StatusCode::SWITCHING_PROTOCOLS, headers.map(|(name, value)| (name, value.to_owned())), Body::empty())
+            .into_response();
+    if let Some(protocol) = protocol {
+        response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
+    }
+    response
+}
+
+/// Who it is that asks; or what he is told that may not come in.
+fn subject_of(app: &App, request: &Request) -> Result<Subject, String> {
+    let carried = carried(request).map_err(|error| error.to_string())?;
+    app.access.admit(carried.as_ref().map(Carried::token)).map_err(|refusal| refusal.to_string())
+}
+
+/// The token that a request carries, if it carries one.
+pub(super) fn carried(request: &Request) -> Result<Option<Carried>, CarrierError> {
+    let text = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
+    of_request(text(AUTHORIZATION), text(SEC_WEBSOCKET_PROTOCOL), request.uri().query())
 }
 
 /// The handshake's key, or what is wrong with the request.
@@ -82,7 +109,7 @@ fn key_of(request: &Request) -> Result<Vec<u8>, Box<Response>> {
 }
 
 /// What the session needs to know, and why the client is turned away, if it is.
-fn config_of(app: &App, request: &Request) -> (RepoConfig, Option<String>) {
+fn config_of(app: &App, request: &Request, subject: Option<&Subject>) -> (RepoConfig, Option<String>) {
     let text = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
     let (scope, mut denied) = match RepoScope::of_path(request.uri().path()) {
         Ok(Some(scope)) => (scope, None),
@@ -100,7 +127,8 @@ fn config_of(app: &App, request: &Request) -> (RepoConfig, Option<String>) {
         peer: app.peer.clone(),
         storage: app.shared.database.storage_id().to_string(),
         scope,
-        principal: String::new(),
+        principal: subject.map(|subject| subject.principal().to_owned()).unwrap_or_default(),
+        permits: subject.map(|subject| Arc::new(subject.clone()) as _),
         common: app.common.clone(),
         limits: app.shared.database.limits().clone(),
     };

@@ -14,7 +14,17 @@ const NEVER_MS = 0x7fff_ffff
 const READY_MS = 1_000
 /** What says that something is wrong is short. */
 const ERROR_BYTES_MAX = 8_192
-const POLICY_VIOLATION = 1008
+/** Whether a socket was closed for good, and not for now: by policy, or for the token. */
+const isForGood = (code: number | undefined): boolean => code === 1008 || (code !== undefined && code >= 4400 && code < 4500)
+
+/** Changes of this client that the server does not take, since it may not make them. */
+export interface Denial {
+  documentId: DocumentId
+  /** Their hashes; none when the document may not be created. What stands on them is not taken either. */
+  changes: string[]
+  /** Why, as the server says it. */
+  reason: string
+}
 
 type Sent = Parameters<WebSocketClientAdapter["send"]>[0]
 
@@ -23,6 +33,8 @@ export class TidelogAdapter extends WebSocketClientAdapter {
   storageId: StorageId | undefined
   /** Called whenever the server has answered a join. */
   onServer: (() => void) | undefined
+  /** Called whenever the server says what it does not take. */
+  onDenied: ((denial: Denial) => void) | undefined
   /** Where documents belong that the server may not know yet. */
   readonly creations = new Map<string, { collection: string }>()
   readonly #said = new Set<string>()
@@ -88,6 +100,7 @@ export class TidelogAdapter extends WebSocketClientAdapter {
     this.storageId = peerMetadata.storageId
     this.#attempt = 0
     super.peerCandidate(remotePeerId, peerMetadata)
+    super.send({ type: "tidelog-denials", senderId: this.peerId } as unknown as Sent)
     this.#connection.status = "connected"
     this.#connection.wake()
     this.onServer?.()
@@ -95,17 +108,24 @@ export class TidelogAdapter extends WebSocketClientAdapter {
   }
 
   override receiveMessage(bytes: Uint8Array): void {
-    if (bytes.byteLength > 0 && bytes.byteLength <= ERROR_BYTES_MAX) this.#listenForErrors(bytes)
-    super.receiveMessage(bytes)
+    const isShort = bytes.byteLength > 0 && bytes.byteLength <= ERROR_BYTES_MAX
+    if (!isShort || !this.#takes(bytes)) super.receiveMessage(bytes)
   }
 
-  #listenForErrors(bytes: Uint8Array): void {
+  /** Takes what is for this adapter; whether it is for nobody else. */
+  #takes(bytes: Uint8Array): boolean {
+    let message: { type?: unknown; message?: unknown; documentId?: unknown; changes?: unknown }
     try {
-      const message = cbor.decode(new Uint8Array(bytes)) as { type?: unknown; message?: unknown }
-      if (message.type === "error") this.#reason = String(message.message)
+      message = cbor.decode(new Uint8Array(bytes)) as typeof message
     } catch {
       // Nobody understands it, and the stock adapter says so.
+      return false
     }
+    if (message?.type === "error") this.#reason = String(message.message)
+    if (message?.type !== "tidelog-denied") return false
+    const changes = Array.isArray(message.changes) ? message.changes.map(String) : []
+    this.onDenied?.({ documentId: String(message.documentId) as DocumentId, changes, reason: String(message.message) })
+    return true
   }
 
   #ready(): void {
@@ -162,10 +182,10 @@ export class TidelogAdapter extends WebSocketClientAdapter {
 
   #closed(code: number | undefined): void {
     this.#gone()
-    if (code === POLICY_VIOLATION || this.#reason !== undefined) {
+    if (isForGood(code) || this.#reason !== undefined) {
       const why = this.#reason ?? "the server closed the connection"
       this.#connection.lastError = new TidelogError("E0502", why, "see docs/repo-protocol.md, section 5")
-      if (code === POLICY_VIOLATION) this.#connection.status = "denied"
+      if (isForGood(code)) this.#connection.status = "denied"
       this.#attempt = Math.max(this.#attempt, 4)
     }
     if (this.#isWanted) void this.#again()

@@ -3,7 +3,7 @@
 import * as A from "@automerge/automerge/slim"
 import { Repo } from "@automerge/automerge-repo/slim"
 import type { DocHandle, DocumentId, StorageAdapterInterface } from "@automerge/automerge-repo/slim"
-import { TidelogAdapter } from "./adapter.js"
+import { TidelogAdapter, type Denial } from "./adapter.js"
 import { Connection, type Status, type Token } from "./connection.js"
 import { closed, TidelogError } from "./error.js"
 import { readFeed, type FeedEvent, type FeedOptions } from "./feed.js"
@@ -37,11 +37,19 @@ export class Client {
   /** @internal */
   readonly holdings: Holdings
   readonly #adapter: TidelogAdapter
+  readonly #denials = new Map<string, Denial>()
+  readonly #denied = new Set<(denial: Denial) => void>()
 
   /** @internal */
   constructor(options: ClientOptions) {
     this.connection = new Connection(options.url, options.token, options.retryMs ?? 500)
     this.#adapter = new TidelogAdapter(this.connection)
+    this.#adapter.onDenied = denial => {
+      const before = this.#denials.get(denial.documentId)
+      const changes = [...new Set([...(before?.changes ?? []), ...denial.changes])]
+      this.#denials.set(denial.documentId, { ...denial, changes })
+      for (const told of [...this.#denied]) told(denial)
+    }
     this.repo = new Repo({ network: [this.#adapter], ...(options.storage ? { storage: options.storage } : {}) })
     this.holdings = new Holdings(this.repo, this.#adapter, options.storage)
     void this.holdings.ready.then(() => {
@@ -56,6 +64,25 @@ export class Client {
   /** Tells whenever the status is another. The returned function ends that. */
   onStatus(told: (status: Status) => void): () => void {
     return this.connection.onStatus(told)
+  }
+
+  /**
+   * Edits of this client that the server does not take, since it may not make them: one entry for each document. They
+   * stay in the document here, nobody else sees them, and others' edits go on arriving. Once they are allowed, the server
+   * asks for them by itself, and the entry goes.
+   */
+  get denied(): Denial[] {
+    for (const [id, { documentId, changes }] of this.#denials) {
+      const held = this.holdings.find(documentId)
+      if (held?.doc && changes.length > 0 && this.holdings.isDurable(held, changes)) this.#denials.delete(id)
+    }
+    return [...this.#denials.values()]
+  }
+
+  /** Tells whenever the server does not take an edit. The returned function ends that. */
+  onDenied(told: (denial: Denial) => void): () => void {
+    this.#denied.add(told)
+    return () => void this.#denied.delete(told)
   }
 
   /** What went wrong last with the connection. */

@@ -2,6 +2,7 @@
 
 export { initializeWasm, initializeBase64Wasm } from "@automerge/automerge-repo/slim"
 export { Counter, ImmutableString } from "@automerge/automerge/slim"
+export type { Denial } from "./adapter.js"
 export { Client, Collection, tidelog, type ClientOptions } from "./client.js"
 export type { Status, Token } from "./connection.js"
 export { TidelogError } from "./error.js"

@@ -20,8 +20,12 @@ export class Server {
   readonly #clients: Client[] = []
   readonly #end = () => void this.#process?.kill("SIGKILL")
 
-  static async start(): Promise<Server> {
+  /** What is said to `serve` beside the rest. */
+  words: string[] = []
+
+  static async start(...words: string[]): Promise<Server> {
     const server = new Server()
+    server.words = words
     process.on("exit", server.#end)
     await server.start()
     return server
@@ -33,7 +37,7 @@ export class Server {
 
   async start(): Promise<void> {
     if (binary === undefined) throw new Error(String(skip))
-    const words = ["--data", join(this.folder, "data"), "serve", "--listen", "127.0.0.1:0", "--http", this.address, "--json"]
+    const words = ["--data", join(this.folder, "data"), "serve", "--listen", "127.0.0.1:0", "--http", this.address, "--json", ...this.words]
     const child = spawn(binary, words, { stdio: ["ignore", "pipe", "ignore"] })
     this.#process = child
     const lines = createInterface({ input: child.stdout })
@@ -44,8 +48,9 @@ export class Server {
   }
 
   /** Runs a command of the binary's beside the server. */
-  async run(...words: string[]): Promise<void> {
-    await promisify(execFile)(binary ?? "", ["--data", join(this.folder, "data"), ...words], { timeout: 30_000 })
+  async run(...words: string[]): Promise<string> {
+    const { stdout } = await promisify(execFile)(binary ?? "", ["--data", join(this.folder, "data"), ...words], { timeout: 30_000 })
+    return stdout.trim()
   }
 
   async kill(): Promise<void> {

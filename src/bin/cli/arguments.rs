@@ -243,7 +243,16 @@ pub(super) struct Serve {
     /// What is done with the changes of browsers before they are logged
     #[arg(long, value_enum, default_value = "full")]
     pub(super) admission: AdmissionLevel,
-    /// Let --http be open to other machines, though it takes whoever comes
+    /// Ask whoever uses the HTTP port for a token (`tidelog token new` makes one)
+    #[arg(long)]
+    pub(super) auth: bool,
+    /// A file with the issuers whose tokens are taken beside this node's own
+    #[arg(long, value_name = "FILE", requires = "auth")]
+    pub(super) issuers: Option<PathBuf>,
+    /// A file that says who may do what; it is read again when it changes
+    #[arg(long, value_name = "FILE")]
+    pub(super) rules: Option<PathBuf>,
+    /// Let --http be open to other machines without --auth and --rules, so that it takes whoever comes
     #[arg(long)]
     pub(super) insecure_open: bool,
     /// A node to replicate with: its ticket (may be given several times)

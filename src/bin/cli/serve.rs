@@ -6,7 +6,7 @@ use tidelog::Durability;
 use tidelog::net::{NetError, Ticket};
 use tidelog::node::command::{CommandError, Exit};
 use tidelog::node::place::OpenPlace;
-use tidelog::node::{Node, NodeConfig};
+use tidelog::node::{AccessConfig, Node, NodeConfig};
 use tidelog::web::AllowedOrigins;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -26,6 +26,7 @@ pub(super) async fn serve(global: Global, serve: Serve, screen: Screen) -> Resul
     let mut config = NodeConfig {
         origins: AllowedOrigins::parse(&serve.origin).map_err(|error| CommandError::usage(error.to_string()))?,
         insecure_open: serve.insecure_open,
+        access: AccessConfig { authenticates: serve.auth, issuers: serve.issuers.clone(), rules: serve.rules.clone() },
         structural: serve.admission == AdmissionLevel::Structural,
         peers: tickets?,
         trust_loopback_nodes: serve.trust_loopback_nodes,

@@ -9,8 +9,8 @@ use crate::sync::gate::ChunkKind;
 
 /// A replica that never builds its document: a graph, the chunks by position, and what waits.
 #[derive(Default)]
-struct Docless {
-    graph: ChangeGraph,
+pub(super) struct Docless {
+    pub(super) graph: ChangeGraph,
     chunks: Vec<Vec<u8>>,
     pending: Vec<Change>,
     snapshot: Option<(Heads, Vec<u8>)>,
@@ -32,7 +32,7 @@ impl Chunks for Stored<'_> {
 }
 
 impl Docless {
-    fn of(doc: &mut AutoCommit) -> Self {
+    pub(super) fn of(doc: &mut AutoCommit) -> Self {
         let mut replica = Self::default();
         for change in doc.get_changes(&[]) {
             replica.admit(Change::from_automerge(change).unwrap());
@@ -41,7 +41,7 @@ impl Docless {
         replica
     }
 
-    fn admit(&mut self, change: Change) {
+    pub(super) fn admit(&mut self, change: Change) {
         self.pending.push(change);
         loop {
             let before = self.pending.len();
@@ -95,13 +95,13 @@ impl Docless {
         count
     }
 
-    fn generate(&self, exchange: &mut Exchange, budget: usize) -> Option<Vec<u8>> {
+    pub(super) fn generate(&self, exchange: &mut Exchange, budget: usize) -> Option<Vec<u8>> {
         exchange.generate(&self.graph, budget, &mut Stored(self)).unwrap()
     }
 }
 
 /// Two documents with a common past that went on apart, and talked now and then.
-fn histories(script: &[(u8, u8)]) -> [AutoCommit; 2] {
+pub(super) fn histories(script: &[(u8, u8)]) -> [AutoCommit; 2] {
     let mut docs = [AutoCommit::new(), AutoCommit::new()];
     for (n, (who, what)) in script.iter().enumerate() {
         let who = usize::from(who % 2);
@@ -128,12 +128,12 @@ fn histories(script: &[(u8, u8)]) -> [AutoCommit; 2] {
     docs
 }
 
-fn heads_of(doc: &AutoCommit) -> Heads {
+pub(super) fn heads_of(doc: &AutoCommit) -> Heads {
     let mut doc = doc.clone();
     Heads::new(doc.get_heads().into_iter().map(|hash| ChangeHash(hash.0)).collect())
 }
 
-const ROUNDS_MAX: usize = 400;
+pub(super) const ROUNDS_MAX: usize = 400;
 
 fn sync_docless(a: &mut Docless, b: &mut Docless, budget: usize, forgetful: bool) -> (Exchange, Exchange) {
     let (mut at_a, mut at_b) = (Exchange::new(), Exchange::new());
@@ -176,7 +176,7 @@ fn sync_with_automerge(a: &mut Docless, b: &mut AutoCommit, budget: usize, docle
     panic!("no end after {ROUNDS_MAX} rounds");
 }
 
-fn script() -> impl Strategy<Value = Vec<(u8, u8)>> {
+pub(super) fn script() -> impl Strategy<Value = Vec<(u8, u8)>> {
     prop::collection::vec((any::<u8>(), any::<u8>()), 0..60)
 }
 

@@ -9,19 +9,28 @@ use super::{RepoConfig, StoreHeadsKnown};
 use crate::document::ChangeGraph;
 use crate::history::voids::is_degraded;
 use crate::history::{HistoryError, Origin, Reader, is_saved_far_behind};
-use crate::id::{DocumentId, Heads, Lsn};
+use crate::id::{ChangeHash, DocumentId, Heads, Lsn};
 use crate::log::record::{Admission, CreationRank, Lifecycle, LifecycleKind};
 use crate::sync::exchange::{Arrival, Exchange, GenerateError};
 use crate::sync::gate::ChunkKind;
 use crate::sync::intake::{Intake, Mark};
 use crate::sync::session::{IncomingBody, IncomingRow, SessionError, parse_change};
-use crate::sync::{Chunks, Composed, ExchangeError, State};
+use crate::sync::{Chunks, Composed, Denied, ExchangeError, State};
 
 /// Messages in a row that change nothing, after which a document is answered no more until one of the two sides has
 /// something new. A Bloom filter that hides a change costs one or two.
 const IDLE_MESSAGES_MAX: u32 = 32;
 /// Changes of a document below which nobody waits for its snapshot.
 const WAITED_FOR_MIN: usize = 1024;
+/// Changes of one document that a client has and may not make, beyond which it is not served.
+const DENIED_MAX: usize = 10_000;
+/// Messages of one client in which something is denied, beyond which its socket is closed: each may cost the making of a
+/// document. What stands on something that was denied before costs nothing, and does not count.
+const DENIALS_MAX: usize = 1_000;
+/// Denials that wait to be told. Beyond, the oldest are not told.
+const UNTOLD_MAX: usize = 4_096;
+/// Changes that one message says are denied.
+const DENIED_IN_MESSAGE_MAX: usize = 64;
 /// What a message that waits weighs beside its bytes.
 const MESSAGE_BYTES: usize = 100;
 
@@ -35,6 +44,12 @@ pub(super) struct Documents {
     waiting_bytes: usize,
     /// Bytes of heads and filters that the exchanges keep.
     kept_bytes: usize,
+    /// How often something was denied that had to be tried for it.
+    denials: usize,
+    /// What was denied and the client was not told of, for a client that wants to hear; the oldest first.
+    untold: VecDeque<Denied>,
+    /// The client wants to hear.
+    tells: bool,
 }
 
 #[derive(Debug, Default)]
@@ -56,6 +71,8 @@ struct Open {
     seen: (usize, Option<Heads>),
     /// The heads of the client that others were told of.
     passed_on: Option<Heads>,
+    /// Something of it was sent, since the client was last told that it is not here.
+    is_shown: bool,
 }
 
 /// Whether a client that has nothing of a document waits for a snapshot.
@@ -134,6 +151,60 @@ impl Documents {
             open.whole = Whole::Settled;
             self.wake(document);
         }
+    }
+
+    /// Takes note that the client may be allowed other things than before: what was denied is asked for again.
+    pub(super) fn handle_permits_changed(&mut self) {
+        for open in self.open.values_mut() {
+            open.exchange.ask_for_denied();
+        }
+        self.wake_all();
+    }
+
+    /// Takes note of what the client may not write. It goes on without.
+    pub(super) fn note_denied(&mut self, denied: Vec<Denied>) -> Result<(), RepoFault> {
+        self.denials += usize::from(!denied.is_empty());
+        if self.denials > DENIALS_MAX {
+            return Err(RepoFault::TooMany { what: "messages with changes that may not be made", max: DENIALS_MAX });
+        }
+        for Denied { document, change, why } in denied {
+            let Some(open) = self.open.get_mut(&document) else { continue };
+            tracing::info!(%document, change = ?change.as_ref().map(|(hash, _)| hash), why, "a client may not write this");
+            if self.tells {
+                let change = change.clone().map(|(hash, _)| (hash, Vec::new()));
+                self.untold.push_back(Denied { document, change, why });
+                if self.untold.len() > UNTOLD_MAX {
+                    self.untold.pop_front();
+                }
+            }
+            match change {
+                Some(change) => open.exchange.deny(change),
+                // It may be allowed to create it later.
+                None => open.created = false,
+            }
+            if open.exchange.denied() > DENIED_MAX {
+                return Err(RepoFault::TooMany { what: "changes that may not be made", max: DENIED_MAX });
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes note that the client wants to hear what is denied.
+    pub(super) fn tell_denials(&mut self) {
+        self.tells = true;
+    }
+
+    /// What of one document was denied for one reason, and the client was not told of.
+    pub(super) fn next_denied(&mut self) -> Option<(DocumentId, Vec<ChangeHash>, String)> {
+        let Denied { document, change, why } = self.untold.pop_front()?;
+        let mut changes: Vec<ChangeHash> = change.map(|(hash, _)| hash).into_iter().collect();
+        while changes.len() < DENIED_IN_MESSAGE_MAX
+            && self.untold.front().is_some_and(|next| next.document == document && next.why == why)
+            && let Some(next) = self.untold.pop_front()
+        {
+            changes.extend(next.change.map(|(hash, _)| hash));
+        }
+        Some((document, changes, why))
     }
 
     /// Takes note that any document may have changed.
@@ -278,6 +349,10 @@ impl Open {
             let body = match chunk.kind {
                 ChunkKind::Change => {
                     let change = parse_change(document, chunk.bytes, &config.limits).map_err(malformed)?;
+                    if self.exchange.is_denied(&change.hash(), change.deps()) && !graph.contains(&change.hash()) {
+                        self.exchange.deny((change.hash(), change.deps().to_vec()));
+                        continue;
+                    }
                     arrived.push((change.hash(), change.deps().to_vec()));
                     IncomingBody::Change(Box::new(change))
                 }
@@ -316,8 +391,13 @@ impl Open {
         let place = config.common.place(document, reader)?;
         let standing = standing(&place, config);
         let they_have_some = self.exchange.their_heads().is_some_and(|heads| !heads.is_empty());
-        if standing == Standing::Denied || standing != Standing::Here && !they_have_some {
-            return Ok(std::mem::take(&mut self.owed).then_some(Due::Unavailable(document)));
+        // Who may not read it is told what he would be told if it were not here.
+        let is_hidden = standing == Standing::Here && !config.may_read(document);
+        if is_hidden || standing == Standing::Denied || standing != Standing::Here && !they_have_some {
+            // Who loses the right to read hears of it though he did not ask.
+            let is_lost = is_hidden && std::mem::take(&mut self.is_shown);
+            let is_told = std::mem::take(&mut self.owed) || is_lost;
+            return Ok(is_told.then_some(Due::Unavailable(document)));
         }
         let graph = place.graph.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(storage) = storage
@@ -358,6 +438,7 @@ impl Open {
             }
         };
         self.owed = false;
+        self.is_shown |= message.is_some();
         Ok(message.map(|message| Due::Sync(document, message)))
     }
 }

@@ -18,6 +18,15 @@ pub enum RepoFault {
     /// The client may not be here.
     #[error("{0}")]
     Denied(String),
+    /// The client did not say who it is, or not credibly. Nothing changes that but another token.
+    #[error("{0}")]
+    Unauthenticated(String),
+    /// The client's token has expired, and it did not bring another.
+    #[error("the token has expired")]
+    Expired,
+    /// The client's token was revoked.
+    #[error("the token is not accepted any more")]
+    Revoked,
     /// Somebody else has the client's name.
     #[error("the peer id belongs to somebody else")]
     NameTaken,
@@ -73,6 +82,8 @@ impl RepoFault {
             Self::Wire(_) | Self::Exchange { .. } | Self::Malformed { .. } => 1007,
             Self::Denied(_) | Self::Replaced | Self::NameTaken | Self::TooMany { .. } => 1008,
             Self::Refused(_) | Self::History(_) => 1011,
+            Self::Unauthenticated(_) | Self::Expired => 4401,
+            Self::Revoked => 4403,
         }
     }
 

@@ -22,7 +22,7 @@ use super::documents::{Documents, Due};
 use super::fault::RepoFault;
 use super::hub::{Notice, RepoEvent, StoreHeadsKnown};
 use super::wire::{self, Create, Ephemeral, Join, Message, Metadata, Peer, Route, StoreHeads, Sync, Text, WireError};
-use super::{RepoCommon, RepoScope, ephemeral};
+use super::{Permits, RepoCommon, RepoScope, ephemeral};
 use crate::history::Reader;
 use crate::id::{ChangeHash, DocumentId, Heads, NodeId};
 use crate::limits::Limits;
@@ -44,10 +44,23 @@ pub struct RepoConfig {
     pub scope: RepoScope,
     /// Who the client is proven to be; empty for nobody in particular.
     pub principal: String,
+    /// What it may see; `None` for all that is served here.
+    pub permits: Option<Arc<dyn Permits>>,
     /// What the sessions of the server share.
     pub common: Arc<RepoCommon>,
     /// Every bound.
     pub limits: Limits,
+}
+
+impl RepoConfig {
+    /// Whether anything of a document that is here may be sent to the client now.
+    pub(super) fn may_read(&self, document: DocumentId) -> bool {
+        self.permits.as_ref().is_none_or(|permits| permits.may_read(document))
+    }
+
+    fn may_announce(&self, document: DocumentId) -> bool {
+        self.permits.as_ref().is_none_or(|permits| permits.may_announce(document))
+    }
 }
 
 /// What time it is: for measuring, and for stating.
@@ -188,9 +201,15 @@ impl RepoSession {
         self.fail(WireError::TooLong { bytes: max + 1, max }.into());
     }
 
-    /// Turns the client away: it is told why, and nothing that it says is heard.
-    pub fn deny(&mut self, why: String) {
-        self.fail(RepoFault::Denied(why));
+    /// Turns the client away: it is told why, the socket is closed, and nothing that it says is heard.
+    pub fn end(&mut self, fault: RepoFault) {
+        self.fail(fault);
+    }
+
+    /// Whether what the client says is heard, and nothing ends yet.
+    #[must_use]
+    pub fn is_heard(&self) -> bool {
+        matches!(self.stage, Stage::Waiting | Stage::Joining | Stage::Open)
     }
 
     /// Takes note that the message under way was given to the socket.
@@ -206,6 +225,11 @@ impl RepoSession {
     /// Takes note that a document changed in the log.
     pub fn handle_changed(&mut self, document: DocumentId) {
         self.documents.wake(document);
+    }
+
+    /// Takes note that the client may be allowed other things than before.
+    pub fn handle_permits_changed(&mut self) {
+        self.documents.handle_permits_changed();
     }
 
     /// Takes note that the log grew and nobody can say by what.
@@ -235,7 +259,8 @@ impl RepoSession {
             Notice::Unwelcome => self.fail(RepoFault::NameTaken),
             Notice::Replaced => self.fail(RepoFault::Replaced),
             Notice::Ephemeral(passing) => {
-                if self.documents.is_open(passing.document) && passing.author != self.client {
+                let document = passing.document;
+                if self.documents.is_open(document) && passing.author != self.client && self.config.may_read(document) {
                     self.passing.push(passing, &self.config.limits);
                 }
             }
@@ -289,7 +314,8 @@ impl RepoSession {
 
     fn step(&mut self, now: Moment, reader: &Reader) -> Result<Option<RepoOutput>, RepoFault> {
         loop {
-            if let Some((marks, _)) = self.intake.take_settled() {
+            if let Some((marks, admitted)) = self.intake.take_settled() {
+                self.documents.note_denied(admitted.denied)?;
                 for mark in marks {
                     if let Mark::Message { document, arrived } = mark {
                         let Self { documents, config, intake, .. } = self;
@@ -309,6 +335,12 @@ impl RepoSession {
             }
             if std::mem::take(&mut self.owes_peer) {
                 let bytes = self.peer_message();
+                return Ok(self.send(bytes));
+            }
+            if let Some((document, changes, why)) = self.documents.next_denied() {
+                let changes = changes.iter().map(|hash| hash.to_string().into()).collect();
+                let denied = wire::Denied { route: self.route(), document, changes, message: why.into() };
+                let bytes = Message::Denied(denied).encode();
                 return Ok(self.send(bytes));
             }
             // In turns: a long catching up must not hold up who is there, nor the other way round.
@@ -339,11 +371,19 @@ impl RepoSession {
 
     /// What others said.
     fn next_passing(&mut self) -> Option<RepoOutput> {
-        if let Some(passing) = self.passing.pop() {
-            let bytes = passing.encode(&self.client);
-            return self.send(bytes);
+        while let Some(passing) = self.passing.pop() {
+            // Asked once more: it may have waited.
+            if self.config.may_read(passing.document) {
+                let bytes = passing.encode(&self.client);
+                return self.send(bytes);
+            }
         }
-        let (_, known) = self.heads.pop_first()?;
+        let known = loop {
+            let (_, known) = self.heads.pop_first()?;
+            if self.config.may_read(known.document) {
+                break known;
+            }
+        };
         let heads = StoreHeads {
             storage: (&*known.storage).into(),
             heads: known.heads.as_slice().iter().map(|head| url_head(head).into()).collect(),
@@ -390,6 +430,10 @@ impl RepoSession {
             Message::RemoteHeadsChanged { route, document, heads } if route.sender == *self.client => {
                 self.take_heads(now, document, &heads, reader)
             }
+            Message::Denials { sender } if sender.as_ref().is_none_or(|sender| *sender == *self.client) => {
+                self.documents.tell_denials();
+                Ok(())
+            }
             Message::Create(create) if create.sender.as_ref().is_none_or(|sender| *sender == *self.client) => {
                 self.take_create(now, &create, reader)
             }
@@ -432,7 +476,7 @@ impl RepoSession {
 
     fn take_ephemeral(&mut self, now: Moment, ephemeral: &Ephemeral<'_>) {
         // Who does not have the document open has nothing to say to those who do.
-        if !self.documents.is_open(ephemeral.document) {
+        if !self.documents.is_open(ephemeral.document) || !self.config.may_announce(ephemeral.document) {
             return;
         }
         if let Some(passing) = self.ephemeral.take(ephemeral, now.at, &self.config.limits) {
@@ -461,7 +505,8 @@ impl RepoSession {
         stores: &[StoreHeads<'_>],
         reader: &Reader,
     ) -> Result<(), RepoFault> {
-        if !self.documents.is_open(document) {
+        // Who may not read it has no say in what others have of it, and must not learn whether it guessed right.
+        if !self.documents.is_open(document) || !self.config.may_read(document) {
             return Ok(());
         }
         let place = self.config.common.place(document, reader)?;

@@ -114,6 +114,13 @@ pub enum Message<'a> {
     },
     /// tidelog's own: the sender is about to create a document in a collection. Never sent by a server.
     Create(Create<'a>),
+    /// tidelog's own: the sender wants to hear what of its changes is denied. Never sent by a server.
+    Denials {
+        /// From whom, if that is said.
+        sender: Option<Text<'a>>,
+    },
+    /// tidelog's own: changes of the receiver are not taken, since it may not make them. Sent to those who want to hear.
+    Denied(Denied<'a>),
     /// A type that we do not know; it is ignored.
     Unknown(Text<'a>),
 }
@@ -208,11 +215,25 @@ pub struct Create<'a> {
     pub name: Option<Text<'a>>,
 }
 
+/// See [`Message::Denied`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Denied<'a> {
+    /// From whom, to whom.
+    pub route: Route<'a>,
+    /// Which document.
+    pub document: DocumentId,
+    /// The changes, in hexadecimal; none when the document may not be created.
+    pub changes: Vec<Text<'a>>,
+    /// Why, in words.
+    pub message: Text<'a>,
+}
+
 /// The fields that any message has, each not decoded until its message asks for it.
 #[derive(Default)]
 struct Fields<'a>(Vec<(&'static str, Value<'a>)>);
 
-const FIELDS: [&str; 16] = [
+const FIELDS: [&str; 17] = [
+    "changes",
     "type",
     "senderId",
     "targetId",
@@ -368,6 +389,13 @@ impl<'a> Message<'a> {
                 heads: fields.store_heads()?,
             },
             "tidelog-create" => Self::Create(fields.create()?),
+            "tidelog-denials" => Self::Denials { sender: fields.optional_text("senderId")? },
+            "tidelog-denied" => Self::Denied(Denied {
+                route: fields.route()?,
+                document: fields.document()?,
+                changes: fields.texts("changes")?,
+                message: fields.text("message")?,
+            }),
             _ => Self::Unknown(kind),
         })
     }
@@ -442,6 +470,17 @@ impl<'a> Message<'a> {
                 write_document(&mut out, create.document);
                 text(&mut out, "collection", create.collection.as_str());
                 create.name.iter().for_each(|name| text(&mut out, "name", name));
+            }
+            Self::Denials { sender } => {
+                begin(&mut out, "tidelog-denials", u16::from(sender.is_some()));
+                sender.iter().for_each(|sender| text(&mut out, "senderId", sender));
+            }
+            Self::Denied(denied) => {
+                begin(&mut out, "tidelog-denied", 5);
+                write_route(&mut out, &denied.route);
+                write_document(&mut out, denied.document);
+                texts(&mut out, "changes", &denied.changes);
+                text(&mut out, "message", &denied.message);
             }
             Self::Unknown(kind) => begin(&mut out, kind, 0),
         }

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
@@ -16,10 +17,12 @@ use serde_json::{Value, json};
 use super::blocking;
 use super::documents::{answer, bounded, query_problem};
 use super::problem::Problem;
+use crate::access::{Subject, Vigil};
 use crate::document::Patch;
 use crate::feed::{ChangeFeed, Event, EventKind, FeedCursor, Item};
 use crate::id::DocumentId;
 use crate::limits::api;
+use crate::rules::Operation;
 use crate::web::server::{App, stopped};
 
 /// What a feed can be asked for.
@@ -50,6 +53,7 @@ pub(super) enum Form {
 /// `GET /v1/changes`
 pub(super) async fn changes(
     State(app): State<App>,
+    Extension(subject): Extension<Subject>,
     headers: HeaderMap,
     wanted: Result<Query<Wanted>, QueryRejection>,
 ) -> Result<Response, Problem> {
@@ -63,7 +67,7 @@ pub(super) async fn changes(
     // A browser that connects again says where it was, whatever the address says.
     let last = headers.get("last-event-id").and_then(|value| value.to_str().ok());
     let feed = open(&app, &wanted, last)?;
-    let told = Told { app: app.clone(), patches: wanted.patches };
+    let told = Told { app: app.clone(), patches: wanted.patches, subject };
     match form {
         Form::Normal | Form::Longpoll => page(feed, &wanted, form == Form::Longpoll, &told).await,
         Form::Sse | Form::Ndjson => Ok(flow(feed, form, told)),
@@ -75,9 +79,19 @@ struct Told {
     app: App,
     /// With what they did to the document.
     patches: bool,
+    /// Who is told.
+    subject: Subject,
 }
 
 impl Told {
+    /// An event as it is told; `None` when it is about a document that he may not see.
+    async fn seen(&self, event: Event) -> Result<Option<Value>, Problem> {
+        let (subject, document) = (self.subject.clone(), event.document);
+        let may_see =
+            !subject.is_restricted() || blocking(&self.app, move || subject.may(Operation::List, document)).await?;
+        if may_see { self.json(event).await.map(Some) } else { Ok(None) }
+    }
+
     async fn json(&self, event: Event) -> Result<Value, Problem> {
         if !self.patches || !matches!(event.kind, EventKind::Changed(_)) {
             return Ok(event.to_json()?);
@@ -140,7 +154,7 @@ async fn page(mut feed: ChangeFeed, wanted: &Wanted, waits: bool, told: &Told) -
                 Item::Opened(opened) => opening = opened.to_json(),
                 Item::Event(event) => {
                     caught_up = false;
-                    events.push(told.json(event).await?);
+                    events.extend(told.seen(event).await?);
                 }
                 Item::Progress { caught_up: reached, .. } => {
                     caught_up = reached;
@@ -172,15 +186,22 @@ async fn page(mut feed: ChangeFeed, wanted: &Wanted, waits: bool, told: &Told) -
 fn flow(feed: ChangeFeed, form: Form, told: Told) -> Response {
     let stop = told.app.shared.stop.clone();
     let kind = if form == Form::Sse { "text/event-stream" } else { "application/x-ndjson" };
-    let lines = stream::unfold(Some((feed, stop, told)), move |state| async move {
-        let (mut feed, mut stop, told) = state?;
+    let vigil = told.subject.vigil();
+    let lines = stream::unfold(Some((feed, stop, vigil, told)), move |state| async move {
+        let (mut feed, mut stop, mut vigil, told) = state?;
         let (text, goes_on) = tokio::select! {
             next = next_lines(&mut feed, form, &told) => next,
             () = stopped(&mut stop) => return None,
+            () = left(&mut vigil) => (last_line(&Problem::left(), form), false),
         };
-        Some((Ok::<_, Infallible>(Bytes::from(text)), goes_on.then_some((feed, stop, told))))
+        Some((Ok::<_, Infallible>(Bytes::from(text)), goes_on.then_some((feed, stop, vigil, told))))
     });
     ([(CONTENT_TYPE, kind), (CACHE_CONTROL, "no-store")], Body::from_stream(lines)).into_response()
+}
+
+/// Waits until he has to go. What else changes, each event is asked about.
+async fn left(vigil: &mut Vigil) {
+    while vigil.next().await.is_none() {}
 }
 
 /// The next lines, and whether there may be more. Without anything to say for a while, a line without meaning.
@@ -188,7 +209,7 @@ async fn next_lines(feed: &mut ChangeFeed, form: Form, told: &Told) -> (String, 
     let mut text = String::new();
     let silence = Duration::from_secs(api::SILENCE_SECONDS);
     let first = match tokio::time::timeout(silence, feed.next()).await {
-        Err(_) => return (if form == Form::Sse { ":\n\n" } else { "\n" }.to_owned(), true),
+        Err(_) => return (SILENCE[usize::from(form == Form::Sse)].to_owned(), true),
         Ok(None) => return (text, false),
         Ok(Some(item)) => item,
     };
@@ -196,6 +217,8 @@ async fn next_lines(feed: &mut ChangeFeed, form: Form, told: &Told) -> (String, 
     loop {
         let made = match next {
             Ok(Some(item)) => line(item, form, told).await,
+            // Nothing of it was for him: a line without meaning, so that he knows that somebody is there.
+            Ok(None) if text.is_empty() => return (SILENCE[usize::from(form == Form::Sse)].to_owned(), true),
             Ok(None) => return (text, true),
             Err(error) => Err(error.into()),
         };
@@ -216,7 +239,13 @@ async fn next_lines(feed: &mut ChangeFeed, form: Form, told: &Told) -> (String, 
 async fn line(item: Item, form: Form, told: &Told) -> Result<String, Problem> {
     let (name, id, value) = match item {
         Item::Opened(opening) => ("opened", None, opening.to_json()),
-        Item::Event(event) => ("change", Some(event.cursor), told.json(event).await?),
+        Item::Event(event) => {
+            let cursor = event.cursor;
+            match told.seen(event).await? {
+                Some(json) => ("change", Some(cursor), json),
+                None => return Ok(String::new()),
+            }
+        }
         Item::Progress { cursor, caught_up } => {
             let progress = json!({ "progress": { "cursor": cursor.to_string(), "caught_up": caught_up } });
             ("progress", Some(cursor), progress)
@@ -224,6 +253,9 @@ async fn line(item: Item, form: Form, told: &Told) -> Result<String, Problem> {
     };
     Ok(written(name, id, &value, form))
 }
+
+/// A line without meaning, in lines and in server-sent events.
+const SILENCE: [&str; 2] = ["\n", ":\n\n"];
 
 /// What ends a stream that cannot go on; a new one may go on after the last cursor.
 pub(super) fn last_line(problem: &Problem, form: Form) -> String {

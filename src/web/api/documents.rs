@@ -1,5 +1,6 @@
 //! Documents as JSON.
 
+use axum::Extension;
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{Path as UrlPath, Query, State};
@@ -11,11 +12,13 @@ use serde_json::{Value, json};
 
 use super::blocking;
 use super::problem::Problem;
+use crate::access::Subject;
 use crate::document::{Edit, JsonPatch, Path, merge};
 use crate::engine::{Collection, Database, DocHandle};
 use crate::error::Error;
-use crate::id::{ChangeHash, DocumentId, Heads, Lsn};
+use crate::id::{ChangeHash, CollectionName, DocumentId, Heads, Lsn};
 use crate::limits::api;
+use crate::rules::Operation;
 use crate::web::server::App;
 
 /// The body of a request, or why there is none.
@@ -26,10 +29,15 @@ const MERGE_PATCH: &str = "application/merge-patch+json";
 const JSON_PATCH: &str = "application/json-patch+json";
 
 /// `GET /v1/collections`
-pub(super) async fn collections(State(app): State<App>) -> Result<Response, Problem> {
+pub(super) async fn collections(
+    State(app): State<App>,
+    Extension(subject): Extension<Subject>,
+) -> Result<Response, Problem> {
     let database = app.shared.database.clone();
     let names = blocking(&app, move || database.collections()).await?;
-    let names: Vec<&str> = names.iter().map(|name| name.as_str()).collect();
+    let may_see =
+        |name: &&CollectionName| subject.may_ever(Operation::List, name) || subject.may_ever(Operation::Get, name);
+    let names: Vec<&str> = names.iter().filter(may_see).map(|name| name.as_str()).collect();
     Ok(answer(StatusCode::OK, &json!({ "collections": names })))
 }
 
@@ -46,6 +54,7 @@ pub(super) struct Page {
 /// `GET /v1/collections/{collection}/documents`
 pub(super) async fn list(
     State(app): State<App>,
+    Extension(subject): Extension<Subject>,
     UrlPath(collection): UrlPath<String>,
     page: Result<Query<Page>, QueryRejection>,
 ) -> Result<Response, Problem> {
@@ -58,6 +67,12 @@ pub(super) async fn list(
         let asked_for = found.len() == count;
         let mut rest = found.into_iter().peekable();
         while let Some((id, state)) = rest.next() {
+            if !subject.may(Operation::List, id)? {
+                if asked_for && rest.peek().is_none() {
+                    next = Some(state.last_lsn.0);
+                }
+                continue;
+            }
             let mut row = json!({
                 "id": id.to_string(),
                 "name": state.name,
@@ -85,13 +100,14 @@ pub(super) async fn list(
 /// `POST /v1/collections/{collection}/documents`
 pub(super) async fn create(
     State(app): State<App>,
+    Extension(subject): Extension<Subject>,
     UrlPath(collection): UrlPath<String>,
     body: Body,
 ) -> Result<Response, Problem> {
     let value = parsed(body)?;
     let collection = app.shared.database.collection(&collection)?;
     let name = collection.name().clone();
-    let (handle, commit) = blocking(&app, move || collection.create(value)).await?;
+    let (handle, commit) = blocking(&app, move || collection.create_as(subject.judge(), value)).await?;
     commit.await?;
     let heads = handle.heads()?;
     let location = format!("/v1/collections/{name}/documents/{}", handle.id());
@@ -109,6 +125,7 @@ pub(super) struct Then {
 /// `GET /v1/collections/{collection}/documents/{id}`
 pub(super) async fn read(
     State(app): State<App>,
+    Extension(subject): Extension<Subject>,
     UrlPath(place): UrlPath<(String, String)>,
     then: Result<Query<Then>, QueryRejection>,
 ) -> Result<Response, Problem> {
@@ -116,7 +133,7 @@ pub(super) async fn read(
     let at = then.at.map(|text| heads_of("at", &text)).transpose()?;
     let (collection, id) = placed(&app.shared.database, &place)?;
     let (heads, value) = blocking(&app, move || {
-        let handle = visible(&collection, id)?;
+        let handle = seen(&collection, id, &subject)?;
         handle.with_view(|view| {
             let heads = at.clone().unwrap_or_else(|| view.heads());
             let value = if let Some(at) = &at { view.to_json_at(at)? } else { view.to_json()? };
@@ -130,17 +147,19 @@ pub(super) async fn read(
 /// `PUT /v1/collections/{collection}/documents/{id}`
 pub(super) async fn replace(
     State(app): State<App>,
+    Extension(subject): Extension<Subject>,
     UrlPath(place): UrlPath<(String, String)>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
     let value = parsed(body)?;
-    change(&app, &place, &headers, move |edit| Ok(edit.put(Path::root(), &value)?)).await
+    change(&app, subject, &place, &headers, move |edit| Ok(edit.put(Path::root(), &value)?)).await
 }
 
 /// `PATCH /v1/collections/{collection}/documents/{id}`
 pub(super) async fn patch(
     State(app): State<App>,
+    Extension(subject): Extension<Subject>,
     UrlPath(place): UrlPath<(String, String)>,
     headers: HeaderMap,
     body: Body,
@@ -149,11 +168,11 @@ pub(super) async fn patch(
     match kind.split(';').next().unwrap_or_default().trim() {
         JSON_PATCH => {
             let patch = JsonPatch::parse(parsed(body)?).map_err(Error::from)?;
-            change(&app, &place, &headers, move |edit| Ok(patch.apply(edit)?)).await
+            change(&app, subject, &place, &headers, move |edit| Ok(patch.apply(edit)?)).await
         }
         MERGE_PATCH => {
             let value = parsed(body)?;
-            change(&app, &place, &headers, move |edit| Ok(merge(edit, &value)?)).await
+            change(&app, subject, &place, &headers, move |edit| Ok(merge(edit, &value)?)).await
         }
         other => Err(Problem::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -167,6 +186,7 @@ pub(super) async fn patch(
 /// `DELETE /v1/collections/{collection}/documents/{id}`
 pub(super) async fn delete(
     State(app): State<App>,
+    Extension(subject): Extension<Subject>,
     UrlPath(place): UrlPath<(String, String)>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
@@ -174,13 +194,18 @@ pub(super) async fn delete(
         return Err(Problem::parameter("If-Match", "a DELETE", "no heads: a deleted document keeps what is written"));
     }
     let (collection, id) = placed(&app.shared.database, &place)?;
-    let commit = blocking(&app, move || collection.find(id)?.delete()).await?;
+    let commit = blocking(&app, move || {
+        let deleted = collection.find(id).and_then(|handle| handle.delete_as(subject.judge()));
+        deleted.map_err(|error| hidden(error, id, &subject))
+    })
+    .await?;
     commit.await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 async fn change(
     app: &App,
+    subject: Subject,
     place: &(String, String),
     headers: &HeaderMap,
     edits: impl FnOnce(&mut Edit<'_>) -> Result<(), Error> + Send + 'static,
@@ -191,15 +216,20 @@ async fn change(
     };
     let (collection, id) = placed(&app.shared.database, place)?;
     let (handle, commit) = blocking(app, move || {
-        let handle = visible(&collection, id)?;
-        let commit = handle.change(|edit| {
+        // Whether the heads are other ones is for those to know who may read.
+        let handle = match expected.is_some() {
+            true => seen(&collection, id, &subject)?,
+            false => visible(&collection, id).map_err(|error| hidden(error, id, &subject))?,
+        };
+        let commit = handle.change_as(subject.judge(), None, |edit| {
             // Under the document's lock: nothing comes between this look and the edit.
             let found = edit.base();
             if expected.is_some_and(|expected| expected != found) {
                 return Err(Error::Changed { found: tag(&found) });
             }
             edits(edit)
-        })?;
+        });
+        let commit = commit.map_err(|error| hidden(error, id, &subject))?;
         Ok((handle, commit))
     })
     .await?;
@@ -220,6 +250,23 @@ fn placed(database: &Database, (collection, id): &(String, String)) -> Result<(C
 fn visible(collection: &Collection, id: DocumentId) -> Result<DocHandle, Error> {
     let handle = collection.find(id)?;
     if handle.state()?.visible { Ok(handle) } else { Err(Error::Deleted(id)) }
+}
+
+/// A document that somebody may read. For who may not, it is not here.
+fn seen(collection: &Collection, id: DocumentId, subject: &Subject) -> Result<DocHandle, Error> {
+    if subject.may(Operation::Get, id)? { visible(collection, id) } else { Err(Error::NotFound(id)) }
+}
+
+/// What somebody is told of an edit that failed: nothing, if he may not even read the document.
+fn hidden(error: Error, id: DocumentId, subject: &Subject) -> Error {
+    match error {
+        Error::Denied(_) | Error::Deleted(_) | Error::OtherCollection { .. }
+            if !subject.may(Operation::Get, id).unwrap_or(false) =>
+        {
+            Error::NotFound(id)
+        }
+        error => error,
+    }
 }
 
 pub(super) fn parsed(body: Body) -> Result<Value, Problem> {

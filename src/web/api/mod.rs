@@ -25,6 +25,9 @@ use axum::routing::{delete, get, post};
 
 use self::problem::Problem;
 use super::server::App;
+use super::upgrade::carried;
+use crate::access::{Refusal, Subject};
+use crate::auth::carrier::{Carried, PARAMETER, percent_decoded};
 use crate::error::Error;
 use crate::limits::api;
 
@@ -50,7 +53,7 @@ pub(super) fn routes(app: &App) -> Router<App> {
 
 /// Pages of others may not use the API through their visitors' browsers, neither by asking from elsewhere nor by giving
 /// a name of theirs this machine's address.
-async fn guard(State(app): State<App>, request: Request, next: Next) -> Response {
+async fn guard(State(app): State<App>, mut request: Request, next: Next) -> Response {
     if let Some(problem) = refusal(&app, request.headers()) {
         return problem.into_response();
     }
@@ -58,7 +61,17 @@ async fn guard(State(app): State<App>, request: Request, next: Next) -> Response
     let asks_whether = request.method() == Method::OPTIONS
         && origin.is_some()
         && request.headers().contains_key(ACCESS_CONTROL_REQUEST_METHOD);
-    let mut response = if asks_whether { may_ask() } else { answered(&app, request, next).await };
+    let mut response = match asks_whether {
+        true => may_ask(),
+        false => match subject_of(&app, &request) {
+            Ok(subject) => {
+                request.extensions_mut().insert(subject);
+                without_token(&mut request);
+                answered(&app, request, next).await
+            }
+            Err(problem) => problem.into_response(),
+        },
+    };
     if let Some(origin) = origin {
         let headers = response.headers_mut();
         headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
@@ -69,6 +82,32 @@ async fn guard(State(app): State<App>, request: Request, next: Next) -> Response
         headers.append(VARY, HeaderValue::from_static("origin"));
     }
     response
+}
+
+/// Takes the token out of the address: it is no parameter of what is asked for, and belongs in no error and no log.
+fn without_token(request: &mut Request) {
+    let uri = request.uri();
+    let Some(query) = uri.query().filter(|query| query.contains('=')) else { return };
+    let is_token =
+        |pair: &&str| percent_decoded(pair.split('=').next().unwrap_or_default()).is_some_and(|name| name == PARAMETER);
+    let rest: Vec<&str> = query.split('&').filter(|pair| !is_token(pair)).collect();
+    let separator = if rest.is_empty() { "" } else { "?" };
+    if let Ok(bare) = format!("{}{separator}{}", uri.path(), rest.join("&")).parse() {
+        *request.uri_mut() = bare;
+    }
+}
+
+/// Who it is that asks.
+fn subject_of(app: &App, request: &Request) -> Result<Subject, Problem> {
+    let carried = carried(request).map_err(|error| Problem::unauthenticated("E0202", &error.to_string()))?;
+    app.access.admit(carried.as_ref().map(Carried::token)).map_err(|refusal| {
+        let code = match &refusal {
+            Refusal::Missing => "E0201",
+            Refusal::Token(error) => error.code(),
+            Refusal::NoAuthority => "E0202",
+        };
+        Problem::unauthenticated(code, &refusal.to_string())
+    })
 }
 
 /// What a browser is told that asks whether a page of an allowed origin may send a request.

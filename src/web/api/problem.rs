@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use axum::http::header::{ALLOW, CONTENT_TYPE, HeaderName, RETRY_AFTER};
+use axum::http::header::{ALLOW, CONTENT_TYPE, HeaderName, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
@@ -62,6 +62,23 @@ impl Problem {
         Self::new(StatusCode::MISDIRECTED_REQUEST, "E0316", detail).fix("ask for localhost, or its address")
     }
 
+    /// Whoever asks did not say who he is, or not credibly.
+    pub(super) fn unauthenticated(code: &'static str, why: &str) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, code, why)
+            .fix("send `Authorization: Bearer <token>` with a token that counts")
+    }
+
+    /// The token that a stream was opened with does not count any more.
+    pub(super) fn left() -> Self {
+        Self::unauthenticated("E0205", "the token does not count any more")
+    }
+
+    /// Only whoever runs the server may do this.
+    pub(super) fn not_admin() -> Self {
+        Self::new(StatusCode::FORBIDDEN, "E0203", "not allowed: this is for the role `admin`")
+            .fix("bring a token with that role, or use the command line on the server's machine")
+    }
+
     pub(super) fn slow() -> Self {
         Self::new(StatusCode::REQUEST_TIMEOUT, "E0320", "the request took too long; whether it was done is unknown")
             .fix("look at the document, then send it again")
@@ -99,6 +116,7 @@ impl From<Error> for Problem {
             Error::View(_) | Error::Change(_) | Error::Refused { .. } | Error::Unappliable { .. } => {
                 StatusCode::UNPROCESSABLE_ENTITY
             }
+            Error::Denied(_) => StatusCode::FORBIDDEN,
             Error::Id(_) | Error::Application(_) => StatusCode::BAD_REQUEST,
             Error::Query(error) => match **error {
                 QueryError::NotReady { .. } | QueryError::TooManyListeners(_) => StatusCode::SERVICE_UNAVAILABLE,
@@ -146,6 +164,9 @@ impl IntoResponse for Problem {
         }
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"tidelog\""));
         }
         if self.status == StatusCode::METHOD_NOT_ALLOWED {
             headers.entry(ALLOW).or_insert(HeaderValue::from_static("GET, POST, PUT, PATCH, DELETE"));

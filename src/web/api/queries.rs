@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path as UrlPath, Query as UrlQuery, State};
@@ -18,21 +19,27 @@ use super::blocking;
 use super::changes::{Form, last_line, written};
 use super::documents::{Body as Received, answer, parsed, query_problem};
 use super::problem::Problem;
+use crate::access::{Subject, Vigil};
+use crate::engine::Collection;
 use crate::error::{Error, QueryError};
 use crate::feed::FeedCursor;
 use crate::limits::{api, queries};
 use crate::query::{IndexState, ListenOptions, Listener, Query};
+use crate::rules::Operation;
 use crate::web::server::{App, stopped};
 
 /// `POST /v1/collections/{collection}/query`
 pub(super) async fn query(
     State(app): State<App>,
+    Extension(subject): Extension<Subject>,
     UrlPath(collection): UrlPath<String>,
     body: Received,
 ) -> Result<Response, Problem> {
     let asked = parsed(body)?;
     let collection = app.shared.database.collection(&collection)?;
     let (query, counts) = collection.query_of_json(&asked)?;
+    may_list(&subject, &collection)?;
+    let query = query.seen_through(subject.sieve());
     ready(&query).await?;
     let found = blocking(&app, move || {
         if counts {
@@ -76,6 +83,7 @@ pub(super) struct Wanted {
 /// `GET /v1/collections/{collection}/listen`
 pub(super) async fn listen(
     State(app): State<App>,
+    Extension(subject): Extension<Subject>,
     UrlPath(collection): UrlPath<String>,
     headers: HeaderMap,
     wanted: Result<UrlQuery<Wanted>, QueryRejection>,
@@ -89,6 +97,8 @@ pub(super) async fn listen(
     };
     let collection = app.shared.database.collection(&collection)?;
     let (query, counts) = collection.query_of_json(&asked)?;
+    may_list(&subject, &collection)?;
+    let query = query.seen_through(subject.sieve());
     if counts {
         let why = "a listener tells documents, and not only their number";
         return Err(Error::from(QueryError::malformed(why, "leave `count` out, or ask once")).into());
@@ -116,27 +126,62 @@ pub(super) async fn listen(
     })
     .await?;
     let first = first.map(|snapshot| line(&snapshot)).unwrap_or_default();
-    Ok(flow(first, listener, app.shared.stop.clone()))
+    Ok(flow(first, Told { listener, subject: subject.clone(), vigil: subject.vigil() }, app.shared.stop.clone()))
+}
+
+/// A listener, and who listens.
+struct Told {
+    listener: Listener,
+    subject: Subject,
+    vigil: Vigil,
+}
+
+impl Told {
+    /// The next lines; `None` at the end. A line without meaning when he may see what he saw before.
+    async fn next(&mut self) -> Option<Result<String, Problem>> {
+        let snapshot = tokio::select! {
+            snapshot = self.listener.next() => snapshot?,
+            leave = self.vigil.next() => match leave {
+                Some(_) => return Some(Err(Problem::left())),
+                None => {
+                    self.listener = match self.again() {
+                        Ok(listener) => listener,
+                        Err(error) => return Some(Err(error.into())),
+                    };
+                    match self.listener.next().await? {
+                        Ok(snapshot) if snapshot.doc_changes().is_empty() => return Some(Ok(":\n\n".to_owned())),
+                        snapshot => snapshot,
+                    }
+                }
+            },
+        };
+        Some(snapshot.map(|snapshot| line(&snapshot)).map_err(Problem::from))
+    }
+
+    /// The listener under what he may see now.
+    fn again(&mut self) -> Result<Listener, Error> {
+        self.listener.seen_through(self.subject.sieve())
+    }
 }
 
 /// One snapshot after the other, for as long as somebody reads.
-fn flow(first: String, listener: Listener, stop: watch::Receiver<bool>) -> Response {
-    let begin = Some((first, listener, stop));
+fn flow(first: String, told: Told, stop: watch::Receiver<bool>) -> Response {
+    let begin = Some((first, told, stop));
     let lines = stream::unfold(begin, move |state| async move {
-        let (ready, mut listener, mut stop) = state?;
+        let (ready, mut told, mut stop) = state?;
         if !ready.is_empty() {
-            return Some((Ok::<_, Infallible>(Bytes::from(ready)), Some((String::new(), listener, stop))));
+            return Some((Ok::<_, Infallible>(Bytes::from(ready)), Some((String::new(), told, stop))));
         }
         let silence = Duration::from_secs(api::SILENCE_SECONDS);
         let next = tokio::select! {
-            next = tokio::time::timeout(silence, listener.next()) => next,
+            next = tokio::time::timeout(silence, told.next()) => next,
             () = stopped(&mut stop) => return None,
         };
         match next {
-            Err(_) => Some((Ok(Bytes::from_static(b":\n\n")), Some((String::new(), listener, stop)))),
+            Err(_) => Some((Ok(Bytes::from_static(b":\n\n")), Some((String::new(), told, stop)))),
             Ok(None) => None,
-            Ok(Some(Ok(snapshot))) => Some((Ok(Bytes::from(line(&snapshot))), Some((String::new(), listener, stop)))),
-            Ok(Some(Err(error))) => Some((Ok(Bytes::from(last_line(&error.into(), Form::Sse))), None)),
+            Ok(Some(Ok(lines))) => Some((Ok(Bytes::from(lines)), Some((String::new(), told, stop)))),
+            Ok(Some(Err(problem))) => Some((Ok(Bytes::from(last_line(&problem, Form::Sse))), None)),
         }
     });
     ([(CONTENT_TYPE, "text/event-stream"), (CACHE_CONTROL, "no-store")], Body::from_stream(lines)).into_response()
@@ -147,7 +192,12 @@ fn line(snapshot: &crate::query::QuerySnapshot) -> String {
 }
 
 /// `GET /v1/collections/{collection}/indexes`
-pub(super) async fn indexes(State(app): State<App>, UrlPath(collection): UrlPath<String>) -> Result<Response, Problem> {
+pub(super) async fn indexes(
+    State(app): State<App>,
+    Extension(subject): Extension<Subject>,
+    UrlPath(collection): UrlPath<String>,
+) -> Result<Response, Problem> {
+    only_admin(&subject)?;
     let collection = app.shared.database.collection(&collection)?;
     let indexes = blocking(&app, move || collection.indexes()).await?;
     let indexes: Vec<Value> = indexes.iter().map(IndexState::to_json).collect();
@@ -164,9 +214,11 @@ struct Declared {
 /// `POST /v1/collections/{collection}/indexes`
 pub(super) async fn declare_index(
     State(app): State<App>,
+    Extension(subject): Extension<Subject>,
     UrlPath(collection): UrlPath<String>,
     body: Received,
 ) -> Result<Response, Problem> {
+    only_admin(&subject)?;
     let declared = Declared::deserialize(parsed(body)?).map_err(|error| Problem::body(&error.to_string()))?;
     let collection = app.shared.database.collection(&collection)?;
     let state = blocking(&app, move || collection.declare_index(declared.fields)).await?;
@@ -176,9 +228,24 @@ pub(super) async fn declare_index(
 /// `DELETE /v1/collections/{collection}/indexes/{index}`
 pub(super) async fn drop_index(
     State(app): State<App>,
+    Extension(subject): Extension<Subject>,
     UrlPath((collection, index)): UrlPath<(String, String)>,
 ) -> Result<Response, Problem> {
+    only_admin(&subject)?;
     let collection = app.shared.database.collection(&collection)?;
     blocking(&app, move || collection.drop_index(&index)).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Where the rules let nobody list anything, nothing is read to find that out.
+fn may_list(subject: &Subject, collection: &Collection) -> Result<(), Error> {
+    match subject.may_ever(Operation::List, collection.name()) {
+        true => Ok(()),
+        false => Err(Error::Denied(format!("the rules let nobody list what is in {}", collection.name()))),
+    }
+}
+
+/// Indexes take room and time of everybody, and tell which fields there are.
+fn only_admin(subject: &Subject) -> Result<(), Problem> {
+    if subject.is_admin() { Ok(()) } else { Err(Problem::not_admin()) }
 }

@@ -1,0 +1,131 @@
+//! What somebody writes, held against the rules.
+
+use std::sync::Arc;
+
+use super::facts::{Extract, Others};
+use super::subject::Subject;
+use crate::document::Values;
+use crate::engine::{Deed, Denial, Judge, Look, Made, Place, now_ms};
+use crate::error::Error;
+use crate::id::CollectionName;
+use crate::rules::{ChangeFacts, Needs, Operation, Request, Rules};
+
+const WRITES: [Operation; 3] = [Operation::Create, Operation::Update, Operation::Delete];
+
+fn operation_of(deed: Deed) -> Operation {
+    match deed {
+        Deed::Create => Operation::Create,
+        Deed::Update => Operation::Update,
+        Deed::Delete => Operation::Delete,
+    }
+}
+
+impl Judge for Subject {
+    fn principal(&self) -> &str {
+        &self.0.principal
+    }
+
+    fn may_begin(&self, collection: &CollectionName) -> bool {
+        self.may_ever(Operation::Create, collection)
+    }
+
+    fn must_see(&self, collection: &CollectionName) -> bool {
+        let Some(rules) = self.0.access.rules() else { return false };
+        let sees = |operation| {
+            let needs = rules.needs(operation, collection.as_str());
+            needs.before || needs.after || needs.paths
+        };
+        WRITES.into_iter().any(sees)
+    }
+
+    fn look(&self, deed: Deed, place: Place<'_>, before: Option<&dyn Values>) -> Result<Box<dyn Look + '_>, Error> {
+        let Some(rules) = self.0.access.rules() else { return Ok(Box::new(Free(self))) };
+        let operation = operation_of(deed);
+        let needs = rules.needs(operation, place.collection.as_str());
+        let taken = before.map(|before| Extract::of(before, &needs.before_fields)).transpose()?;
+        Ok(Box::new(Looked {
+            subject: self,
+            operation,
+            needs: needs.clone(),
+            rules: rules.clone(),
+            collection: place.collection.clone(),
+            id: place.name.map_or_else(|| place.document.to_string(), str::to_owned),
+            before: taken,
+        }))
+    }
+}
+
+/// Where there are no rules, whoever came in may do it.
+struct Free<'a>(&'a Subject);
+
+impl Look for Free<'_> {
+    fn judge(self: Box<Self>, _: Option<&dyn Values>, _: &dyn Made) -> Result<Result<u32, Denial>, Error> {
+        Ok(if self.0.must_leave(now_ms()).is_some() { Err(Denial::default()) } else { Ok(0) })
+    }
+}
+
+/// A document before something is done to it.
+struct Looked<'a> {
+    subject: &'a Subject,
+    rules: Arc<Rules>,
+    operation: Operation,
+    needs: Needs,
+    collection: CollectionName,
+    id: String,
+    before: Option<Extract>,
+}
+
+impl Look for Looked<'_> {
+    fn judge(self: Box<Self>, after: Option<&dyn Values>, made: &dyn Made) -> Result<Result<u32, Denial>, Error> {
+        let Self { subject, rules, operation, needs, collection, id, before } = *self;
+        if subject.must_leave(now_ms()).is_some() {
+            return Ok(Err(Denial::default()));
+        }
+        let version = version_of(&rules);
+        let counts = &subject.0.access.0.counts;
+        if let Some(allowed) = needs.constant {
+            counts.note(operation, allowed);
+            return Ok(if allowed { Ok(version) } else { Err(Denial::default()) });
+        }
+        // A document that is there and not looked at is there all the same.
+        let before = before.or_else(|| (operation != Operation::Create).then(Extract::default));
+        let after = after.map(|after| Extract::of(after, &needs.after_fields)).transpose()?;
+        let after = after.or_else(|| (operation != Operation::Delete).then(Extract::default));
+        let paths: Vec<String> =
+            if needs.paths { made.touched()?.places().map(str::to_owned).collect() } else { Vec::new() };
+        let mut keys: Vec<String> = paths.iter().filter_map(|path| path.split('/').next()).map(str::to_owned).collect();
+        keys.dedup();
+        let change = ChangeFacts {
+            author: Some(subject.0.principal.clone()).filter(|principal| !principal.is_empty()),
+            actor: made.actor().map(ToString::to_string).unwrap_or_default(),
+            paths,
+            keys,
+        };
+        let others = Others::of(subject.database());
+        let decision = rules.decide(&Request {
+            operation,
+            collection: collection.as_str(),
+            id: &id,
+            auth: subject.0.auth.as_ref(),
+            time_ms: now_ms() as i64,
+            before: before.as_ref().map(|before| before as &dyn crate::rules::Data),
+            after: after.as_ref().map(|after| after as &dyn crate::rules::Data),
+            change: Some(&change),
+            documents: &others,
+        });
+        counts.note(operation, decision.allowed);
+        if !decision.allowed {
+            tracing::info!(
+                principal = subject.0.principal, operation = operation.as_str(), %collection, id, why = ?decision.why,
+                "a write is not allowed"
+            );
+        }
+        Ok(if decision.allowed { Ok(version) } else { Err(Denial::default()) })
+    }
+}
+
+/// The number of a set of rules in records: the same on every node that has them, and never 0.
+fn version_of(rules: &Rules) -> u32 {
+    let [a, b, c, d, ..] = rules.digest();
+    u32::from_le_bytes([a, b, c, d]).max(1)
+}

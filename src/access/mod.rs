@@ -1,0 +1,18 @@
+//! Who may do what on this server: what the rules say of whom a token names, asked at every door.
+//!
+//! [`Access`] is what all doors of a server share: who may come in ([`Admittance`]), the rules in force, and when any
+//! answer may have changed. A [`Subject`] is one who came in, on one connection: it answers whether a document may be
+//! read ([`Permits`](crate::sync::repo::Permits)), judges what is written ([`Judge`](crate::engine::Judge)), and sifts
+//! results ([`Sieve`](crate::query::Sieve)). Decisions are remembered only while all that they rest on is as it was:
+//! the rules, the token, the document, and every other document that was looked at.
+//!
+//! * `shared.rs` is [`Access`]; `subject.rs` the one who asks; `judge.rs` what he writes.
+//! * `facts.rs` is what rules are shown of documents.
+
+mod facts;
+mod judge;
+mod shared;
+mod subject;
+
+pub use shared::{Access, AccessOptions, Admittance, Refusal};
+pub(crate) use subject::{Leave, Subject, Vigil};

@@ -1,0 +1,95 @@
+//! Whether somebody may write what he sends: decided by rooms above, asked here.
+//!
+//! The engine knows when a document can be looked at before and after a change, and no rule; a [`Judge`] knows the
+//! rules, and no log. Each change is judged by itself, on the document as the log has it.
+
+use crate::document::{Touched, Values, ViewError};
+use crate::error::Error;
+use crate::id::{ActorId, CollectionName, DocumentId};
+
+/// What somebody wants to do to a document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Deed {
+    /// Its first change.
+    Create,
+    /// A further change.
+    Update,
+    /// Hiding it, or showing it again.
+    Delete,
+}
+
+/// Which document is written.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place<'a> {
+    pub(crate) document: DocumentId,
+    pub(crate) collection: &'a CollectionName,
+    /// Its name, if it has one.
+    pub(crate) name: Option<&'a str>,
+}
+
+/// Why something may not be done. Told to whoever asked, so it says no more than he may know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Denial(pub(crate) String);
+
+impl Default for Denial {
+    fn default() -> Self {
+        Self("the rules do not allow it".to_owned())
+    }
+}
+
+/// Speaks for one who writes.
+pub(crate) trait Judge: Send + Sync + std::fmt::Debug {
+    /// Who that is, as the log records it; empty for nobody in particular.
+    fn principal(&self) -> &str;
+
+    /// Whether there is anything that could be created in this collection.
+    fn may_begin(&self, collection: &CollectionName) -> bool;
+
+    /// Whether changes of this collection have to be shown one by one, with the document before and after each. If not,
+    /// what [`Self::look`] is given is not looked at.
+    fn must_see(&self, collection: &CollectionName) -> bool;
+
+    /// Looks at a document before something is done to it; `None` when it has no change yet.
+    ///
+    /// # Errors
+    /// [`Error`] when it cannot be read. Nothing is decided then.
+    fn look(&self, deed: Deed, place: Place<'_>, before: Option<&dyn Values>) -> Result<Box<dyn Look + '_>, Error>;
+}
+
+/// A document that was looked at.
+pub(crate) trait Look {
+    /// Decides, with the document as it would be; `None` when it is to be deleted. What allowed it is the version of the
+    /// rules, 0 for none.
+    ///
+    /// # Errors
+    /// [`Error`] when it cannot be read.
+    fn judge(self: Box<Self>, after: Option<&dyn Values>, made: &dyn Made) -> Result<Result<u32, Denial>, Error>;
+}
+
+/// What is known of a change beside the values it leads to.
+pub(crate) trait Made {
+    /// Its author's actor id; `None` for what is no change.
+    fn actor(&self) -> Option<&ActorId>;
+
+    /// Where it writes.
+    ///
+    /// # Errors
+    /// [`ViewError`] when the document cannot tell.
+    ///
+    /// # Cost
+    /// A microsecond an operation.
+    fn touched(&self) -> Result<Touched, ViewError>;
+}
+
+/// What touches nothing: a statement about a document's life.
+pub(crate) struct NoChange;
+
+impl Made for NoChange {
+    fn actor(&self) -> Option<&ActorId> {
+        None
+    }
+
+    fn touched(&self) -> Result<Touched, ViewError> {
+        Ok(Touched::default())
+    }
+}

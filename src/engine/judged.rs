@@ -1,0 +1,337 @@
+//! Changes held against what their sender may do, while they are tried.
+//!
+//! Three things are asked, in this order. Whose author is it: an actor belongs to whoever's change of it the document
+//! has first, and nobody else may go on under its name. May its sender do this at all. And, where rules look at values,
+//! may he do it to this document: each change by itself, with the document as it was before it and is after it. What
+//! the log has is not judged again.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::PoisonError;
+
+use super::admission::{Examined, Outcome};
+use super::core::{By, Incoming, IncomingBody};
+use super::database::Database;
+use super::judge::{Deed, Denial, Judge, Look, Made, NoChange, Place};
+use crate::document::{Change, Edit, Path, Touched, Values, View, ViewError};
+use crate::error::Error;
+use crate::history::Reader;
+use crate::id::{ActorId, ChangeHash, CollectionName, DocumentId, Lsn};
+use crate::log::record::{Admission, Lifecycle, LifecycleKind, Record};
+use crate::sync::Denied;
+
+/// Documents that rows create.
+#[derive(Debug, Default)]
+pub(super) struct Creations {
+    /// Their collections and names, as far as they were looked at.
+    documents: HashMap<DocumentId, Option<(CollectionName, Option<String>)>>,
+    /// Statements that wait for a change that may be made: whose first changes are all denied must leave nothing.
+    held: HashMap<DocumentId, Vec<Incoming>>,
+}
+
+impl Creations {
+    pub(super) fn contains(&self, document: DocumentId) -> bool {
+        self.documents.contains_key(&document)
+    }
+
+    /// The statements of a document that something is to follow.
+    pub(super) fn take_held(&mut self, document: DocumentId) -> Vec<Incoming> {
+        self.held.remove(&document).unwrap_or_default()
+    }
+
+    /// The statements that nothing followed, by document.
+    pub(super) fn into_held(self) -> impl Iterator<Item = Incoming> {
+        let mut held: Vec<_> = self.held.into_iter().collect();
+        held.sort_by_key(|(document, _)| *document);
+        held.into_iter().flat_map(|(_, rows)| rows)
+    }
+}
+
+/// A document whose changes are judged.
+pub(super) struct Judging<'a> {
+    judge: &'a dyn Judge,
+    reader: &'a Reader,
+    document: DocumentId,
+    collection: CollectionName,
+    name: Option<String>,
+}
+
+/// Whose an author is.
+enum Owner {
+    /// The document has nothing of it.
+    Nobody,
+    /// It was written under before anybody had to say who he is.
+    Anybody,
+    Somebody(String),
+    /// This node's own.
+    Node,
+}
+
+const FOREIGN: &str = "its author's name belongs to somebody else";
+const BEHIND: &str = "it stands on a change that was denied";
+
+impl Database {
+    /// Takes a statement about a document's life, if its sender may make it.
+    pub(super) fn take_statement(
+        &self,
+        row: Incoming,
+        judge: Option<&dyn Judge>,
+        created: &mut Creations,
+        examined: &mut Examined,
+    ) -> Result<(), Error> {
+        let document = row.document;
+        let Some(judge) = judge else {
+            created.documents.insert(document, None);
+            examined.rows.push(row);
+            return Ok(());
+        };
+        let IncomingBody::Lifecycle(bytes) = &row.body else { return Ok(()) };
+        let Ok(statement) = Lifecycle::decode(bytes) else {
+            examined.fault = Some(Error::Refused { document, why: "a statement about it cannot be read".to_owned() });
+            return Ok(());
+        };
+        let state = self.reader().document(document)?;
+        if statement.kind == LifecycleKind::Created {
+            // Where a document is, is settled when it is made: to move it would take it from under its rules.
+            if state.is_some() {
+                return Ok(());
+            }
+            if judge.may_begin(&statement.collection) {
+                created.documents.insert(document, Some((statement.collection, statement.name)));
+                created.held.entry(document).or_default().push(row);
+            } else {
+                examined.denied.push(Denied { document, change: None, why: Denial::default().0 });
+            }
+            return Ok(());
+        }
+        let Some(state) = state else {
+            examined.missing.push((document, Vec::new()));
+            return Ok(());
+        };
+        let place = Place { document, collection: &state.collection, name: state.name.as_deref() };
+        match self.judge_deletion(judge, place)? {
+            Ok(_) => examined.rows.push(row),
+            Err(Denial(why)) => examined.denied.push(Denied { document, change: None, why }),
+        }
+        Ok(())
+    }
+
+    /// Whether a document may be deleted, and under which rules.
+    ///
+    /// # Errors
+    /// [`Error`] when it cannot be read.
+    pub(crate) fn judge_deletion(&self, judge: &dyn Judge, place: Place<'_>) -> Result<Result<u32, Denial>, Error> {
+        let look = if judge.must_see(place.collection) {
+            self.consult(place.document, |view| judge.look(Deed::Delete, place, Some(view)))?
+        } else {
+            judge.look(Deed::Delete, place, None)?
+        };
+        look.judge(None, &NoChange)
+    }
+
+    /// Runs `use_view` on a document as the log has it, without edits that are on their way there. Not on the view that
+    /// is read and edited, so whoever holds that may ask for any other document.
+    ///
+    /// # Errors
+    /// Whatever `use_view` returns; [`Error::NotFound`]; [`Error::View`] when the document cannot be built.
+    ///
+    /// # Cost
+    /// The first use loads the document; later ones take in what changed since.
+    pub(crate) fn consult<R>(
+        &self,
+        document: DocumentId,
+        use_view: impl FnOnce(&View) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        let row = self.reader().row(document)?.ok_or(Error::NotFound(document))?;
+        let views = self.trials().consulted();
+        views.note_changes(&[(document, Lsn(row.last_lsn))]);
+        let tell = |void| self.tell_void(void);
+        views.with_view(&views.cell(document), self.reader(), &tell, |view, _| use_view(view))
+    }
+
+    /// What it takes to judge changes of a document; `None` when nobody knows where it is.
+    pub(super) fn judging<'a>(
+        &'a self,
+        judge: &'a dyn Judge,
+        document: DocumentId,
+        created: &Creations,
+    ) -> Result<Option<Judging<'a>>, Error> {
+        let reader = self.reader();
+        let place = match reader.document(document)? {
+            Some(state) => Some((state.collection, state.name)),
+            None => created.documents.get(&document).cloned().flatten(),
+        };
+        Ok(place.map(|(collection, name)| Judging { judge, reader, document, collection, name }))
+    }
+}
+
+impl Judging<'_> {
+    /// Sets aside what was tried before and is not in the log: somebody else may send it, or it may yet be refused. It is
+    /// asked for again.
+    pub(super) fn set_aside_unlogged(&self, outcome: &mut Outcome) -> Result<(), Error> {
+        let graph = self.reader.graph(self.document)?;
+        let graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
+        let tried = outcome.passed.len();
+        outcome.passed.retain(|change| graph.contains(&change.hash()));
+        if outcome.passed.len() < tried {
+            outcome.missing.get_or_insert_default();
+        }
+        Ok(())
+    }
+
+    /// Keeps the changes that may be made, each on top of what it depends on. Where values count, they are applied to
+    /// `view`, the last of the denied included.
+    pub(super) fn judge(
+        &self,
+        view: &mut View,
+        fresh: Vec<Change>,
+        outcome: &mut Outcome,
+    ) -> Result<Vec<Change>, Error> {
+        let must_see = self.judge.must_see(&self.collection);
+        let (mut allowed, mut met) = (Vec::with_capacity(fresh.len()), HashSet::new());
+        let mut denied: HashSet<ChangeHash> = HashSet::new();
+        for change in fresh {
+            let stands_on_denied = change.deps().iter().any(|dep| denied.contains(dep));
+            let verdict = match () {
+                () if stands_on_denied => Err(Denial(BEHIND.to_owned())),
+                // What was denied is in the view, and this does not stand on it: it comes again.
+                () if must_see && !denied.is_empty() => {
+                    outcome.missing.get_or_insert_default();
+                    continue;
+                }
+                () => match self.owner(&change, met.contains(change.actor()))? {
+                    None => {
+                        outcome.missing.get_or_insert_default();
+                        continue;
+                    }
+                    Some(true) => self.judge_one(view, &change, must_see, allowed.is_empty())?,
+                    Some(false) => Err(Denial(FOREIGN.to_owned())),
+                },
+            };
+            match verdict {
+                Ok(version) => {
+                    outcome.rules_version = version;
+                    met.insert(change.actor().clone());
+                    allowed.push(change);
+                }
+                Err(Denial(why)) => {
+                    denied.insert(change.hash());
+                    outcome.denied.push(((change.hash(), change.deps().to_vec()), why));
+                }
+            }
+        }
+        Ok(allowed)
+    }
+
+    fn judge_one(
+        &self,
+        view: &mut View,
+        change: &Change,
+        must_see: bool,
+        is_first: bool,
+    ) -> Result<Result<u32, Denial>, Error> {
+        let deed = if is_first && view.change_count() == 0 { Deed::Create } else { Deed::Update };
+        let place = Place { document: self.document, collection: &self.collection, name: self.name.as_deref() };
+        if !must_see {
+            let made = Applied { view: None, change };
+            return self.judge.look(deed, place, None)?.judge(None, &made);
+        }
+        let look = self.judge.look(deed, place, (deed == Deed::Update).then_some(&*view))?;
+        view.apply_proven(std::slice::from_ref(change), true)?;
+        look.judge(Some(&*view), &Applied { view: Some(view), change })
+    }
+
+    /// Whether the sender may write as this change's author; `None` when that is not known yet.
+    fn owner(&self, change: &Change, is_met: bool) -> Result<Option<bool>, Error> {
+        if is_met {
+            return Ok(Some(true));
+        }
+        Ok(match owner_of(self.reader, self.document, change.actor())? {
+            Owner::Anybody => Some(true),
+            Owner::Somebody(owner) => Some(owner == self.judge.principal()),
+            Owner::Node => Some(false),
+            Owner::Nobody if change.seq() == 1 => Some(true),
+            // Its first one is on its way to the log, by whomever.
+            Owner::Nobody => None,
+        })
+    }
+}
+
+/// Whom the document has an author's first change from.
+fn owner_of(reader: &Reader, document: DocumentId, actor: &ActorId) -> Result<Owner, Error> {
+    let lsn = {
+        let graph = reader.graph(document)?;
+        let graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
+        graph.change_of(actor, 1).and_then(|first| graph.lsn_of(&first))
+    };
+    let Some(lsn) = lsn else { return Ok(Owner::Nobody) };
+    let Some(Record::Change(header, _)) = reader.record(lsn)? else { return Ok(Owner::Nobody) };
+    let origin = reader.origin_of(&header)?;
+    Ok(match origin.principal {
+        _ if origin.admission == Admission::Local => Owner::Node,
+        principal if principal.is_empty() => Owner::Anybody,
+        principal => Owner::Somebody(principal),
+    })
+}
+
+/// A change that was applied, or need not be.
+struct Applied<'a> {
+    view: Option<&'a View>,
+    change: &'a Change,
+}
+
+impl Made for Applied<'_> {
+    fn actor(&self) -> Option<&ActorId> {
+        Some(self.change.actor())
+    }
+
+    fn touched(&self) -> Result<Touched, ViewError> {
+        self.view.map_or_else(|| Ok(Touched::everything()), |view| view.touched(self.change))
+    }
+}
+
+/// An edit made here on behalf of somebody, from before it is made.
+pub(super) struct Edited<'a> {
+    judge: &'a dyn Judge,
+    look: Box<dyn Look + 'a>,
+    must_see: bool,
+}
+
+impl<'a> Edited<'a> {
+    /// Looks at the document before the edit.
+    pub(super) fn before(
+        judge: &'a dyn Judge,
+        deed: Deed,
+        place: Place<'_>,
+        view: Option<&View>,
+    ) -> Result<Self, Error> {
+        let must_see = judge.must_see(place.collection);
+        let before = view.filter(|_| must_see && deed == Deed::Update);
+        let look = judge.look(deed, place, before.map(|view| view as &dyn Values))?;
+        Ok(Self { judge, look, must_see })
+    }
+
+    /// Decides, at the end of the edit.
+    pub(super) fn judge(self, edit: &Edit<'_>) -> Result<By, Error> {
+        let after = self.must_see.then_some(edit as &dyn Values);
+        match self.look.judge(after, &Editing(edit))? {
+            Ok(rules_version) => Ok(By { principal: self.judge.principal().to_owned(), rules_version }),
+            Err(Denial(why)) => Err(Error::Denied(why)),
+        }
+    }
+}
+
+/// What an edit under way does.
+struct Editing<'a, 'b>(&'a Edit<'b>);
+
+impl Made for Editing<'_, '_> {
+    fn actor(&self) -> Option<&ActorId> {
+        None
+    }
+
+    fn touched(&self) -> Result<Touched, ViewError> {
+        Ok(Touched::between(&self.0.json_before()?, &self.0.json(Path::root())?.unwrap_or_default()))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,127 @@
+//! Who may do what on a node: how that is set up, and rules that are read again when their file changes.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::task::JoinSet;
+
+use super::command::{CommandError, Context, Exit};
+use super::keys;
+use crate::access::{Access, AccessOptions, Admittance};
+use crate::auth::{Authority, AuthorityOptions, Issuer};
+use crate::rules::Rules;
+
+/// Who may do what on a node. By default anybody may do everything.
+#[derive(Debug, Clone, Default)]
+pub struct AccessConfig {
+    /// Whoever comes must prove who he is.
+    pub authenticates: bool,
+    /// The issuers whose tokens are taken beside the node's own.
+    pub issuers: Option<PathBuf>,
+    /// The file of the rules.
+    pub rules: Option<PathBuf>,
+}
+
+/// No more than this is read of a file of rules, which may hold less.
+const READ_MAX: u64 = 1 << 20;
+/// How often the file of the rules is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+impl AccessConfig {
+    /// Whether there is anything that somebody might not do.
+    pub(super) fn restricts(&self) -> bool {
+        self.authenticates || self.rules.is_some()
+    }
+
+    /// Reads the rules, where there are some.
+    pub(super) fn read_rules(&self) -> Result<Option<Rules>, CommandError> {
+        self.rules.as_deref().map(read).transpose()
+    }
+
+    /// Reads the issuers, where there are some.
+    pub(super) fn read_issuers(&self) -> Result<Vec<Issuer>, CommandError> {
+        Ok(self.issuers.as_deref().map(Issuer::read_file).transpose()?.unwrap_or_default())
+    }
+
+    /// Sets access up. Key sets are fetched before anybody is let in, as far as they can be had.
+    pub(super) async fn open(
+        &self,
+        context: &Context,
+        rules: Option<Rules>,
+        issuers: Vec<Issuer>,
+    ) -> Result<Access, CommandError> {
+        let (database, directory) = (context.database.clone(), context.peers.directory().to_owned());
+        let admittance = if self.authenticates { Admittance::Proven } else { Admittance::Anybody };
+        let mut authority = None;
+        if self.restricts() {
+            let options = AuthorityOptions { directory, node: database.node(), issuers };
+            let made = Arc::new(Authority::open(options)?);
+            context.set_authority(made.clone());
+            let fetching = made.clone();
+            // What cannot be had now is asked for again; until then its tokens are not accepted.
+            let _ = tokio::task::spawn_blocking(move || keys::fetch_due(&fetching)).await;
+            authority = Some(made);
+        }
+        Ok(Access::new(database, AccessOptions { admittance, authority, rules }))
+    }
+
+    /// Keeps it up to date from now on: key sets are fetched when they are due, and the rules read again whenever their
+    /// file changes. Dropped, it ends.
+    pub(super) fn keep(&self, access: &Access, context: &Context) -> JoinSet<()> {
+        let mut keeping = JoinSet::new();
+        if self.restricts()
+            && let Ok(authority) = context.authority()
+        {
+            keeping.spawn(keys::keep_fetching(authority));
+        }
+        if let Some(path) = self.rules.clone() {
+            keeping.spawn(watch(path, access.clone()));
+        }
+        keeping
+    }
+}
+
+/// Reads the rules again whenever their file changes. Those that cannot be read replace nothing.
+async fn watch(path: PathBuf, access: Access) {
+    let mut seen = stamp(&path);
+    let mut looks = tokio::time::interval(LOOK_EVERY);
+    loop {
+        looks.tick().await;
+        let (file, before) = (path.clone(), seen);
+        let look = move || {
+            let now = stamp(&file);
+            (now, (now != before && now.is_some()).then(|| read(&file)))
+        };
+        let Ok((now, found)) = tokio::task::spawn_blocking(look).await else { return };
+        seen = now;
+        match found {
+            None => {}
+            Some(Ok(rules)) if access.rules().is_some_and(|before| before.digest() == rules.digest()) => {}
+            Some(Ok(rules)) => {
+                access.set_rules(rules);
+                tracing::info!(file = %path.display(), "other rules are in force");
+            }
+            Some(Err(error)) => {
+                tracing::error!(file = %path.display(), %error, "rules that cannot be read replace nothing");
+            }
+        }
+    }
+}
+
+/// What changes when a file does.
+fn stamp(path: &Path) -> Option<(SystemTime, u64)> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.modified().ok()?, metadata.len()))
+}
+
+fn read(path: &Path) -> Result<Rules, CommandError> {
+    use std::io::Read as _;
+    let failed = |error| CommandError::file("read", path, &error);
+    let mut text = String::new();
+    std::fs::File::open(path).map_err(failed)?.take(READ_MAX).read_to_string(&mut text).map_err(failed)?;
+    Rules::parse(&path.display().to_string(), &text).map_err(|error| {
+        CommandError::new("E0210", Exit::Usage, error.to_string())
+            .fix("mend the rules; `tidelog rules check` says the same")
+    })
+}

@@ -1,0 +1,367 @@
+//! Who may do what, over real sockets: HTTP and server-sent events, stock clients over WebSocket, rules that change and
+//! tokens that are revoked while connections stand.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_tidelog");
+
+/// Rooms have members; what is in one is read by those, and written by its author. `ann` may do everything.
+const RULES: &str = "
+service tidelog {
+  function signedIn() { return request.auth != null; }
+  match /messages/{id} {
+    allow read: if resource.data.room in request.auth.token.rooms;
+    allow create: if signedIn() && request.resource.data.author == request.auth.uid
+      && request.resource.data.room in request.auth.token.rooms;
+    allow update: if resource.data.author == request.auth.uid && request.change.keys.hasOnly(['text', 'edits']);
+    allow delete: if request.auth.token.role == 'admin';
+  }
+  match /rooms/{id} { allow get: if exists(/members/$(request.auth.uid)); }
+  match /{collection}/{id} { allow read, write: if request.auth.token.role == 'admin'; }
+}
+";
+
+/// A node that asks for tokens and has rules.
+struct Node {
+    folder: TempDir,
+    child: Option<Child>,
+    http: String,
+}
+
+impl Node {
+    fn start(rules: &str) -> Self {
+        let mut node = Self { folder: tempfile::tempdir().unwrap(), child: None, http: "127.0.0.1:0".into() };
+        fs::write(node.rules(), rules).unwrap();
+        node.start_again();
+        node
+    }
+
+    fn start_again(&mut self) {
+        let rules = self.rules();
+        let words = [
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--http",
+            &self.http,
+            "--json",
+            "--auth",
+            "--rules",
+            rules.to_str().unwrap(),
+        ];
+        let log = fs::File::options().create(true).append(true).open(self.folder.path().join("log")).unwrap();
+        let mut child = self.command(&words).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let facts: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("{line}{}", self.log()));
+        facts["http"].as_str().unwrap().clone_into(&mut self.http);
+        self.child = Some(child);
+    }
+
+    fn rules(&self) -> PathBuf {
+        self.folder.path().join("rules.tidelog")
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(BINARY);
+        command.args(words).current_dir(self.folder.path()).stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, words: &[&str]) -> String {
+        let output = self.command(words).output().unwrap();
+        assert!(output.status.success(), "{words:?} {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// A token for somebody, with the rooms that he is in.
+    fn token(&self, user: &str, role: &str, rooms: &str) -> String {
+        let claim = format!("rooms={rooms}");
+        self.run(&["token", "new", "--user", user, "--role", role, "--claim", &claim, "-q"])
+    }
+
+    fn open(&self, method: &str, path: &str, token: Option<&str>, body: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(&self.http).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n", self.http);
+        if let Some(token) = token {
+            head += &format!("authorization: Bearer {token}\r\n");
+        }
+        if method == "PATCH" {
+            head += "content-type: application/merge-patch+json\r\n";
+        }
+        stream.write_all(format!("{head}content-length: {}\r\n\r\n{body}", body.len()).as_bytes()).unwrap();
+        stream
+    }
+
+    /// Status and body of an answer.
+    fn ask(&self, token: Option<&str>, method: &str, path: &str, body: &Value) -> (u16, Value) {
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let mut text = String::new();
+        self.open(method, path, token, &body).read_to_string(&mut text).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), serde_json::from_str(body).unwrap_or_default())
+    }
+
+    fn add(&self, token: &str, collection: &str, value: &Value) -> String {
+        let (status, body) = self.ask(Some(token), "POST", &format!("/v1/collections/{collection}/documents"), value);
+        assert_eq!(status, 201, "{body}\n{}", self.log());
+        body["id"].as_str().unwrap().to_owned()
+    }
+
+    fn query(&self, token: &str, query: &Value) -> Value {
+        let (status, found) = self.ask(Some(token), "POST", "/v1/collections/messages/query", query);
+        assert_eq!(status, 200, "{found}\n{}", self.log());
+        found
+    }
+
+    fn stream(&self, token: &str, path: &str) -> Events {
+        Events(BufReader::new(self.open("GET", path, Some(token), "")))
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+}
+
+/// Server-sent events as they come.
+struct Events(BufReader<TcpStream>);
+
+impl Events {
+    /// The next event: its name and data. `None` at the end.
+    fn next(&mut self) -> Option<(String, Value)> {
+        let (mut name, mut data) = (String::new(), String::new());
+        loop {
+            let mut line = String::new();
+            if self.0.read_line(&mut line).unwrap() == 0 {
+                return None;
+            }
+            if let Some(text) = line.strip_prefix("event: ") {
+                text.trim().clone_into(&mut name);
+            } else if let Some(text) = line.strip_prefix("data: ") {
+                text.trim().clone_into(&mut data);
+            } else if line.trim().is_empty() && !data.is_empty() {
+                return Some((name, serde_json::from_str(&data).unwrap()));
+            }
+        }
+    }
+
+    /// The next changes of a listener: what happened to which document.
+    fn changes(&mut self) -> Vec<(String, String)> {
+        let (name, data) = self.next().expect("the stream goes on");
+        assert_eq!(name, "snapshot", "{data}");
+        let change = |change: &Value| {
+            let text = |value: &Value| value.as_str().unwrap().to_owned();
+            (text(&change["type"]), text(&change["document"]["id"]))
+        };
+        data["changes"].as_array().unwrap().iter().map(change).collect()
+    }
+}
+
+fn ids(found: &Value) -> Vec<String> {
+    found["documents"].as_array().unwrap().iter().map(|document| document["id"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn whoever_shows_no_token_that_counts_is_told_so_and_nothing_else() {
+    let node = Node::start(RULES);
+    let good = node.token("ann", "admin", "[]");
+    for (token, code) in [(None, "E0201"), (Some("x"), "E0202"), (Some(&good[..good.len() - 4]), "E0202")] {
+        let (status, problem) = node.ask(token, "GET", "/v1/collections", &Value::Null);
+        assert_eq!((status, &problem["code"]), (401, &json!(code)), "{problem}");
+        assert!(!problem.to_string().contains(&good[..20]), "{problem}");
+    }
+    assert_eq!(node.ask(Some(&good), "GET", "/v1/collections", &Value::Null).0, 200);
+    // Where headers cannot be set, in the address; and never two that differ.
+    let by_address = format!("/v1/changes?limit=1&access_token={good}");
+    assert_eq!(node.ask(None, "GET", &by_address, &Value::Null).0, 200);
+    assert_eq!(node.ask(Some("other.to.ken"), "GET", &by_address, &Value::Null).0, 401);
+    let user = node.token("ben", "user", "[]");
+    for (token, status) in [(None, 401), (Some(&*user), 403), (Some(&*good), 200)] {
+        assert_eq!(node.ask(token, "GET", "/metrics", &Value::Null).0, status);
+    }
+    assert!(!node.log().contains(&good[good.len() - 40..]), "a token is in the log");
+}
+
+#[test]
+fn rules_decide_over_every_way_to_read_and_write_a_document() {
+    let node = Node::start(RULES);
+    let (ann, ben, eve) =
+        (node.token("ann", "admin", "[]"), node.token("ben", "user", r#"["hall"]"#), node.token("eve", "user", "[]"));
+    let path = |id: &str| format!("/v1/collections/messages/documents/{id}");
+    let hall = node.add(&ben, "messages", &json!({"room": "hall", "author": "ben", "text": "a"}));
+    let attic = node.add(&ann, "messages", &json!({"room": "attic", "author": "ann", "text": "b"}));
+
+    // Creating: under another's name, in another's room.
+    for value in [json!({"room": "hall", "author": "ann"}), json!({"room": "attic", "author": "ben"}), json!({})] {
+        let (status, problem) = node.ask(Some(&ben), "POST", "/v1/collections/messages/documents", &value);
+        assert_eq!((status, &problem["code"]), (403, &json!("E0203")), "{value} {problem}");
+    }
+
+    // Reading: what may not be read is not there, in the same words.
+    assert_eq!(node.ask(Some(&ben), "GET", &path(&hall), &Value::Null).0, 200);
+    let absent = "4NMNnkMhL8jXrdJ9jamS58PAVdXu";
+    let told = |token: &str, id: &str| {
+        let (status, mut problem) = node.ask(Some(token), "GET", &path(id), &Value::Null);
+        problem["request_id"] = Value::Null;
+        (status, problem.to_string().replace("automerge:", "").replace(id.trim_start_matches("automerge:"), "ID"))
+    };
+    assert_eq!(told(&ben, &attic), told(&ben, absent));
+    assert_eq!(told(&ben, &attic).0, 404);
+    assert_eq!(told(&eve, &hall).0, 404);
+
+    // Editing: the author's own, and only those fields; what is denied leaves nothing behind.
+    assert_eq!(node.ask(Some(&ben), "PATCH", &path(&hall), &json!({"text": "c"})).0, 200);
+    for (token, id, patch, status) in [
+        (&ben, &hall, json!({"room": "attic"}), 403),
+        (&ben, &hall, json!({"text": "d", "author": "eve"}), 403),
+        (&ben, &attic, json!({"text": "d"}), 404),
+        (&eve, &hall, json!({"text": "d"}), 404),
+    ] {
+        let (found, problem) = node.ask(Some(token), "PATCH", &path(id), &patch);
+        assert_eq!(found, status, "{patch} {problem}");
+    }
+    let (_, value) = node.ask(Some(&ben), "GET", &path(&hall), &Value::Null);
+    assert_eq!(value, json!({"room": "hall", "author": "ben", "text": "c"}));
+    assert_eq!(node.ask(Some(&ben), "DELETE", &path(&hall), &Value::Null).0, 403);
+    assert_eq!(node.ask(Some(&eve), "DELETE", &path(&hall), &Value::Null).0, 404);
+
+    // Lists, queries, counts, feeds and the names of collections.
+    let listed = |token: &str| ids(&node.ask(Some(token), "GET", "/v1/collections/messages/documents", &Value::Null).1);
+    assert_eq!((listed(&ben), listed(&eve)), (vec![hall.clone()], vec![]));
+    assert_eq!(listed(&ann).len(), 2);
+    assert_eq!(ids(&node.query(&ben, &json!({}))), [&*hall]);
+    assert_eq!(node.query(&ben, &json!({"count": true}))["count"], 1);
+    assert_eq!(node.query(&ann, &json!({"count": true}))["count"], 2);
+    let feed = |token: &str| {
+        let (status, page) = node.ask(Some(token), "GET", "/v1/changes", &Value::Null);
+        assert_eq!(status, 200, "{page}");
+        page["events"].to_string()
+    };
+    assert!(feed(&ben).contains(&hall) && !feed(&ben).contains(&attic) && !feed(&eve).contains(&hall));
+    assert!(feed(&ann).contains(&attic));
+    assert_eq!(node.ask(Some(&ben), "GET", "/v1/collections/messages/indexes", &Value::Null).0, 403);
+
+    // One document decides over another.
+    let room = node.add(&ann, "rooms", &json!({"topic": "tides"}));
+    let room = format!("/v1/collections/rooms/documents/{room}");
+    assert_eq!(node.ask(Some(&ben), "GET", &room, &Value::Null).0, 404);
+    node.run(&["add", "members", "{}", "--name", "ben"]);
+    assert_eq!(node.ask(Some(&ben), "GET", &room, &Value::Null).0, 200);
+    assert_eq!(node.ask(Some(&eve), "GET", &room, &Value::Null).0, 404);
+}
+
+#[test]
+fn a_listener_is_told_what_comes_and_goes_when_rules_and_rights_change() {
+    let node = Node::start(RULES);
+    let (ann, ben) = (node.token("ann", "admin", "[]"), node.token("ben", "user", r#"["hall"]"#));
+    let hall = node.add(&ann, "messages", &json!({"room": "hall", "author": "ben", "text": "a"}));
+    let attic = node.add(&ann, "messages", &json!({"room": "attic", "author": "ann", "text": "b"}));
+    let mut heard = node.stream(&ben, "/v1/collections/messages/listen");
+    assert_eq!(heard.changes(), [("added".to_owned(), hall.clone())]);
+
+    // The document moves out of his room, and into it.
+    let path = |id: &str| format!("/v1/collections/messages/documents/{id}");
+    assert_eq!(node.ask(Some(&ann), "PATCH", &path(&hall), &json!({"room": "attic"})).0, 200);
+    assert_eq!(heard.changes(), [("removed".to_owned(), hall.clone())]);
+    assert_eq!(node.ask(Some(&ann), "PATCH", &path(&attic), &json!({"room": "hall"})).0, 200);
+    assert_eq!(heard.changes(), [("added".to_owned(), attic.clone())]);
+
+    // Other rules, while he listens.
+    let changed = Instant::now();
+    fs::write(node.rules(), "match /{any=**} { allow read: if request.auth.token.role == 'admin'; }").unwrap();
+    assert_eq!(heard.changes(), [("removed".to_owned(), attic.clone())]);
+    assert!(changed.elapsed() < Duration::from_secs(5), "{:?}", changed.elapsed());
+    println!("other rules are in force for a listener after {:?}", changed.elapsed());
+    // Those that cannot be read replace nothing.
+    fs::write(node.rules(), "match /{any=**} { allow read: if ").unwrap();
+    let begun = Instant::now();
+    while !node.log().contains("rules that cannot be read replace nothing") {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{}", node.log());
+        assert_eq!(node.ask(Some(&ben), "GET", &path(&attic), &Value::Null).0, 404);
+    }
+    fs::write(node.rules(), RULES).unwrap();
+    assert_eq!(heard.changes(), [("added".to_owned(), attic)]);
+
+    // His token is revoked: the streams end, and say why.
+    let mut feed = node.stream(&ben, "/v1/changes?feed=sse&since=now");
+    assert_eq!(feed.next().unwrap().0, "opened");
+    node.run(&["token", "revoke", "--user", "ben"]);
+    for stream in [&mut heard, &mut feed] {
+        let last = std::iter::from_fn(|| stream.next()).last().unwrap();
+        assert_eq!((last.0.as_str(), &last.1["error"]["code"]), ("error", &json!("E0205")), "{last:?}");
+    }
+    assert_eq!(node.ask(Some(&ben), "GET", "/v1/collections", &Value::Null).0, 401);
+}
+
+#[test]
+fn a_server_with_rules_that_cannot_be_read_does_not_start_and_one_without_is_not_open_to_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let serve = |more: &[&str]| {
+        let mut command = Command::new(BINARY);
+        command.args([&["serve", "--listen", "127.0.0.1:0"], more].concat()).current_dir(folder.path());
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    fs::write(folder.path().join("rules"), "match /notes/{id} {\n  allow read: if resource.data.x =;\n}\n").unwrap();
+    let told = serve(&["--rules", "rules"]);
+    assert!(told.contains("E0210") && told.contains("rules:2:"), "{told}");
+    assert!(!folder.path().join("tidelog-data").exists(), "nothing was made");
+    fs::write(folder.path().join("rules"), "match /notes/{id} { allow read; }").unwrap();
+    for more in
+        [&["--http", "0.0.0.0:0"][..], &["--http", "0.0.0.0:0", "--rules", "rules"], &["--http", "0.0.0.0:0", "--auth"]]
+    {
+        let told = serve(more);
+        assert!(told.contains("E0117") && told.contains("--auth"), "{told}");
+    }
+}
+
+#[test]
+fn stock_clients_read_what_they_may_and_lose_nothing_that_is_denied() {
+    if !super::repo_clients::node_is_there() {
+        return;
+    }
+    for generation in ["2", "1"] {
+        let node = Node::start(HALL);
+        let (ann, ben) = (node.token("ann", "owner", "[]"), node.token("ben", "guest", "[]"));
+        let address = format!("ws://{}/sync", node.http);
+        let words = ["access.mjs", generation, &address, &ann, &ben];
+        super::repo_clients::play_with(&words, node.folder.path(), &|| node.log(), |question| {
+            match question.as_str().unwrap() {
+                "let ben write" => fs::write(node.rules(), HALL.replace("// ben: ", "")).unwrap(),
+                "let ben read nothing" => fs::write(node.rules(), HALL.replace("'hall'", "'nowhere'")).unwrap(),
+                "revoke ben" => drop(node.run(&["token", "revoke", "--user", "ben"])),
+                other => panic!("nobody knows how to {other}"),
+            }
+            json!({ "done": true })
+        });
+    }
+}
+
+/// What is in the hall is for all to read; everybody writes what he owns.
+const HALL: &str = "
+match /default/{id} {
+  allow read: if resource.data.room == 'hall' || resource.data.owner == request.auth.uid;
+  allow create: if request.resource.data.owner == request.auth.uid;
+  allow update: if resource.data.owner == request.auth.uid;
+  // ben: allow update: if request.auth.uid == 'ben' && resource.data.room == 'hall';
+}
+";
