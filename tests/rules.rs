@@ -83,5 +83,5 @@ fn what_is_wrong_with_rules_and_cases_is_said_with_a_code() {
     let said = fails(&["test", &rules, &wrong], 1, "E0218");
     assert!(said.contains("FAILED  w: nobody get /messages/m") && said.contains("=>"), "{said}");
     fails(&["explain", &rules, &format!("{cases}#nothing like it")], 3, "E0219");
-    fails(&["coverage", &rules, &cases, "--fail-under", "100"], 1, "E0217");
+    fails(&["coverage", &rules, &cases, "--fail-under", "100"], 1, "E0220");
 }

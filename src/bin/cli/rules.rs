@@ -150,7 +150,7 @@ fn cover(file: &Path, cases: &Path, fail_under: Option<u8>, screen: &Screen) -> 
     }
     if let Some(least) = fail_under.filter(|least| share < usize::from(*least)) {
         let why = format!("{share} % of the rules are reached, less than {least} %");
-        return Err(CommandError::new("E0217", Exit::Failed, why).fix("add cases that reach what was never looked at"));
+        return Err(CommandError::new("E0220", Exit::Failed, why).fix("add cases that reach what was never looked at"));
     }
     Ok(())
 }
