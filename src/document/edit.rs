@@ -57,6 +57,10 @@ impl<'a> Edit<'a> {
     ///
     /// # Cost
     /// In proportion to the document's history.
+    #[cfg_attr(
+        not(feature = "web"),
+        allow(dead_code, reason = "who may do what is decided above, where there is an HTTP port")
+    )]
     pub(crate) fn json_before(&self) -> Result<Value, ViewError> {
         Ok(json_at(&self.tx, &Path::root(), Some(self.tx.base_heads().as_slice()))?.unwrap_or_default())
     }

@@ -10,7 +10,9 @@ use super::clock::{now_ms, now_seconds};
 use super::commit::Commit;
 use super::core::By;
 use super::database::Database;
-use super::judge::{Deed, Denial, Judge, Place};
+#[cfg(feature = "web")]
+use super::judge::Denial;
+use super::judge::{Deed, Judge, Place};
 use super::judged::Edited;
 use super::working_set::{Cell, WorkingSet};
 use crate::document::{Change, Edit, EditOptions, Path, View};
@@ -261,6 +263,7 @@ impl DocHandle {
     ///
     /// # Errors
     /// As [`Self::delete`]; [`Error::Denied`].
+    #[cfg(feature = "web")]
     pub(crate) fn delete_as(&self, judge: Option<&dyn Judge>) -> Result<Commit, Error> {
         if let Some(judge) = judge {
             let name = self.state()?.name;

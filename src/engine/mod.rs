@@ -22,7 +22,15 @@ mod core;
 mod database;
 mod driver;
 mod handle;
+#[cfg_attr(
+    not(feature = "web"),
+    allow(dead_code, reason = "who may do what is decided above, where there is an HTTP port")
+)]
 mod judge;
+#[cfg_attr(
+    not(feature = "web"),
+    allow(dead_code, reason = "who may do what is decided above, where there is an HTTP port")
+)]
 mod judged;
 #[cfg(any(feature = "quic", feature = "web"))]
 mod offer;
@@ -43,6 +51,7 @@ pub use core::{Admitted, Clash, Incoming, IncomingBody};
 pub(crate) use database::{Attached, WeakDatabase};
 pub use database::{Database, DatabaseBuilder, Status};
 pub use handle::{DocHandle, HistoryEntry};
+#[cfg(feature = "web")]
 pub(crate) use judge::{Deed, Denial, Judge, Look, Made, Place};
 #[cfg(any(feature = "quic", feature = "web"))]
 pub(crate) use offer::Source;

@@ -10,7 +10,9 @@ use super::document::Document;
 use super::predicates::ListenerId;
 use super::run::Search;
 use super::snapshot::{ChangeKind, DocChange, Metadata, Placed, QuerySnapshot, changes_between};
-use super::spec::{Shape, Sieve};
+use super::spec::Shape;
+#[cfg(feature = "web")]
+use super::spec::Sieve;
 use super::view::{Standing, View, document_at};
 use super::views::{Seat, Views};
 use super::window::{Turn, Window, in_order, wanted};
