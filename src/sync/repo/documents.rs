@@ -306,7 +306,7 @@ impl Documents {
             // It comes again once that is logged.
             return Ok(Some(None));
         }
-        let due = open.step(document, unix_ms, storage, config, reader)?;
+        let due = open.step(document, unix_ms, storage, config, reader, self.tells)?;
         if matches!(due, Some(Due::Heads(_))) {
             self.wake(document);
         }
@@ -387,6 +387,7 @@ impl Open {
         storage: Option<&str>,
         config: &RepoConfig,
         reader: &Reader,
+        tells: bool,
     ) -> Result<Option<Due>, RepoFault> {
         let place = config.common.place(document, reader)?;
         let standing = standing(&place, config);
@@ -394,8 +395,8 @@ impl Open {
         // Who may not read it is told what he would be told if it were not here.
         let is_hidden = standing == Standing::Here && !config.may_read(document);
         if is_hidden || standing == Standing::Denied || standing != Standing::Here && !they_have_some {
-            // Who loses the right to read hears of it though he did not ask.
-            let is_lost = is_hidden && std::mem::take(&mut self.is_shown);
+            // Who loses the right to read hears of it though he did not ask; of a deletion, who wants to hear.
+            let is_lost = (is_hidden || tells) && std::mem::take(&mut self.is_shown);
             let is_told = std::mem::take(&mut self.owed) || is_lost;
             return Ok(is_told.then_some(Due::Unavailable(document)));
         }
