@@ -61,6 +61,8 @@ impl Database {
                 if group.len() >= limits.group_records_max || bytes >= limits.group_bytes_max {
                     gather(&mut all, self.offer_group(&from, std::mem::take(&mut group), None).await?);
                     bytes = 0;
+                    // A writer that answers at once would let this task run on for as long as it has rows.
+                    tokio::task::yield_now().await;
                 }
                 bytes += match &row.body {
                     IncomingBody::Change(change) => change.bytes().len(),
