@@ -346,6 +346,7 @@ fn stock_clients_read_what_they_may_and_lose_nothing_that_is_denied() {
         let words = ["access.mjs", generation, &address, &ann, &ben];
         super::repo_clients::play_with(&words, node.folder.path(), &|| node.log(), |question| {
             match question.as_str().unwrap() {
+                "grant ben the garden" => drop(node.run(&["add", "grants", "{}", "--name", "ben"])),
                 "let ben write" => fs::write(node.rules(), HALL.replace("// ben: ", "")).unwrap(),
                 "let ben read nothing" => fs::write(node.rules(), HALL.replace("'hall'", "'nowhere'")).unwrap(),
                 "revoke ben" => drop(node.run(&["token", "revoke", "--user", "ben"])),
@@ -359,7 +360,8 @@ fn stock_clients_read_what_they_may_and_lose_nothing_that_is_denied() {
 /// What is in the hall is for all to read; everybody writes what he owns.
 const HALL: &str = "
 match /default/{id} {
-  allow read: if resource.data.room == 'hall' || resource.data.owner == request.auth.uid;
+  allow read: if resource.data.room in ['hall', 'garden'] || resource.data.owner == request.auth.uid;
+  allow update: if resource.data.room == 'garden' && exists(/grants/$(request.auth.uid));
   allow create: if request.resource.data.owner == request.auth.uid;
   allow update: if resource.data.owner == request.auth.uid;
   // ben: allow update: if request.auth.uid == 'ben' && resource.data.room == 'hall';

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use super::facts::{Extract, Others};
+use super::facts::Extract;
 use super::subject::Subject;
 use crate::document::Values;
 use crate::engine::{Deed, Denial, Judge, Look, Made, Place, now_ms};
 use crate::error::Error;
 use crate::id::CollectionName;
-use crate::rules::{ChangeFacts, Needs, Operation, Request, Rules};
+use crate::rules::{ChangeFacts, Data, Needs, Operation, Request, Rules};
 
 const WRITES: [Operation; 3] = [Operation::Create, Operation::Update, Operation::Delete];
 
@@ -82,9 +82,8 @@ impl Look for Looked<'_> {
             return Ok(Err(Denial::default()));
         }
         let version = version_of(&rules);
-        let counts = &subject.0.access.0.counts;
         if let Some(allowed) = needs.constant {
-            counts.note(operation, allowed);
+            subject.0.access.0.counts.note(operation, allowed);
             return Ok(if allowed { Ok(version) } else { Err(Denial::default()) });
         }
         // A document that is there and not looked at is there all the same.
@@ -101,19 +100,15 @@ impl Look for Looked<'_> {
             paths,
             keys,
         };
-        let others = Others::of(subject.database());
-        let decision = rules.decide(&Request {
-            operation,
-            collection: collection.as_str(),
-            id: &id,
-            auth: subject.0.auth.as_ref(),
-            time_ms: now_ms() as i64,
-            before: before.as_ref().map(|before| before as &dyn crate::rules::Data),
-            after: after.as_ref().map(|after| after as &dyn crate::rules::Data),
-            change: Some(&change),
-            documents: &others,
-        });
-        counts.note(operation, decision.allowed);
+        let (decision, _) = subject.ask(
+            &rules,
+            Request {
+                before: before.as_ref().map(|before| before as &dyn Data),
+                after: after.as_ref().map(|after| after as &dyn Data),
+                change: Some(&change),
+                ..Request::new(operation, collection.as_str(), &id)
+            },
+        );
         if !decision.allowed {
             tracing::info!(
                 principal = subject.0.principal, operation = operation.as_str(), %collection, id, why = ?decision.why,

@@ -68,17 +68,13 @@ pub(super) struct Shared {
 pub(crate) struct Counts {
     /// Who came in: with a token, without, turned away.
     arrivals: [AtomicU64; 3],
-    /// Decisions of the rules by operation, in the order of [`OPERATIONS`]: allowed, denied.
-    decisions: [[AtomicU64; 2]; 6],
+    /// Decisions of the rules by operation, in the order of [`Operation::ALL`]: allowed, denied.
+    decisions: [[AtomicU64; 2]; Operation::ALL.len()],
 }
-
-/// The operations, in the order in which they are counted.
-pub(crate) const OPERATIONS: [Operation; 6] =
-    [Operation::Get, Operation::List, Operation::Create, Operation::Update, Operation::Delete, Operation::Presence];
 
 impl Counts {
     pub(super) fn note(&self, operation: Operation, allowed: bool) {
-        if let Some(at) = OPERATIONS.iter().position(|other| *other == operation) {
+        if let Some(at) = Operation::ALL.iter().position(|other| *other == operation) {
             self.decisions[at][usize::from(!allowed)].fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -86,7 +82,7 @@ impl Counts {
     /// Each operation with how often it was allowed and denied.
     pub(crate) fn decisions(&self) -> impl Iterator<Item = (Operation, [u64; 2])> {
         let read = |counts: &[AtomicU64; 2]| counts.each_ref().map(|count| count.load(Ordering::Relaxed));
-        OPERATIONS.into_iter().zip(&self.decisions).map(move |(operation, counts)| (operation, read(counts)))
+        Operation::ALL.into_iter().zip(&self.decisions).map(move |(operation, counts)| (operation, read(counts)))
     }
 
     /// Who came in with a token and without, and who was turned away.

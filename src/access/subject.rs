@@ -13,7 +13,7 @@ use crate::engine::{Database, Judge, now_ms};
 use crate::error::Error;
 use crate::id::{CollectionName, DocumentId, Lsn};
 use crate::query::{Document, Sieve};
-use crate::rules::{Auth, Operation, Request, Rules};
+use crate::rules::{Auth, Decision, Operation, Request, Rules};
 use crate::sync::repo::Permits;
 
 /// One who came in, on one connection. Cheap to clone.
@@ -194,26 +194,26 @@ impl Subject {
             before = self.database().consult(document, |view| Ok(Extract::of(view, &needs.before_fields)?))?;
             decided.rests_on.push((document, state.last_lsn));
         }
-        let others = Others::of(self.database());
         let id = state.name.unwrap_or_else(|| document.to_string());
-        let decision = rules.decide(&Request {
-            operation,
-            collection,
-            id: &id,
-            auth: self.0.auth.as_ref(),
-            time_ms: now_ms() as i64,
-            before: Some(&before),
-            after: None,
-            change: None,
-            documents: &others,
-        });
-        self.0.access.0.counts.note(operation, decision.allowed);
+        let request = Request { before: Some(&before), ..Request::new(operation, collection, &id) };
+        let (decision, seen) = self.ask(rules, request);
         decided.allowed = decision.allowed;
         decided.until_ms = needs.time.then(|| now_ms() + TIMED_MS);
-        let seen = others.seen.into_inner();
-        self.0.access.0.note_consulted(seen.iter().map(|(document, _)| *document));
         decided.rests_on.extend(seen);
         Ok(decided)
+    }
+
+    /// Has the rules decide for him, now. Whatever other documents they look at are watched from here on; those are the
+    /// second half of the answer.
+    pub(super) fn ask(&self, rules: &Rules, request: Request<'_>) -> (Decision, Vec<(DocumentId, Lsn)>) {
+        let others = Others::of(self.database());
+        let (auth, time_ms) = (self.0.auth.as_ref(), now_ms() as i64);
+        let decision = rules.decide(&Request { auth, time_ms, documents: &others, ..request });
+        let shared = &self.0.access.0;
+        shared.counts.note(request.operation, decision.allowed);
+        let seen = others.seen.into_inner();
+        shared.note_consulted(seen.iter().map(|(document, _)| *document));
+        (decision, seen)
     }
 
     /// Whether there can be anything in a collection that he may do that to.
@@ -303,22 +303,10 @@ impl Sieve for Subject {
         if document.is_in_part() {
             return self.may_surely(Operation::List, document.id);
         }
-        let others = Others::of(self.database());
         let id = document.name.clone().unwrap_or_else(|| document.id.to_string());
-        let decision = rules.decide(&Request {
-            operation: Operation::List,
-            collection,
-            id: &id,
-            auth: self.0.auth.as_ref(),
-            time_ms: now_ms() as i64,
-            before: Some(&Whole(&document.value)),
-            after: None,
-            change: None,
-            documents: &others,
-        });
-        self.0.access.0.note_consulted(others.seen.into_inner().into_iter().map(|(document, _)| document));
-        self.0.access.0.counts.note(Operation::List, decision.allowed);
-        decision.allowed
+        let value = Whole(&document.value);
+        let request = Request { before: Some(&value), ..Request::new(Operation::List, collection, &id) };
+        self.ask(&rules, request).0.allowed
     }
 }
 

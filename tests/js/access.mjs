@@ -41,7 +41,17 @@ await run("access", async () => {
   same(read(await other.find(hall.url)).text, "tides and moons", "nobody else sees it")
   check(read(hall).text === "tides and moons", "nor does the owner")
 
-  // Another set of rules, and what was denied arrives by itself.
+  // A document that rules look at, for writing alone, and what was denied arrives by itself.
+  const garden = anna.create({ text: "roses", room: "garden", owner: "ann" })
+  await saved(anna, garden)
+  const plot = await benno.find(garden.url)
+  write(plot, " of ben's")
+  write(garden, " and thorns")
+  await until(plot, doc => doc.text.includes("and thorns"), "an edit of the owner, behind the denied one")
+  await ask("grant ben the garden")
+  await until(garden, doc => doc.text.includes("of ben's"), "what a document allows that rules look at")
+
+  // Another set of rules, likewise.
   await ask("let ben write")
   await until(hall, doc => doc.text.includes("said ben"), "what was denied is allowed")
   await until(his, doc => doc.text === read(hall).text, "both have the same")
