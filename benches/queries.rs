@@ -189,6 +189,8 @@ fn fanout() {
         origins: AllowedOrigins::default(),
         structural: false,
         access: None,
+        quotas: tidelog::quota::Quotas::DEFAULT,
+        proxies: Vec::new(),
     };
     let server = runtime.block_on(WebServer::start(database.clone(), options)).unwrap();
     let address = server.address();

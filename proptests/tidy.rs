@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 
 /// The rooms from the ground up, each with what it may import from the crate beside itself. `error` stands beside
 /// `engine`: it gathers the errors of the rooms below, and what is above may use it.
-const ROOMS: [(&str, &[&str]); 17] = [
+const ROOMS: [(&str, &[&str]); 18] = [
     ("mutant", &[]),
     ("id", &["mutant"]),
     ("limits", &[]),
     ("auth", &["id", "limits"]),
     ("rules", &["id", "limits"]),
+    // Of the rules, only what finds the word that was meant.
+    ("quota", &["limits", "rules"]),
     ("document", &["id", "limits"]),
     ("log", &["id", "limits"]),
     ("history", &["id", "limits", "document", "log"]),
@@ -29,15 +31,15 @@ const ROOMS: [(&str, &[&str]); 17] = [
     (
         "web",
         &[
-            "id", "limits", "rules", "auth", "document", "log", "history", "sync", "error", "engine", "feed", "query",
-            "access",
+            "id", "limits", "rules", "quota", "auth", "document", "log", "history", "sync", "error", "engine", "feed",
+            "query", "access",
         ],
     ),
     (
         "node",
         &[
-            "id", "limits", "rules", "auth", "document", "log", "history", "sync", "error", "engine", "feed", "query",
-            "access", "net", "web",
+            "id", "limits", "rules", "quota", "auth", "document", "log", "history", "sync", "error", "engine", "feed",
+            "query", "access", "net", "web",
         ],
     ),
 ];
@@ -69,6 +71,7 @@ const FOREIGN: [(&str, &[&str]); 25] = [
         &[
             "src/auth/",
             "src/access/",
+            "src/quota/",
             "src/engine/",
             "src/feed/",
             "src/query/",

@@ -33,6 +33,7 @@
 //! | `net` | keys, tickets, links over QUIC (feature `quic`) |
 //! | `auth` | who somebody is: tokens, and who issues them (feature `web`) |
 //! | `rules` | what may be done, as a file says it (feature `web`) |
+//! | `quota` | how much one address, and one user, may have of a server (feature `web`) |
 //! | `access` | who may do what on one server (feature `web`) |
 //! | `web` | the HTTP port, for clients of automerge-repo (feature `web`) |
 //! | `node` | a serving node and its commands (feature `node`) |
@@ -57,6 +58,8 @@ pub mod net;
 #[cfg(feature = "node")]
 pub mod node;
 pub mod query;
+#[cfg(feature = "web")]
+pub mod quota;
 #[cfg(feature = "web")]
 pub mod rules;
 pub mod sync;

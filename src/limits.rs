@@ -231,6 +231,8 @@ pub(crate) mod api {
     pub(crate) const BODY_BYTES_MAX: usize = 16 << 20;
     /// Requests whose bodies are read, or done, at a time. More wait.
     pub(crate) const BODIES: usize = 16;
+    /// As many of them for one address, or one user: whoever sends bodies slowly holds up himself.
+    pub(crate) const BODIES_EACH: usize = 8;
     /// How long such a request may take, in seconds.
     pub(crate) const BODY_SECONDS: u64 = 30;
     /// Requests that read or write documents at a time. More wait.
@@ -247,6 +249,31 @@ pub(crate) mod api {
     pub(crate) const SILENCE_SECONDS: u64 = 15;
     /// Bytes of lines that a stream sends at once.
     pub(crate) const STREAM_BYTES: usize = 64 << 10;
+}
+
+/// Bounds of the bookkeeping of quotas. The quotas themselves are `quota::Quotas`.
+#[cfg(feature = "web")]
+pub(crate) mod quotas {
+    /// Accounts of addresses, and as many of users. When all are in use, those who come share one.
+    pub(crate) const ACCOUNTS_MAX: usize = 1 << 15;
+    /// Accounts that are looked at, to forget those that count no more, whenever another one is made.
+    pub(crate) const ACCOUNTS_SWEPT: usize = 2;
+    /// As above, when there are as many as may be.
+    pub(crate) const ACCOUNTS_LOOKED_AT: usize = 64;
+    /// Tokens remembered that were accepted lately.
+    pub(crate) const KNOWN_TOKENS: usize = 1 << 13;
+    /// What is owed of a rate beyond its burst, as the time in which it comes back, in milliseconds.
+    pub(crate) const DEBT_MS_MAX: u64 = 120_000;
+    /// How long whoever has as many at once as he may is told to wait, in milliseconds.
+    pub(crate) const AGAIN_MS: u64 = 5_000;
+    /// How long a socket is held back that is too fast, in milliseconds. One that would have to wait longer is closed.
+    pub(crate) const PATIENCE_MS: u64 = 30_000;
+    /// Connections at a time that are told why they are turned away. More are dropped.
+    pub(crate) const TOLD_AT_ONCE: usize = 64;
+    /// How long such a connection may take, in milliseconds.
+    pub(crate) const TOLD_MS: u64 = 1_000;
+    /// Bytes of a file of quotas. A longer one is refused.
+    pub(crate) const FILE_BYTES_MAX: u64 = 64 << 10;
 }
 
 /// Bounds of tokens, and of what proves them.

@@ -28,6 +28,8 @@ impl Server {
             origins: AllowedOrigins::default(),
             structural: false,
             access: None,
+            quotas: tidelog::quota::Quotas::DEFAULT,
+            proxies: Vec::new(),
         };
         let server = runtime.block_on(WebServer::start(database.clone(), options)).unwrap();
         Self { address: server.address(), runtime, database, server: Some(server) }
@@ -375,6 +377,8 @@ fn a_stream_ends_with_the_server() {
                     origins: AllowedOrigins::default(),
                     structural: false,
                     access: None,
+                    quotas: tidelog::quota::Quotas::DEFAULT,
+                    proxies: Vec::new(),
                 },
             ))
             .unwrap(),

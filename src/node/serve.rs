@@ -1,6 +1,6 @@
 //! A running node.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ use super::place::{OpenPlace, Place};
 use crate::engine::Database;
 use crate::id::{LogCursor, NodeId};
 use crate::net::{CloseCode, Endpoint, LinkOptions, Links, NetError, Role, Ticket, UnknownKeys};
+use crate::quota::Quotas;
 use crate::web::{AllowedOrigins, WebOptions, WebServer};
 
 /// How a node is started.
@@ -36,6 +37,10 @@ pub struct NodeConfig {
     pub insecure_open: bool,
     /// Who may do what.
     pub access: AccessConfig,
+    /// A file that says how much one address, and one user, may have of the HTTP port; `None` for the defaults.
+    pub quotas: Option<PathBuf>,
+    /// Proxies that are believed where what they bring to the HTTP port comes from.
+    pub proxies: Vec<IpAddr>,
     /// Nodes to allow and to dial.
     pub peers: Vec<Ticket>,
     /// Takes unknown keys that come from this machine for nodes.
@@ -59,6 +64,8 @@ impl NodeConfig {
             structural: false,
             insecure_open: false,
             access: AccessConfig::default(),
+            quotas: None,
+            proxies: Vec::new(),
             peers: Vec::new(),
             trust_loopback_nodes: false,
             strict: false,
@@ -105,6 +112,7 @@ impl Node {
         }
         // Before anything is made: with rules that cannot be read nobody may come in.
         let (rules, issuers) = (config.access.read_rules()?, config.access.read_issuers()?);
+        let quotas = config.quotas.as_deref().map(Quotas::read_file).transpose()?.unwrap_or_default();
         if !config.data.exists() {
             // A port that is in use would be found after a store was made for nothing.
             try_port(config.listen)?;
@@ -135,7 +143,8 @@ impl Node {
         let mut web = None;
         if let Some(listen) = config.http {
             let (origins, structural) = (config.origins, config.structural);
-            let options = WebOptions { listen, origins, structural, access: Some(access.clone()) };
+            let (access, proxies) = (Some(access.clone()), config.proxies);
+            let options = WebOptions { listen, origins, structural, access, quotas, proxies };
             web = Some(WebServer::start(database.clone(), options).await?);
         }
         let access = config.access.keep(&access, &context);

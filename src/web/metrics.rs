@@ -4,9 +4,10 @@ use std::fmt::Write as _;
 
 use super::socket::Shared;
 use crate::access::Access;
+use crate::quota::Ledger;
 
 /// All numbers, each with its type and one line on what it is.
-pub(super) fn render(shared: &Shared, access: &Access) -> String {
+pub(super) fn render(shared: &Shared, access: &Access, ledger: &Ledger) -> String {
     let status = shared.database.status();
     let mut text = String::with_capacity(2048);
     let mut family = |name: &str, kind: &str, help: &str, values: &[(&str, u64)]| {
@@ -56,6 +57,20 @@ pub(super) fn render(shared: &Shared, access: &Access) -> String {
         .collect();
     let decisions: Vec<(&str, u64)> = decisions.iter().map(|(labels, count)| (labels.as_str(), *count)).collect();
     family("rules_decisions_total", "counter", "What rules decided; not those that were known already.", &decisions);
+    let (mut turned_away, mut held_back) = (Vec::new(), Vec::new());
+    let labels: Vec<String> = ledger.counts().all().map(|(kind, ..)| format!("{{kind=\"{}\"}}", kind.name())).collect();
+    for ((kind, refused, delayed), labels) in ledger.counts().all().zip(&labels) {
+        turned_away.push((labels.as_str(), refused));
+        if kind.is_waited_for() {
+            held_back.push((labels.as_str(), delayed));
+        }
+    }
+    let help = "What was turned away or dropped because an address or a user had enough.";
+    family("quota_refused_total", "counter", help, &turned_away);
+    family("quota_delayed_total", "counter", "How often a socket was read later for that reason.", &held_back);
+    let [addresses, users] = ledger.accounts();
+    let accounts = [(r#"{of="address"}"#, addresses as u64), (r#"{of="user"}"#, users as u64)];
+    family("quota_accounts", "gauge", "Addresses and users that are counted now.", &accounts);
     family("writer_failed", "gauge", "1 when nothing more is written.", &[("", u64::from(status.failure.is_some()))]);
     family("disk_full", "gauge", "1 when writes are refused for want of room.", &[("", u64::from(status.disk_full))]);
     text

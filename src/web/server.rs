@@ -2,9 +2,9 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::State;
@@ -17,17 +17,19 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
+use super::guest::{self, Room, Turned};
 use super::meter::ReceiveBudget;
 use super::origin::AllowedOrigins;
 use super::socket::Shared;
 use super::switchboard::Switchboard;
-use super::upgrade::{self, Room};
-use super::{api, demo, metrics};
+use super::turned::Doorman;
+use super::{api, demo, metrics, upgrade};
 use crate::access::Access;
 use crate::engine::Database;
+use crate::quota::{Kind, Ledger, Place, Quotas};
 use crate::sync::repo::RepoCommon;
 
 /// How long the head of a request may take, and a connection be idle before its next one.
@@ -48,6 +50,10 @@ pub struct WebOptions {
     pub structural: bool,
     /// Who may do what; `None` where anybody may do everything.
     pub access: Option<Access>,
+    /// How much one address, and one user, may have.
+    pub quotas: Quotas,
+    /// Proxies that are believed where what they bring comes from (`Forwarded`, `X-Forwarded-For`).
+    pub proxies: Vec<IpAddr>,
 }
 
 /// Why a server cannot be started.
@@ -95,6 +101,10 @@ pub(super) struct App {
     pub(super) workers: Arc<Semaphore>,
     /// Who may do what.
     pub(super) access: Access,
+    /// What everybody has of the server.
+    pub(super) ledger: Arc<Ledger>,
+    /// Who is believed where requests come from.
+    pub(super) proxies: Arc<[IpAddr]>,
 }
 
 impl WebServer {
@@ -116,6 +126,8 @@ impl WebServer {
         let access_follows = access.follow(database.changed_documents());
         let app = App {
             access,
+            ledger: Arc::new(Ledger::new(options.quotas)),
+            proxies: options.proxies.iter().map(IpAddr::to_canonical).collect(),
             peer: format!("tidelog-{}", database.node().short()),
             shared: Shared {
                 database,
@@ -135,7 +147,7 @@ impl WebServer {
         let tasks = vec![
             tokio::spawn(async move { following.follow(followed).await }),
             tokio::spawn(access_follows),
-            tokio::spawn(accept(listener, routes(app), rooms.clone(), stopped)),
+            tokio::spawn(accept(listener, app, rooms.clone(), stopped)),
         ];
         Ok(Self { address, stop, rooms, connections_max, tasks })
     }
@@ -194,14 +206,18 @@ fn routes(app: App) -> Router {
 }
 
 async fn metrics(State(app): State<App>, request: axum::extract::Request) -> Response {
-    let carried = upgrade::carried(&request).ok().flatten();
-    match app.access.admit(carried.as_ref().map(crate::auth::carrier::Carried::token)) {
+    let admitted = guest::admit(&app, &request).and_then(|(subject, payer)| {
+        payer.account.spend(Kind::Requests, 1, Instant::now())?;
+        Ok(subject)
+    });
+    match admitted {
         Ok(subject) if subject.may_watch() => {
-            let numbers = metrics::render(&app.shared, &app.access);
+            let numbers = metrics::render(&app.shared, &app.access, &app.ledger);
             ([(CONTENT_TYPE, "text/plain; version=0.0.4")], numbers).into_response()
         }
         Ok(_) => (StatusCode::FORBIDDEN, "These are for the roles `admin` and `metrics`.\n").into_response(),
-        Err(refusal) => (StatusCode::UNAUTHORIZED, format!("{refusal}\n")).into_response(),
+        Err(Turned::Busy(busy)) => api::busy(&busy),
+        Err(why) => (StatusCode::UNAUTHORIZED, format!("{why}\n")).into_response(),
     }
 }
 
@@ -216,7 +232,9 @@ async fn ready(State(app): State<App>) -> (StatusCode, String) {
     }
 }
 
-async fn accept(listener: TcpListener, routes: Router, rooms: Arc<Semaphore>, mut stop: watch::Receiver<bool>) {
+async fn accept(listener: TcpListener, app: App, rooms: Arc<Semaphore>, mut stop: watch::Receiver<bool>) {
+    let (ledger, proxies, doorman) = (app.ledger.clone(), app.proxies.clone(), Doorman::new());
+    let routes = routes(app);
     loop {
         // Without room nobody is accepted: who waits to be is better off than who is cut off.
         let Ok(room) = rooms.clone().acquire_owned().await else { return };
@@ -225,10 +243,23 @@ async fn accept(listener: TcpListener, routes: Router, rooms: Arc<Semaphore>, mu
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok((stream, peer)) => {
                 // A keystroke is not held back to be sent with the next.
                 let _ = stream.set_nodelay(true);
-                tokio::spawn(serve(stream, routes.clone(), room, stop.clone()));
+                let peer = peer.ip().to_canonical();
+                let arrival = match proxies.contains(&peer) {
+                    // Where it comes from each request says.
+                    true => None,
+                    false => match ledger.arrive(peer, Instant::now()) {
+                        Ok(arrival) => Some(arrival),
+                        Err(busy) => {
+                            doorman.turn_away(stream, busy);
+                            continue;
+                        }
+                    },
+                };
+                let (room, opening) = Room::new(room, peer, arrival);
+                tokio::spawn(serve(stream, routes.clone(), room, opening, stop.clone()));
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection was not accepted");
@@ -242,6 +273,8 @@ async fn accept(listener: TcpListener, routes: Router, rooms: Arc<Semaphore>, mu
 struct Roomed {
     routes: TowerToHyperService<Router>,
     room: Room,
+    /// Held until the head of its first request has come.
+    opening: Mutex<Option<Place>>,
 }
 
 impl hyper::service::Service<Request<Incoming>> for Roomed {
@@ -250,6 +283,7 @@ impl hyper::service::Service<Request<Incoming>> for Roomed {
     type Future = <TowerToHyperService<Router> as hyper::service::Service<Request<Incoming>>>::Future;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        drop(self.opening.lock().unwrap_or_else(PoisonError::into_inner).take());
         request.extensions_mut().insert(self.room.clone());
         self.routes.call(request)
     }
@@ -261,8 +295,8 @@ pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-async fn serve(stream: TcpStream, routes: Router, room: OwnedSemaphorePermit, mut stop: watch::Receiver<bool>) {
-    let service = Roomed { routes: TowerToHyperService::new(routes), room: Room::from(room) };
+async fn serve(stream: TcpStream, routes: Router, room: Room, opening: Option<Place>, mut stop: watch::Receiver<bool>) {
+    let service = Roomed { routes: TowerToHyperService::new(routes), room, opening: Mutex::new(opening) };
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIME)

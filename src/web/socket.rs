@@ -22,14 +22,19 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::{CloseCode, Data, O
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Bytes, Error as SocketError, Message};
 
+use super::guest::Payer;
 use super::meter::{Meter, Metered, ReceiveBudget};
 use super::server::stopped;
 use super::switchboard::{Mailbox, Switchboard};
+use super::upgrade::fault_of;
 use crate::access::{Leave, Subject, Vigil};
 use crate::engine::{Clash, Database, Judge, Source, now_ms};
 use crate::error::Error;
 use crate::id::{DocumentId, truncated};
+use crate::limits::quotas::PATIENCE_MS;
+use crate::quota::{Account, Busy, Kind};
 use crate::sync::Admitted;
+use crate::sync::IncomingRow;
 use crate::sync::repo::{Moment, RepoConfig, RepoFault, RepoOutput, RepoSession, SocketId};
 
 /// How often a client is asked whether it is there. Its browser answers without the application's doing; and it is the
@@ -65,7 +70,16 @@ pub(super) struct Shared {
     pub(super) stop: watch::Receiver<bool>,
 }
 
-type Admitting = Pin<Box<dyn Future<Output = (u64, Result<Admitted, Error>)> + Send>>;
+type Admitting = Pin<Box<dyn Future<Output = (u64, Result<Admitted, NotTaken>)> + Send>>;
+
+/// Why what a client sent is not logged.
+enum NotTaken {
+    Error(Error),
+    Busy(Busy),
+}
+
+/// How long a socket that is too fast is held back.
+const PATIENCE: Duration = Duration::from_millis(PATIENCE_MS);
 
 /// A socket and everything its session needs.
 pub(super) struct Socket<S> {
@@ -88,6 +102,14 @@ pub(super) struct Socket<S> {
     heard: (u64, Instant),
     /// Whose it is, where that makes a difference.
     subject: Option<Subject>,
+    /// Who pays for what is read.
+    payer: Option<Arc<Account>>,
+    /// Bytes read that are paid for.
+    paid: u64,
+    /// It was too fast, and is not read before that.
+    held_until: Option<Instant>,
+    /// It was so fast that it has to go, once what it sent is taken: it comes again with the rest.
+    leaving: Option<Busy>,
 }
 
 /// A message on its way.
@@ -128,8 +150,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         read: Vec<u8>,
         shared: Shared,
         config: RepoConfig,
-        subject: Option<Subject>,
+        guest: Option<(Subject, Payer)>,
     ) -> Box<Self> {
+        let (subject, payer) = guest.map(|(subject, payer)| (subject, payer.account)).unzip();
         let max = config.limits.repo_message_bytes;
         let meter = Arc::new(Meter::default());
         let metered = Metered::new(stream, meter.clone(), shared.budget.clone());
@@ -154,6 +177,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             receiving: None,
             heard: (0, Instant::now()),
             subject,
+            payer,
+            paid: 0,
+            held_until: None,
+            leaving: None,
         })
     }
 
@@ -214,9 +241,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             };
             if more {
                 tokio::task::yield_now().await;
+            } else if self.admitting.is_none()
+                && let Some(busy) = self.leaving.take()
+            {
+                self.end(fault_of(&busy));
+                continue;
             }
             self.meter.set_message_max(self.session.message_bytes_max());
             let is_heard = self.session.is_heard();
+            if self.held_until.is_some_and(|until| until <= Instant::now()) {
+                self.held_until = None;
+            }
+            let held_until = self.held_until;
             let Self { stream, mailbox, session, admitting, saving, is_unflushed, .. } = self;
             let ended = tokio::select! {
                 biased;
@@ -228,11 +264,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                     self.admitting = None;
                     match outcome {
                         Ok(admitted) => self.session.handle_admitted(ticket, admitted),
-                        Err(error) => self.session.handle_refused(&error.to_string()),
+                        Err(NotTaken::Error(error)) => self.session.handle_refused(&error.to_string()),
+                        Err(NotTaken::Busy(busy)) => self.end(fault_of(&busy)),
                     }
                     Ok(())
                 }
-                happened = next(stream, *is_unflushed, session.accepts()) => self.take(happened),
+                happened = next(stream, *is_unflushed, session.accepts() && held_until.is_none()) => {
+                    self.take(happened)
+                }
+                () = until(held_until), if held_until.is_some() => Ok(()),
                 () = mailbox.arrived() => Ok(()),
                 Some(saved) = saving.join_next(), if !saving.is_empty() => {
                     // None of them panics; one that did would leave its document to the client's next message.
@@ -266,9 +306,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                 Some(RepoOutput::Admit { ticket, rows }) => {
                     let (database, is_trusted) = (self.shared.database.clone(), self.shared.is_trusting);
                     let judge = self.judged();
+                    let new = self.payer.clone().map(|payer| (payer, self.new_documents(&rows)));
                     self.admitting = Some(Box::pin(async move {
+                        if let Some((payer, count)) = new
+                            && count > 0
+                            && let Err(busy) = pay(&payer, Kind::Documents, count).await
+                        {
+                            return (ticket, Err(NotTaken::Busy(busy)));
+                        }
                         let from = Source { node: database.node(), is_trusted, clash: Clash::KeepFirst, judge };
-                        (ticket, database.offer(from, rows, None).await)
+                        (ticket, database.offer(from, rows, None).await.map_err(NotTaken::Error))
                     }));
                 }
                 Some(RepoOutput::Save(document)) => {
@@ -316,6 +363,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             }
             Happened::Read(Some(Ok(message))) => {
                 self.receiving = None;
+                self.pay_for_frame();
                 match message {
                     Message::Binary(bytes) => {
                         self.session.handle_message(moment(), &bytes, self.shared.database.reader());
@@ -344,6 +392,41 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         Ok(())
     }
 
+    /// Pays for what was read. Beyond what may come in a time, nothing more is read for a while.
+    fn pay_for_frame(&mut self) {
+        let Some(payer) = &self.payer else { return };
+        let (read, now) = (self.meter.read(), Instant::now());
+        let bytes = read - std::mem::replace(&mut self.paid, read);
+        let waits = [(Kind::Frames, 1), (Kind::Bytes, bytes)]
+            .map(|(kind, count)| (payer.owe(kind, count, now.into_std()), kind));
+        let Some((wait, kind)) = waits.into_iter().max_by_key(|(wait, _)| *wait) else { return };
+        if wait.is_zero() {
+            return;
+        }
+        if wait > PATIENCE {
+            self.leaving = Some(payer.refuse(kind, wait));
+        } else {
+            payer.note_delayed(kind);
+        }
+        self.held_until = Some(now + wait);
+    }
+
+    /// How many documents come to be by what the client sent.
+    fn new_documents(&self, rows: &[IncomingRow]) -> u64 {
+        let reader = self.shared.database.reader();
+        let mut new = std::collections::HashSet::new();
+        let mut last = None;
+        for row in rows {
+            // Most of it is about one document.
+            if last.replace(row.document) != Some(row.document)
+                && reader.row(row.document).is_ok_and(|row| row.is_none())
+            {
+                new.insert(row.document);
+            }
+        }
+        new.len() as u64
+    }
+
     fn take_mail(&mut self) {
         let mail = self.mailbox.take();
         if mail.lagged {
@@ -357,7 +440,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     fn tick(&mut self) -> Result<(), Ended> {
         let (now, read) = (Instant::now(), self.meter.read());
         // While we do not read, we cannot hear.
-        if read != self.heard.0 || !self.session.accepts() {
+        if read != self.heard.0 || !self.session.accepts() || self.held_until.is_some() {
             self.heard = (read, now);
         }
         if self.session.client().is_none() {
@@ -371,7 +454,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             None => self.put(Message::Ping(Vec::new().into())),
         }
         let unfinished = self.meter.unfinished();
-        if unfinished <= BUFFER_BYTES {
+        if unfinished <= BUFFER_BYTES || self.held_until.is_some() {
             self.receiving = None;
             return Ok(());
         }
@@ -417,6 +500,34 @@ where
         Poll::Pending
     })
     .await
+}
+
+/// Waits until then; for ever, where there is nothing to wait for.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Pays for so many, as soon as one more fits.
+///
+/// # Errors
+/// [`Busy`] when that takes too long. Nothing was paid.
+async fn pay(payer: &Account, kind: Kind, count: u64) -> Result<(), Busy> {
+    loop {
+        let now = Instant::now().into_std();
+        let wait = payer.wait(kind, now);
+        if wait.is_zero() {
+            payer.owe(kind, count, now);
+            return Ok(());
+        }
+        if wait > PATIENCE {
+            return Err(payer.refuse(kind, wait));
+        }
+        payer.note_delayed(kind);
+        tokio::time::sleep(wait).await;
+    }
 }
 
 /// Waits for whatever changes what a client may do; for ever where nothing does.

@@ -1,6 +1,7 @@
 //! From an HTTP request to a WebSocket.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -13,53 +14,53 @@ use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
+use super::api;
+use super::guest::{self, Payer, Paying, Room, Turned};
 use super::server::App;
 use super::socket::Socket;
 use crate::access::Subject;
 use crate::auth::carrier::{Carried, CarrierError, of_request, selected_protocol};
+use crate::limits::quotas::PATIENCE_MS;
+use crate::quota::{Busy, Kind, Place};
 use crate::sync::repo::{RepoConfig, RepoFault, RepoScope};
-
-/// Keeps the room of one connection taken for as long as somebody has it.
-#[derive(Clone)]
-pub(super) struct Room {
-    _permit: Arc<OwnedSemaphorePermit>,
-}
-
-impl From<OwnedSemaphorePermit> for Room {
-    fn from(permit: OwnedSemaphorePermit) -> Self {
-        Self { _permit: Arc::new(permit) }
-    }
-}
 
 /// `GET /sync` and `GET /sync/{collection}`.
 ///
 /// Whoever asks for a WebSocket is given one, and only there is told what is wrong: stock clients outside browsers die
-/// of an HTTP error here.
+/// of an HTTP error here. Addresses that are beyond their quota are not worth that much.
 pub(super) async fn sync(State(app): State<App>, mut request: Request) -> Response {
     let key = match key_of(&request) {
         Ok(key) => key,
         Err(response) => return *response,
     };
     let room = request.extensions().get::<Room>().cloned();
-    let (subject, refused) = match subject_of(&app, &request) {
-        Ok(subject) => (Some(subject), None),
-        Err(why) => (None, Some(RepoFault::Unauthenticated(why))),
+    let (guest, mut refused) = match guest::admit(&app, &request) {
+        Ok(guest) => (Some(guest), None),
+        Err(Turned::Busy(busy)) => return api::busy(&busy),
+        Err(why) => (None, Some(RepoFault::Unauthenticated(why.to_string()))),
     };
+    let mut held = None;
+    if let Some((_, payer)) = &guest {
+        match settle(payer) {
+            Ok(place) => held = place,
+            Err(busy) if payer.account.is_user() => refused = Some(fault_of(&busy)),
+            Err(busy) => return api::busy(&busy),
+        }
+    }
     let protocols = request.headers().get(SEC_WEBSOCKET_PROTOCOL).and_then(|value| value.to_str().ok());
     let protocol = selected_protocol(protocols);
-    let (config, denied) = config_of(&app, &request, subject.as_ref());
+    let (config, denied) = config_of(&app, &request, guest.as_ref());
     let fault = refused.or_else(|| denied.map(RepoFault::Denied));
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
-        let _room = room;
+        let _room = (room, held);
         let Ok(upgraded) = upgrade.await else { return };
         // It is what the server's connection was made from.
         let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else { return };
         let (stream, read) = (parts.io.into_inner(), parts.read_buf.to_vec());
-        let mut socket = Box::pin(Socket::new(stream, read, app.shared.clone(), config, subject)).await;
+        let mut socket = Box::pin(Socket::new(stream, read, app.shared.clone(), config, guest)).await;
         if let Some(fault) = fault {
             socket.end(fault);
         }
@@ -75,10 +76,26 @@ pub(super) async fn sync(State(app): State<App>, mut request: Request) -> Respon
     response
 }
 
-/// Who it is that asks; or what he is told that may not come in.
-fn subject_of(app: &App, request: &Request) -> Result<Subject, String> {
-    let carried = carried(request).map_err(|error| error.to_string())?;
-    app.access.admit(carried.as_ref().map(Carried::token)).map_err(|refusal| refusal.to_string())
+/// Takes what a socket costs before it says anything. Whoever owes so much that he would not be read for long may as
+/// well come later.
+fn settle(payer: &Payer) -> Result<Option<Place>, Busy> {
+    let (account, now) = (&payer.account, Instant::now());
+    for kind in [Kind::Frames, Kind::Bytes] {
+        let wait = account.wait(kind, now);
+        if wait > Duration::from_millis(PATIENCE_MS) {
+            return Err(account.refuse(kind, wait));
+        }
+    }
+    // Those of an address were paid for when they were accepted, unless they came through a proxy.
+    if account.is_user() || payer.is_proxied() {
+        account.spend(Kind::Handshakes, 1, now)?;
+    }
+    if account.is_user() { account.enter(Kind::Connections).map(Some) } else { Ok(None) }
+}
+
+/// What a socket is closed with that is too much.
+pub(super) fn fault_of(busy: &Busy) -> RepoFault {
+    RepoFault::Busy { code: busy.close_code(), why: busy.to_string() }
 }
 
 /// The token that a request carries, if it carries one.
@@ -109,7 +126,7 @@ fn key_of(request: &Request) -> Result<Vec<u8>, Box<Response>> {
 }
 
 /// What the session needs to know, and why the client is turned away, if it is.
-fn config_of(app: &App, request: &Request, subject: Option<&Subject>) -> (RepoConfig, Option<String>) {
+fn config_of(app: &App, request: &Request, guest: Option<&(Subject, Payer)>) -> (RepoConfig, Option<String>) {
     let text = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
     let (scope, mut denied) = match RepoScope::of_path(request.uri().path()) {
         Ok(Some(scope)) => (scope, None),
@@ -127,8 +144,9 @@ fn config_of(app: &App, request: &Request, subject: Option<&Subject>) -> (RepoCo
         peer: app.peer.clone(),
         storage: app.shared.database.storage_id().to_string(),
         scope,
-        principal: subject.map(|subject| subject.principal().to_owned()).unwrap_or_default(),
-        permits: subject.map(|subject| Arc::new(subject.clone()) as _),
+        principal: guest.map(|(subject, _)| subject.principal().to_owned()).unwrap_or_default(),
+        permits: guest
+            .map(|(subject, payer)| Arc::new(Paying { subject: subject.clone(), account: payer.account.clone() }) as _),
         common: app.common.clone(),
         limits: app.shared.database.limits().clone(),
     };

@@ -5,8 +5,8 @@ import { cbor } from "@automerge/automerge-repo/slim"
 import type { DocumentId, PeerId, PeerMetadata, StorageId } from "@automerge/automerge-repo/slim"
 import { WebSocketClientAdapter } from "@automerge/automerge-repo-network-websocket"
 import type { Connection } from "./connection.js"
-import { retryDelay } from "./connection.js"
-import { TidelogError } from "./error.js"
+import { retryDelay, retryDelayAfter } from "./connection.js"
+import { retryAfterOf, TidelogError } from "./error.js"
 
 /** What the stock adapter may take for its own attempts: none within a life. */
 const NEVER_MS = 0x7fff_ffff
@@ -14,8 +14,9 @@ const NEVER_MS = 0x7fff_ffff
 const READY_MS = 1_000
 /** What says that something is wrong is short. */
 const ERROR_BYTES_MAX = 8_192
-/** Whether a socket was closed for good, and not for now: by policy, or for the token. */
-const isForGood = (code: number | undefined): boolean => code === 1008 || (code !== undefined && code >= 4400 && code < 4500)
+/** Whether a socket was closed for good, and not for now: by policy, for a message that is too long, or for the token. */
+const isForGood = (code: number | undefined): boolean =>
+  code === 1008 || code === 1009 || (code !== undefined && code >= 4400 && code < 4500)
 
 /** Changes of this client that the server does not take, since it may not make them. */
 export interface Denial {
@@ -57,7 +58,10 @@ export class TidelogAdapter extends WebSocketClientAdapter {
       this.#reason = undefined
       stockOpen()
     }
-    this.onClose = (event?: unknown) => this.#closed((event as { code?: number } | undefined)?.code)
+    this.onClose = (event?: unknown) => {
+      const { code, reason } = (event ?? {}) as { code?: number; reason?: string }
+      this.#closed(code, retryAfterOf(reason))
+    }
     // The stock one ends the process over a connection that is reset. That it closed is told in any case.
     this.onError = () => {}
     connection.onStatus(() => this.#look())
@@ -180,7 +184,7 @@ export class TidelogAdapter extends WebSocketClientAdapter {
     })
   }
 
-  #closed(code: number | undefined): void {
+  #closed(code: number | undefined, retryAfterMs: number | undefined): void {
     this.#gone()
     if (isForGood(code) || this.#reason !== undefined) {
       const why = this.#reason ?? "the server closed the connection"
@@ -188,14 +192,14 @@ export class TidelogAdapter extends WebSocketClientAdapter {
       if (isForGood(code)) this.#connection.status = "denied"
       this.#attempt = Math.max(this.#attempt, 4)
     }
-    if (this.#isWanted) void this.#again()
+    if (this.#isWanted) void this.#again(retryAfterMs)
   }
 
-  async #again(): Promise<void> {
+  async #again(retryAfterMs: number | undefined): Promise<void> {
     if (this.#isOpening) return
     this.#isOpening = true
     if (this.#connection.isUp && this.#connection.status !== "denied") this.#connection.status = "offline"
-    await this.#connection.pauseFor(retryDelay(this.#attempt, this.#connection.retryMs))
+    await this.#connection.pauseFor(retryDelayAfter(this.#attempt, this.#connection.retryMs, retryAfterMs))
     this.#attempt += 1
     this.#isOpening = false
     await this.#open()

@@ -9,11 +9,19 @@ export type Status = "connecting" | "connected" | "offline" | "denied"
 export type Token = string | (() => string | Promise<string>)
 
 const RETRY_MAX_MS = 10_000
+/** No server is believed that wants to be asked later than in an hour. */
+const RETRY_AFTER_MAX_MS = 3_600_000
 
 /** How long to wait before the next attempt, half of it by chance, so that not all clients come at once. */
 export function retryDelay(attempt: number, firstMs: number): number {
   const full = Math.min(RETRY_MAX_MS, firstMs * 2 ** Math.min(attempt, 20))
   return full / 2 + Math.random() * (full / 2)
+}
+
+/** The same, but not before the server wants to be asked again, and not all at once then. */
+export function retryDelayAfter(attempt: number, firstMs: number, retryAfterMs: number | undefined): number {
+  const delay = retryDelay(attempt, firstMs)
+  return retryAfterMs === undefined ? delay : Math.max(delay, Math.min(retryAfterMs, RETRY_AFTER_MAX_MS) + Math.random() * firstMs)
 }
 
 export class Connection {

@@ -10,6 +10,8 @@ export class TidelogError extends Error {
     readonly fix: string,
     /** The status of the server's answer, if it was one. */
     readonly status?: number,
+    /** After how many ms the server wants to be asked again, if it said so. */
+    readonly retryAfterMs?: number,
   ) {
     super(message)
   }
@@ -33,7 +35,7 @@ export function unreachable(url: string, why: unknown): TidelogError {
 /** An answer that is no success, as the error it tells of (RFC 9457). */
 export async function problem(response: Response): Promise<TidelogError> {
   const text = await response.text().catch(() => "")
-  let told: { code?: unknown; detail?: unknown; fix?: unknown } = {}
+  let told: { code?: unknown; detail?: unknown; fix?: unknown; retry_after_ms?: unknown } = {}
   try {
     told = JSON.parse(text) ?? {}
   } catch {
@@ -41,13 +43,22 @@ export async function problem(response: Response): Promise<TidelogError> {
   }
   const said = (value: unknown, otherwise: string) => (typeof value === "string" ? value : otherwise)
   const detail = said(told.detail, `the server answered ${response.status} ${response.statusText}`.trim())
-  return new TidelogError(said(told.code, "E0311"), detail, said(told.fix, "see docs/operations.md"), response.status)
+  // What stands between here and the server says it in a header, if at all.
+  const seconds = Number(response.headers.get("retry-after") ?? NaN)
+  const retryMs = typeof told.retry_after_ms === "number" ? told.retry_after_ms : Number.isFinite(seconds) ? seconds * 1000 : undefined
+  return new TidelogError(said(told.code, "E0311"), detail, said(told.fix, "see docs/operations.md"), response.status, retryMs)
 }
 
 /** Whether asking the same again later may be answered. */
 export function isTransient(error: TidelogError): boolean {
   const status = error.status
   return error.code === "E0624" || error.code === "E0627" || (status !== undefined && (status >= 500 || status === 408 || status === 429))
+}
+
+/** After how many ms a closed socket may be opened again, as the server says in its last words. */
+export function retryAfterOf(reason: string | undefined): number | undefined {
+  const found = /retry after (\d{1,9}) ms$/.exec(reason ?? "")
+  return found ? Number(found[1]) : undefined
 }
 
 /** What somebody threw, in words. */

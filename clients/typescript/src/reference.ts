@@ -3,9 +3,9 @@
 import * as A from "@automerge/automerge/slim"
 import type { AutomergeUrl, DocHandle, DocumentId } from "@automerge/automerge-repo/slim"
 import type { Client } from "./client.js"
-import { TidelogError, unreachable } from "./error.js"
+import { isTransient, TidelogError, unreachable } from "./error.js"
 import type { Held } from "./holdings.js"
-import { retryDelay } from "./connection.js"
+import { retryDelayAfter } from "./connection.js"
 import { urlOf } from "./ids.js"
 import { DocumentPresence } from "./presence.js"
 import { DocumentSnapshot } from "./snapshot.js"
@@ -159,8 +159,8 @@ export async function removeOnServer(client: Client, held: Held): Promise<void> 
       const known = error instanceof TidelogError ? error : unreachable(client.connection.url, error)
       // Already deleted, or never there.
       if (known.status === 410 || known.code === "E0601") return
-      if (known.code !== "E0501" && !(known.status && known.status >= 500)) throw known
-      await client.connection.pauseFor(retryDelay(attempt, client.connection.retryMs))
+      if (known.code !== "E0501" && !isTransient(known)) throw known
+      await client.connection.pauseFor(retryDelayAfter(attempt, client.connection.retryMs, known.retryAfterMs))
     }
   }
 }

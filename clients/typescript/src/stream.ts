@@ -1,7 +1,7 @@
 // Server-sent events that go on over lost connections: each is asked for again from where the last one ended.
 
 import type { Connection } from "./connection.js"
-import { retryDelay } from "./connection.js"
+import { retryDelayAfter } from "./connection.js"
 import { isTransient, TidelogError, unreachable } from "./error.js"
 
 /** `open`: the server answers; `down`: it does not any more, and is asked again; else an event of its. */
@@ -23,6 +23,7 @@ export async function* follow(connection: Connection, path: () => string, signal
     await connection.whenUp(signal)
     if (signal.aborted || connection.isClosed) return
     const ending = new AbortController()
+    let retryAfterMs: number | undefined
     const end = () => ending.abort()
     signal.addEventListener("abort", end)
     try {
@@ -39,12 +40,13 @@ export async function* follow(connection: Connection, path: () => string, signal
       if (signal.aborted || connection.isClosed) return
       const known = error instanceof TidelogError ? error : unreachable(connection.url, error)
       if (known.code !== "E0501" && !isTransient(known)) throw known
+      retryAfterMs = known.retryAfterMs
       yield { kind: "down", error: known }
     } finally {
       signal.removeEventListener("abort", end)
       ending.abort()
     }
-    await connection.pauseFor(retryDelay(attempt, connection.retryMs), signal)
+    await connection.pauseFor(retryDelayAfter(attempt, connection.retryMs, retryAfterMs), signal)
     attempt += 1
   }
 }

@@ -75,3 +75,28 @@ test("what is not allowed is told, stays here, and arrives once it is", { skip }
     await server.close()
   }
 })
+
+test("who has too many connections waits as long as he is told, and is let in once there is room", { skip }, async () => {
+  const quotas = join(folder, "quotas.json")
+  writeFileSync(quotas, JSON.stringify({ user: { connections: 1 } }))
+  const server = await Server.start("--auth", "--quotas", quotas)
+  try {
+    const token = await server.run("token", "new", "--user", "ann", "-q")
+    const first = server.client({ token })
+    const note = await first.collection<Note>("notes").add({ text: "tides", owner: "ann", room: "hall" })
+    await note.whenSynced()
+
+    const second = server.client({ token })
+    const statuses = new Watch<string>()
+    second.onStatus(statuses.take)
+    await statuses.until(status => status === "offline", "the second is turned away")
+    assert.match(String(second.lastError?.message), /too many connections from this user; retry after \d+ ms/)
+    const began = performance.now()
+    await first.close()
+    await statuses.until(status => status === "connected", "there is room")
+    assert.ok(performance.now() - began > 2_000, "it waited as it was told")
+    assert.ok(!statuses.all.includes("denied"))
+  } finally {
+    await server.close()
+  }
+})

@@ -108,3 +108,24 @@ test("what the server refuses for good ends a listener, whenever it does", async
   await turned.failed.until(error => error.status === 403, "no")
   assert.equal(turned.client.lastError?.code, "E0315")
 })
+
+test("who is asked to come later comes later, and not before", async () => {
+  const times: number[] = []
+  const later = (answer: (response: ServerResponse) => void) => (response: ServerResponse) => {
+    times.push(performance.now())
+    answer(response)
+  }
+  const told = JSON.stringify({ code: "E0713", detail: "too many streams", fix: "later", retry_after_ms: 400 })
+  const { url } = await play([
+    later(response => void response.writeHead(429, { "content-type": "application/problem+json", "retry-after": "1" }).end(told)),
+    // Something between here and the server has but the header.
+    later(response => void response.writeHead(503, { "retry-after": "1" }).end("busy")),
+    later(response => void stream(response).write(snapshot("p1", true, [added(0, 1)]))),
+  ])
+  const { seen, stop } = listen(url)
+  await seen.until(snap => numbers(snap) === "1", "the snapshot")
+  const [first, second, third] = times as [number, number, number]
+  // Timers may be a millisecond early.
+  assert.ok(second - first >= 399 && third - second >= 999, `after ${second - first} and ${third - second} ms`)
+  stop()
+})

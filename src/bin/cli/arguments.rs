@@ -1,6 +1,6 @@
 //! What can be said on the command line.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -252,6 +252,13 @@ pub(super) struct Serve {
     /// A file that says who may do what; it is read again when it changes
     #[arg(long, value_name = "FILE")]
     pub(super) rules: Option<PathBuf>,
+    /// A file that says how much one address, and one user, may have of the HTTP port (JSON; docs/access.md)
+    #[arg(long, value_name = "FILE")]
+    pub(super) quotas: Option<PathBuf>,
+    /// A reverse proxy that is believed where a request comes from: Forwarded or X-Forwarded-For (may be given several
+    /// times)
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) proxy: Vec<IpAddr>,
     /// Let --http be open to other machines without --auth and --rules, so that it takes whoever comes
     #[arg(long)]
     pub(super) insecure_open: bool,

@@ -27,6 +27,8 @@ pub(super) async fn serve(global: Global, serve: Serve, screen: Screen) -> Resul
         origins: AllowedOrigins::parse(&serve.origin).map_err(|error| CommandError::usage(error.to_string()))?,
         insecure_open: serve.insecure_open,
         access: AccessConfig { authenticates: serve.auth, issuers: serve.issuers.clone(), rules: serve.rules.clone() },
+        quotas: serve.quotas.clone(),
+        proxies: serve.proxy.clone(),
         structural: serve.admission == AdmissionLevel::Structural,
         peers: tickets?,
         trust_loopback_nodes: serve.trust_loopback_nodes,

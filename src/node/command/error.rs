@@ -9,6 +9,7 @@ use crate::error::{Error, QueryError};
 use crate::id::IdError;
 use crate::net::NetError;
 use crate::node::trace::TraceError;
+use crate::quota::QuotaError;
 use crate::web::WebError;
 
 /// The exit status of the process. Scripts rely on the numbers.
@@ -231,6 +232,12 @@ impl From<NetError> for CommandError {
             _ => ("E0301", Exit::Failed, None),
         };
         Self { code: code.to_owned(), message: error.to_string(), remedy: remedy.map(str::to_owned), exit }
+    }
+}
+
+impl From<QuotaError> for CommandError {
+    fn from(error: QuotaError) -> Self {
+        Self::new(error.code(), Exit::Usage, error.to_string()).fix(error.remedy())
     }
 }
 

@@ -63,6 +63,14 @@ pub enum RepoFault {
         /// The limit.
         max: usize,
     },
+    /// The client has had as much as it may have for now.
+    #[error("{why}")]
+    Busy {
+        /// The close code of what there was too much of, from 4500 to 4599.
+        code: u16,
+        /// What there was too much of, and when it may come again.
+        why: String,
+    },
     /// The writer did not take what the client sent.
     #[error("refused: {0}")]
     Refused(String),
@@ -84,6 +92,7 @@ impl RepoFault {
             Self::Refused(_) | Self::History(_) => 1011,
             Self::Unauthenticated(_) | Self::Expired => 4401,
             Self::Revoked => 4403,
+            Self::Busy { code, .. } => *code,
         }
     }
 

@@ -14,15 +14,16 @@ use futures_util::stream;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::blocking;
 use super::documents::{answer, bounded, query_problem};
 use super::problem::Problem;
+use super::{Held, blocking, hold};
 use crate::access::{Subject, Vigil};
 use crate::document::Patch;
 use crate::feed::{ChangeFeed, Event, EventKind, FeedCursor, Item};
 use crate::id::DocumentId;
 use crate::limits::api;
 use crate::rules::Operation;
+use crate::web::guest::Payer;
 use crate::web::server::{App, stopped};
 
 /// What a feed can be asked for.
@@ -54,6 +55,7 @@ pub(super) enum Form {
 pub(super) async fn changes(
     State(app): State<App>,
     Extension(subject): Extension<Subject>,
+    Extension(payer): Extension<Payer>,
     headers: HeaderMap,
     wanted: Result<Query<Wanted>, QueryRejection>,
 ) -> Result<Response, Problem> {
@@ -67,7 +69,8 @@ pub(super) async fn changes(
     // A browser that connects again says where it was, whatever the address says.
     let last = headers.get("last-event-id").and_then(|value| value.to_str().ok());
     let feed = open(&app, &wanted, last)?;
-    let told = Told { app: app.clone(), patches: wanted.patches, subject };
+    let held = if form == Form::Normal { None } else { Some(hold(payer)?) };
+    let told = Told { app: app.clone(), patches: wanted.patches, subject, _held: held };
     match form {
         Form::Normal | Form::Longpoll => page(feed, &wanted, form == Form::Longpoll, &told).await,
         Form::Sse | Form::Ndjson => Ok(flow(feed, form, told)),
@@ -81,6 +84,7 @@ struct Told {
     patches: bool,
     /// Who is told.
     subject: Subject,
+    _held: Option<Held>,
 }
 
 impl Told {

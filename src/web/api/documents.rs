@@ -10,15 +10,17 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::blocking;
 use super::problem::Problem;
+use super::{blocking, spend};
 use crate::access::Subject;
 use crate::document::{Edit, JsonPatch, Path, merge};
 use crate::engine::{Collection, Database, DocHandle};
 use crate::error::Error;
 use crate::id::{ChangeHash, CollectionName, DocumentId, Heads, Lsn};
 use crate::limits::api;
+use crate::quota::Kind;
 use crate::rules::Operation;
+use crate::web::guest::Payer;
 use crate::web::server::App;
 
 /// The body of a request, or why there is none.
@@ -101,11 +103,13 @@ pub(super) async fn list(
 pub(super) async fn create(
     State(app): State<App>,
     Extension(subject): Extension<Subject>,
+    Extension(payer): Extension<Payer>,
     UrlPath(collection): UrlPath<String>,
     body: Body,
 ) -> Result<Response, Problem> {
     let value = parsed(body)?;
     let collection = app.shared.database.collection(&collection)?;
+    spend(&payer, Kind::Documents, 1)?;
     let name = collection.name().clone();
     let (handle, commit) = blocking(&app, move || collection.create_as(subject.judge(), value)).await?;
     commit.await?;

@@ -9,9 +9,10 @@ mod documents;
 mod problem;
 mod queries;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
@@ -22,14 +23,17 @@ use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
+use futures_util::TryStreamExt as _;
+use hyper::body::Body as _;
 
 use self::problem::Problem;
+use super::guest::{self, Payer, Turned};
 use super::server::App;
-use super::upgrade::carried;
 use crate::access::{Refusal, Subject};
-use crate::auth::carrier::{Carried, PARAMETER, percent_decoded};
+use crate::auth::carrier::{PARAMETER, percent_decoded};
 use crate::error::Error;
 use crate::limits::api;
+use crate::quota::{Busy, Kind, Place};
 
 /// The routes below `/v1`.
 pub(super) fn routes(app: &App) -> Router<App> {
@@ -51,6 +55,16 @@ pub(super) fn routes(app: &App) -> Router<App> {
         .layer(from_fn_with_state(app.clone(), guard))
 }
 
+/// The answer to somebody who has had as much as he may have for now.
+pub(super) fn busy(busy: &Busy) -> Response {
+    Problem::busy(busy).into_response()
+}
+
+/// The same as bytes, for a connection that nothing is read of.
+pub(super) fn busy_text(busy: &Busy) -> String {
+    Problem::busy(busy).into_text()
+}
+
 /// Pages of others may not use the API through their visitors' browsers, neither by asking from elsewhere nor by giving
 /// a name of theirs this machine's address.
 async fn guard(State(app): State<App>, mut request: Request, next: Next) -> Response {
@@ -63,11 +77,12 @@ async fn guard(State(app): State<App>, mut request: Request, next: Next) -> Resp
         && request.headers().contains_key(ACCESS_CONTROL_REQUEST_METHOD);
     let mut response = match asks_whether {
         true => may_ask(),
-        false => match subject_of(&app, &request) {
-            Ok(subject) => {
+        false => match guest_of(&app, &request) {
+            Ok((subject, payer)) => {
                 request.extensions_mut().insert(subject);
+                request.extensions_mut().insert(payer.clone());
                 without_token(&mut request);
-                answered(&app, request, next).await
+                answered(&app, &payer, request, next).await
             }
             Err(problem) => problem.into_response(),
         },
@@ -97,17 +112,53 @@ fn without_token(request: &mut Request) {
     }
 }
 
-/// Who it is that asks.
-fn subject_of(app: &App, request: &Request) -> Result<Subject, Problem> {
-    let carried = carried(request).map_err(|error| Problem::unauthenticated("E0202", &error.to_string()))?;
-    app.access.admit(carried.as_ref().map(Carried::token)).map_err(|refusal| {
-        let code = match &refusal {
-            Refusal::Missing => "E0201",
-            Refusal::Token(error) => error.code(),
-            Refusal::NoAuthority => "E0202",
+/// Who it is that asks, and who pays for the request.
+fn guest_of(app: &App, request: &Request) -> Result<(Subject, Payer), Problem> {
+    let guest = guest::admit(app, request).map_err(|turned| {
+        let code = match &turned {
+            Turned::Busy(busy) => return Problem::busy(busy),
+            Turned::Refused(Refusal::Missing) => "E0201",
+            Turned::Refused(Refusal::Token(error)) => error.code(),
+            Turned::Refused(Refusal::NoAuthority) | Turned::Carrier(_) => "E0202",
         };
-        Problem::unauthenticated(code, &refusal.to_string())
-    })
+        Problem::unauthenticated(code, &turned.to_string())
+    })?;
+    spend(&guest.1, Kind::Requests, 1)?;
+    Ok(guest)
+}
+
+/// Pays for so many, if one more fits.
+fn spend(payer: &Payer, kind: Kind, count: u64) -> Result<(), Problem> {
+    payer.account.spend(kind, count, Instant::now()).map_err(|busy| Problem::busy(&busy))
+}
+
+/// What somebody holds while he is told something for long.
+type Held = (Payer, Place);
+
+/// Takes one of the streams that somebody may have at once.
+fn hold(payer: Payer) -> Result<Held, Problem> {
+    let place = payer.account.enter(Kind::Streams).map_err(|busy| Problem::busy(&busy))?;
+    Ok((payer, place))
+}
+
+/// Pays for the body of a request: beforehand, where its length is said, else as it comes.
+fn paid(payer: &Payer, request: Request) -> Result<Request, Problem> {
+    let length = request.body().size_hint().exact();
+    if length == Some(0) {
+        return Ok(request);
+    }
+    // No more of it is read.
+    spend(payer, Kind::Bytes, length.unwrap_or(1).min(api::BODY_BYTES_MAX as u64))?;
+    if length.is_some() {
+        return Ok(request);
+    }
+    let account = payer.account.clone();
+    Ok(request.map(|body| {
+        let pay = move |part: &Bytes| {
+            account.owe(Kind::Bytes, part.len() as u64, Instant::now());
+        };
+        Body::from_stream(body.into_data_stream().inspect_ok(pay))
+    }))
 }
 
 /// What a browser is told that asks whether a page of an allowed origin may send a request.
@@ -120,13 +171,18 @@ fn may_ask() -> Response {
     (StatusCode::NO_CONTENT, told).into_response()
 }
 
-async fn answered(app: &App, request: Request, next: Next) -> Response {
+async fn answered(app: &App, payer: &Payer, request: Request, next: Next) -> Response {
     if request.method().is_safe() {
         return next.run(request).await;
     }
+    let request = match paid(payer, request) {
+        Ok(request) => request,
+        Err(problem) => return problem.into_response(),
+    };
     // Bodies take memory while they are read, so only so many are; whoever is slow gives up the room.
     let time = Duration::from_secs(api::BODY_SECONDS);
     let done = tokio::time::timeout(time, async {
+        let _own = payer.account.bodies().acquire().await;
         let _room = app.bodies.acquire().await;
         next.run(request).await
     });

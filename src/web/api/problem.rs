@@ -10,6 +10,7 @@ use serde_json::json;
 use crate::document::{PatchError, ViewError};
 use crate::error::{Error, QueryError};
 use crate::id::{IdError, encode_hex, random_bytes, shortened};
+use crate::quota::Busy;
 
 /// Why a request was not done.
 #[derive(Debug)]
@@ -18,13 +19,18 @@ pub(super) struct Problem {
     code: &'static str,
     detail: String,
     fix: Option<String>,
+    /// After which time the same may be asked again.
+    retry_after_ms: Option<u64>,
 }
 
+const JSON: &str = "application/problem+json";
+/// When to ask again where the server itself has enough to do.
+const SHORTLY_MS: u64 = 1_000;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 impl Problem {
     pub(super) fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, code, detail: detail.into(), fix: None }
+        Self { status, code, detail: detail.into(), fix: None, retry_after_ms: None }
     }
 
     pub(super) fn fix(mut self, fix: impl Into<String>) -> Self {
@@ -79,6 +85,14 @@ impl Problem {
             .fix("bring a token with that role, or use the command line on the server's machine")
     }
 
+    /// Somebody has had as much as he may have for now.
+    pub(super) fn busy(busy: &Busy) -> Self {
+        let mut problem = Self::new(StatusCode::TOO_MANY_REQUESTS, busy.code(), busy.to_string())
+            .fix("ask again later, and less often; who runs the server may allow more (`serve --quotas`)");
+        problem.retry_after_ms = Some(busy.retry_after_ms());
+        problem
+    }
+
     pub(super) fn slow() -> Self {
         Self::new(StatusCode::REQUEST_TIMEOUT, "E0320", "the request took too long; whether it was done is unknown")
             .fix("look at the document, then send it again")
@@ -131,7 +145,8 @@ impl From<Error> for Problem {
             tracing::error!(%error, code = error.code(), "a request failed");
         }
         let fix = error.remedy().map(Cow::into_owned);
-        Self { status, code: error.code(), detail: error.to_string(), fix }
+        let retry_after_ms = (status == StatusCode::SERVICE_UNAVAILABLE).then_some(SHORTLY_MS);
+        Self { status, code: error.code(), detail: error.to_string(), fix, retry_after_ms }
     }
 }
 
@@ -141,8 +156,9 @@ impl From<IdError> for Problem {
     }
 }
 
-impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
+impl Problem {
+    /// What is said of it, as JSON, and the request's name in that.
+    fn said(&self) -> (serde_json::Value, String) {
         let request = encode_hex(&random_bytes::<8>());
         tracing::debug!(request, status = self.status.as_u16(), code = self.code, why = self.detail, "request refused");
         let mut body = json!({
@@ -153,17 +169,39 @@ impl IntoResponse for Problem {
             "detail": self.detail,
             "request_id": request,
         });
-        if let (Some(fix), Some(object)) = (self.fix, body.as_object_mut()) {
-            object.insert("fix".to_owned(), fix.into());
+        if let Some(fix) = &self.fix {
+            body["fix"] = fix.as_str().into();
         }
-        let mut response =
-            (self.status, [(CONTENT_TYPE, "application/problem+json")], format!("{body}\n")).into_response();
+        if let Some(retry) = self.retry_after_ms {
+            body["retry_after_ms"] = retry.into();
+        }
+        (body, request)
+    }
+
+    /// The whole answer as HTTP/1.1 has it, for a connection that is closed with it.
+    pub(super) fn into_text(self) -> String {
+        let (body, request) = self.said();
+        let body = format!("{body}\n");
+        let retry = self.retry_after_ms.unwrap_or(SHORTLY_MS).div_ceil(1000);
+        format!(
+            "HTTP/1.1 {}\r\nconnection: close\r\ncontent-type: {JSON}\r\nretry-after: {retry}\r\nx-request-id: \
+             {request}\r\ncontent-length: {}\r\n\r\n{body}",
+            self.status,
+            body.len()
+        )
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let (body, request) = self.said();
+        let mut response = (self.status, [(CONTENT_TYPE, JSON)], format!("{body}\n")).into_response();
         let headers = response.headers_mut();
         if let Ok(request) = HeaderValue::from_str(&request) {
             headers.insert(REQUEST_ID, request);
         }
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
-            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        if let Some(retry) = self.retry_after_ms {
+            headers.insert(RETRY_AFTER, HeaderValue::from(retry.div_ceil(1000)));
         }
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"tidelog\""));

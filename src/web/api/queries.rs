@@ -15,10 +15,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::blocking;
 use super::changes::{Form, last_line, written};
 use super::documents::{Body as Received, answer, parsed, query_problem};
 use super::problem::Problem;
+use super::{Held, blocking, hold};
 use crate::access::{Subject, Vigil};
 use crate::engine::Collection;
 use crate::error::{Error, QueryError};
@@ -26,6 +26,7 @@ use crate::feed::FeedCursor;
 use crate::limits::{api, queries};
 use crate::query::{IndexState, ListenOptions, Listener, Query};
 use crate::rules::Operation;
+use crate::web::guest::Payer;
 use crate::web::server::{App, stopped};
 
 /// `POST /v1/collections/{collection}/query`
@@ -84,6 +85,7 @@ pub(super) struct Wanted {
 pub(super) async fn listen(
     State(app): State<App>,
     Extension(subject): Extension<Subject>,
+    Extension(payer): Extension<Payer>,
     UrlPath(collection): UrlPath<String>,
     headers: HeaderMap,
     wanted: Result<UrlQuery<Wanted>, QueryRejection>,
@@ -118,6 +120,7 @@ pub(super) async fn listen(
     if wanted.conflicts {
         options = options.conflicts();
     }
+    let held = hold(payer)?;
     let mut listener = query.on_snapshot(options)?;
     ready(&query).await?;
     let (listener, first) = blocking(&app, move || {
@@ -126,7 +129,8 @@ pub(super) async fn listen(
     })
     .await?;
     let first = first.map(|snapshot| line(&snapshot)).unwrap_or_default();
-    Ok(flow(first, Told { listener, subject: subject.clone(), vigil: subject.vigil() }, app.shared.stop.clone()))
+    let told = Told { listener, subject: subject.clone(), vigil: subject.vigil(), _held: held };
+    Ok(flow(first, told, app.shared.stop.clone()))
 }
 
 /// A listener, and who listens.
@@ -134,6 +138,7 @@ struct Told {
     listener: Listener,
     subject: Subject,
     vigil: Vigil,
+    _held: Held,
 }
 
 impl Told {
