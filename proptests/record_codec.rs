@@ -5,12 +5,13 @@ use proptest::prelude::*;
 use tidelog::id::{ActorId, Chain, ChangeHash};
 use tidelog::log::Keyspace;
 use tidelog::log::record::{
-    Admission, ChangeHeader, CreationRank, FooterHeader, GapHeader, Lifecycle, LifecycleHeader, LifecycleKind,
-    NameHeader, NameKind, Record, VoidHeader, WithdrawnHeader, payload_digest,
+    Admission, AttributedHeader, ChangeHeader, Claims, CreationRank, FooterHeader, GapHeader, Lifecycle,
+    LifecycleHeader, LifecycleKind, NameHeader, NameKind, Record, RefusedHeader, RefusedReason, RefusedWhat, RulePlace,
+    SubjectHeader, VoidHeader, WithdrawnHeader, WriteKind, payload_digest,
 };
 use tidelog::log::rows::{
-    DocumentRow, HeadRow, IndexRow, NameRow, PeerRow, ProjectionRow, SnapshotRef, SnapshotRow, StatementRow, VoidsRow,
-    decode_row, encode_row,
+    DocumentRow, HeadRow, IndexRow, NameRow, PeerRow, ProjectionRow, RefusedOrderRow, RefusedRow, SnapshotRef,
+    SnapshotRow, StatementRow, VoidsRow, decode_row, encode_row,
 };
 use tidelog::{CollectionName, DocumentId, Heads, Lsn, NodeId};
 
@@ -100,7 +101,39 @@ fn records() -> Vec<(&'static str, Record)> {
                 changes: vec![300, 7],
             }),
         ),
+        (
+            "record_refused_change",
+            refused(RefusedWhat::Change { hash: [2; 32], actor: vec![3; 16], seq: 4, bytes: 70_000, kept: true }),
+        ),
+        ("record_refused_statement", refused(RefusedWhat::Statement(1))),
+        ("record_refused_edit", refused(RefusedWhat::Edit)),
+        ("record_refused_more", refused(RefusedWhat::More(300))),
+        ("record_subject", subject(Claims::Known(r#"{"team":"red"}"#.into()))),
+        ("record_subject_as", subject(Claims::As(300))),
+        ("record_subject_too_long", subject(Claims::TooLong([4; 16]))),
+        ("record_attributed", Record::Attributed(AttributedHeader { statement: 1, principal: 300, rules_version: 5 })),
     ]
+}
+
+fn refused(what: RefusedWhat) -> Record {
+    Record::Refused(RefusedHeader {
+        document: [1; 16],
+        collection: "notes".into(),
+        name: Some("config".into()),
+        what,
+        operation: WriteKind::Update,
+        principal: 300,
+        reason: RefusedReason::Failed as u8,
+        rules: vec![RulePlace { line: 3, path: "/notes/{id}".into() }],
+        detail: "no é".into(),
+        rules_version: 70_000,
+        via: 5,
+        received_ms: 1_700_000_000_000,
+    })
+}
+
+fn subject(claims: Claims) -> Record {
+    Record::Subject(SubjectHeader { principal: 2, claims, received_ms: 1_700_000_000_000 })
 }
 
 fn document_row() -> DocumentRow {
@@ -145,6 +178,12 @@ macro_rules! each_row {
             Keyspace::Snap,
             SnapshotRow { heads: vec![[1; 32]], changes: 2, bytes: 70_000, digest: [3; 32], parts: 4 }
         );
+        $check!(
+            "row_refused",
+            Keyspace::Held,
+            RefusedRow { number: 1, lsn: 300, principal: 2, rules_version: 70_000, chunk: b"chunk".to_vec() }
+        );
+        $check!("row_refused_order", Keyspace::Held, RefusedOrderRow { hash: [1; 32], bytes: 300 });
     };
 }
 
@@ -276,7 +315,7 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_make_the_codec_panic(bytes in vec(any::<u8>(), 0..300), kind in 0..9u8) {
+    fn no_bytes_make_the_codec_panic(bytes in vec(any::<u8>(), 0..300), kind in 0..12u8) {
         let _ = Record::read(AT, &bytes);
         let _ = Lifecycle::decode(&bytes);
         let _ = Lifecycle::decode(&[&[1], &bytes[..]].concat());

@@ -62,6 +62,12 @@ pub struct Limits {
     /// Changes in quarantine because they cannot be applied. Beyond it the oldest is forgotten, and tried again if it
     /// comes again.
     pub quarantine_rows: u64,
+    /// Refused writes of one principal that the log lists in a minute. The rest is counted.
+    pub refusals_per_minute: u32,
+    /// Refused changes whose bytes are kept for the operator. Beyond it the oldest are forgotten.
+    pub refused_rows: usize,
+    /// Bytes of them; as above.
+    pub refused_bytes: usize,
     /// Change graphs kept in memory. The least recently used are dropped beyond it.
     pub graph_budget: usize,
     /// Authors listed in a document's row. A document with more reads its change graph to learn its clock.
@@ -159,6 +165,9 @@ impl Limits {
         work_at_once: 4,
         work_short_us: 100_000,
         quarantine_rows: 1024,
+        refusals_per_minute: 60,
+        refused_rows: 4096,
+        refused_bytes: 32 * MIB,
         graph_budget: 64 * MIB,
         clock_entries_in_row: 64,
         part_bytes: 256 * KIB,
@@ -453,6 +462,31 @@ pub(crate) mod rules {
     pub(crate) const CASES_BYTES_MAX: usize = 16 << 20;
 }
 
+/// Bounds of the audit trail.
+#[cfg_attr(not(feature = "node"), allow(dead_code, reason = "some are of commands"))]
+pub(crate) mod audit {
+    /// Bytes of refused changes of one principal that are kept in a minute. Beyond it they are listed alone.
+    pub(crate) const KEPT_BYTES_PER_MINUTE: usize = 4 << 20;
+    /// One refused change that is kept. A longer one is listed alone.
+    pub(crate) const KEPT_CHANGE_BYTES_MAX: usize = 512 << 10;
+    /// Principals whose minutes are watched at a time. With more, all begin a new one.
+    pub(crate) const PRINCIPALS_MAX: usize = 4096;
+    /// Refusals that are remembered, so that the same is not listed again. Beyond it the oldest are forgotten.
+    pub(crate) const REMEMBERED_MAX: usize = 1 << 14;
+    /// Claims of one principal that later records refer to. Beyond it they are written again.
+    pub(crate) const CLAIMS_REMEMBERED: usize = 8;
+    /// Documents that are kept as they were while decisions are made again.
+    pub(crate) const PAST_DOCUMENTS: usize = 512;
+    /// Bytes of them.
+    pub(crate) const PAST_BYTES: usize = 64 << 20;
+    /// Records read at a time.
+    pub(crate) const RECORDS_PER_READ: usize = 4096;
+    /// Bytes of them.
+    pub(crate) const BYTES_PER_READ: usize = 4 << 20;
+    /// Rows that one command lists at most.
+    pub(crate) const ROWS_MAX: u64 = 10_000;
+}
+
 /// Bounds of one change feed.
 pub(crate) mod feeds {
     /// Records read from the log at a time; they are told before more are read.
@@ -512,4 +546,7 @@ const _: () = {
     assert!(l.repo_message_bytes <= l.repo_receive_bytes);
     assert!(l.repo_ephemeral_bytes <= l.repo_ephemeral_queue_bytes);
     assert!(l.change_ops_max <= l.document_ops_max);
+    // A row that holds one is read with a bound of 1 MiB.
+    assert!(audit::KEPT_CHANGE_BYTES_MAX + 4 * KIB <= MIB);
+    assert!(audit::KEPT_CHANGE_BYTES_MAX <= l.refused_bytes);
 };

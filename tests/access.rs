@@ -367,3 +367,67 @@ match /default/{id} {
   // ben: allow update: if request.auth.uid == 'ben' && resource.data.room == 'hall';
 }
 ";
+
+#[test]
+fn what_was_refused_is_on_record_after_a_kill_and_a_draft_is_tried_on_what_was_decided() {
+    let mut node = Node::start(RULES);
+    let (ann, ben) = (node.token("ann", "admin", "[]"), node.token("ben", "writer", r#"["red"]"#));
+    let message = node.add(&ben, "messages", &json!({ "room": "red", "author": "ben", "text": "hello" }));
+    let path = format!("/v1/collections/messages/documents/{message}");
+    assert_eq!(node.ask(Some(&ben), "PATCH", &path, &json!({ "author": "ann" })).0, 403);
+    assert_eq!(node.ask(Some(&ben), "DELETE", &path, &Value::Null).0, 403);
+    // A kill takes nothing of what was told.
+    let mut child = node.child.take().unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let rows = |node: &Node, words: &[&str]| -> Vec<Value> {
+        let text = node.run(&[&["audit", "ls", "--json"], words].concat());
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let refused = rows(&node, &["--refused"]);
+    let told = |row: &Value| (row["operation"].clone(), row["user"].clone(), row["collection"].clone());
+    let expected =
+        [(json!("update"), json!("ben"), json!("messages")), (json!("delete"), json!("ben"), json!("messages"))];
+    assert_eq!(refused.iter().map(told).collect::<Vec<_>>(), expected, "{refused:?}");
+    assert!(refused.iter().all(|row| row["why"] == "no rule allows it" && row["id"] == json!(message)), "{refused:?}");
+    assert_eq!(refused[0]["rules"][0], json!({ "line": 8, "path": "/messages/{id}" }), "{refused:?}");
+
+    // The same through a running node, of an accepted change too, with what was claimed of its author.
+    node.start_again();
+    assert_eq!(node.ask(Some(&ann), "DELETE", &path, &Value::Null).0, 204);
+    assert_eq!(rows(&node, &["--refused"]), refused);
+    let accepted = rows(&node, &["--accepted", "--user", "ben", "--document", &message]);
+    assert_eq!(accepted.len(), 2, "{accepted:?}");
+    assert_eq!(rows(&node, &["--user", "ann", "--collection", "messages"])[0]["statement"], "deleted");
+    assert_eq!(rows(&node, &["--limit", "1"])[0]["statement"], "deleted");
+    assert_eq!(rows(&node, &["--from", "0", "--limit", "1"])[0]["operation"], "create");
+    let change = accepted.iter().find(|row| row["change"].is_string()).unwrap();
+    let shown = node.run(&["audit", "show", &change["lsn"].to_string(), "--json"]);
+    let shown: Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!((&shown["claims"]["rooms"], &shown["claims"]["sub"]), (&json!(["red"]), &json!("ben")), "{shown}");
+    assert_eq!(shown["touched"], json!(["author", "room", "text"]), "{shown}");
+    assert!(node.run(&["audit", "show", &refused[0]["lsn"].to_string()]).contains("no rule allows it"));
+    assert!(!node.run(&["audit", "ls"]).is_empty());
+
+    // The rules that were in force change nothing; a draft does, and says where.
+    let rules = node.rules();
+    let said = node.run(&["rules", "replay", rules.to_str().unwrap()]);
+    assert!(said.starts_with("3 as before, 0 would be refused, 0 would be allowed"), "{said}");
+    let draft = node.folder.path().join("draft.tidelog");
+    fs::write(&draft, RULES.replace("allow delete: if request.auth.token.role == 'admin'", "allow delete: if true"))
+        .unwrap();
+    let output = node.command(&["rules", "replay", draft.to_str().unwrap(), "--json"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let found: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert_eq!((&found[0]["lsn"], &found[0]["would_be"]), (&refused[1]["lsn"], &json!("allowed")), "{found:?}");
+    assert_eq!(found[1]["summary"]["would_be_allowed"], 1, "{found:?}");
+    let compared = ["rules", "replay", draft.to_str().unwrap(), "--rules", draft.to_str().unwrap()];
+    assert!(node.run(&compared).contains("0 would be refused, 0 would be allowed"));
+    assert!(node.command(&["audit", "show", "1000000"]).output().unwrap().status.code() == Some(3));
+    let mut child = node.child.take().unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    node.run(&["verify", "--deep"]);
+}

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use super::facts::Extract;
 use super::subject::Subject;
 use crate::document::Values;
-use crate::engine::{Deed, Denial, Judge, Look, Made, Place, now_ms};
+use crate::engine::{Claims, Deed, Denial, Judge, Look, Made, Place, now_ms};
 use crate::error::Error;
 use crate::id::CollectionName;
-use crate::rules::{ChangeFacts, Data, Needs, Operation, Request, Rules};
+use crate::log::record::RefusedReason;
+use crate::rules::{ChangeFacts, Data, Decision, Needs, Operation, Request, Rules, Why};
 
 const WRITES: [Operation; 3] = [Operation::Create, Operation::Update, Operation::Delete];
 
@@ -23,6 +24,10 @@ fn operation_of(deed: Deed) -> Operation {
 impl Judge for Subject {
     fn principal(&self) -> &str {
         &self.0.principal
+    }
+
+    fn claims(&self) -> Option<Arc<Claims>> {
+        self.0.claims.clone()
     }
 
     fn may_begin(&self, collection: &CollectionName) -> bool {
@@ -60,7 +65,7 @@ struct Free<'a>(&'a Subject);
 
 impl Look for Free<'_> {
     fn judge(self: Box<Self>, _: Option<&dyn Values>, _: &dyn Made) -> Result<Result<u32, Denial>, Error> {
-        Ok(if self.0.must_leave(now_ms()).is_some() { Err(Denial::default()) } else { Ok(0) })
+        Ok(if self.0.must_leave(now_ms()).is_some() { Err(token_over()) } else { Ok(0) })
     }
 }
 
@@ -79,12 +84,13 @@ impl Look for Looked<'_> {
     fn judge(self: Box<Self>, after: Option<&dyn Values>, made: &dyn Made) -> Result<Result<u32, Denial>, Error> {
         let Self { subject, rules, operation, needs, collection, id, before } = *self;
         if subject.must_leave(now_ms()).is_some() {
-            return Ok(Err(Denial::default()));
+            return Ok(Err(Denial { rules_version: version_of(&rules), ..token_over() }));
         }
         let version = version_of(&rules);
         if let Some(allowed) = needs.constant {
             subject.0.access.0.counts.note(operation, allowed);
-            return Ok(if allowed { Ok(version) } else { Err(Denial::default()) });
+            let request = Request::new(operation, collection.as_str(), &id);
+            return Ok(if allowed { Ok(version) } else { Err(denial_of(&rules, &request, &rules.decide(&request))) });
         }
         // A document that is there and not looked at is there all the same.
         let before = before.or_else(|| (operation != Operation::Create).then(Extract::default));
@@ -100,23 +106,38 @@ impl Look for Looked<'_> {
             paths,
             keys,
         };
-        let (decision, _) = subject.ask(
-            &rules,
-            Request {
-                before: before.as_ref().map(|before| before as &dyn Data),
-                after: after.as_ref().map(|after| after as &dyn Data),
-                change: Some(&change),
-                ..Request::new(operation, collection.as_str(), &id)
-            },
-        );
+        let request = Request {
+            before: before.as_ref().map(|before| before as &dyn Data),
+            after: after.as_ref().map(|after| after as &dyn Data),
+            change: Some(&change),
+            ..Request::new(operation, collection.as_str(), &id)
+        };
+        let (decision, _) = subject.ask(&rules, request);
         if !decision.allowed {
             tracing::info!(
                 principal = subject.0.principal, operation = operation.as_str(), %collection, id, why = ?decision.why,
                 "a write is not allowed"
             );
         }
-        Ok(if decision.allowed { Ok(version) } else { Err(Denial::default()) })
+        Ok(if decision.allowed { Ok(version) } else { Err(denial_of(&rules, &request, &decision)) })
     }
+}
+
+fn token_over() -> Denial {
+    Denial { reason: RefusedReason::TokenOver, ..Denial::default() }
+}
+
+/// What the log is told of a denial: which `allow`s were asked. The sender is told nothing of it.
+fn denial_of(rules: &Rules, request: &Request<'_>, decision: &Decision) -> Denial {
+    let (reason, failed, detail) = match &decision.why {
+        Why::NoMatch => (RefusedReason::NoMatch, None, String::new()),
+        Why::Error { line, message } => (RefusedReason::Failed, Some(*line), message.clone()),
+        Why::Budget => (RefusedReason::Budget, None, String::new()),
+        _ => (RefusedReason::NoneTrue, None, String::new()),
+    };
+    let asked = rules.asked(request).into_iter();
+    let rules_asked = asked.filter(|(line, _)| failed.is_none_or(|failed| failed == *line)).collect();
+    Denial { reason, rules: rules_asked, detail, rules_version: version_of(rules), ..Denial::default() }
 }
 
 /// The number of a set of rules in records: the same on every node that has them, and never 0.

@@ -8,11 +8,16 @@
 //!
 //! * `shared.rs` is [`Access`]; `subject.rs` the one who asks; `judge.rs` what he writes.
 //! * `facts.rs` is what rules are shown of documents.
+//! * `replay.rs` makes decisions that are on record again, by other rules.
 
 mod facts;
 mod judge;
+mod replay;
 mod shared;
 mod subject;
 
+pub use replay::{Difference, Found, ReplayOptions, Replayed, replay};
+#[cfg(feature = "node")]
+pub(crate) use replay::{claims_at, kept, with_change};
 pub use shared::{Access, AccessOptions, Admittance, Refusal};
 pub(crate) use subject::{Leave, Subject, Vigil};

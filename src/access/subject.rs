@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::facts::{Extract, Others, Whole};
 use super::shared::Access;
 use crate::auth::Identity;
-use crate::engine::{Database, Judge, now_ms};
+use crate::engine::{Claims, Database, Judge, now_ms};
 use crate::error::Error;
 use crate::id::{CollectionName, DocumentId, Lsn};
 use crate::query::{Document, Sieve};
@@ -25,6 +25,8 @@ pub(super) struct Inner {
     identity: Option<Identity>,
     pub(super) auth: Option<Auth>,
     pub(super) principal: String,
+    /// What is claimed of him, for the log.
+    pub(super) claims: Option<Arc<Claims>>,
     // Decisions that may be given again. Held for look-ups, never while one is made.
     known: Mutex<Known>,
 }
@@ -68,7 +70,8 @@ impl Subject {
         let principal = identity.as_ref().map(Identity::principal).unwrap_or_default();
         // Not the `sub` of the token: two issuers may have one of the same name.
         let auth = identity.as_ref().map(|identity| Auth::from_json(&principal, identity.claims()));
-        Self(Arc::new(Inner { access, identity, auth, principal, known: Mutex::default() }))
+        let claims = identity.as_ref().map(|identity| Arc::new(Claims::of(&principal, identity.claims())));
+        Self(Arc::new(Inner { access, identity, auth, principal, claims, known: Mutex::default() }))
     }
 
     /// Who that is, as the log records it; empty for nobody in particular.

@@ -50,7 +50,10 @@ impl View {
     }
 
     /// A copy, without what is only kept for speed.
-    fn copied(&self) -> Result<Self, ViewError> {
+    ///
+    /// # Errors
+    /// [`ViewError::Broken`]; [`ViewError::Panicked`] when automerge panics over it.
+    pub fn copied(&self) -> Result<Self, ViewError> {
         if self.is_broken() {
             return Err(ViewError::Broken);
         }

@@ -27,6 +27,7 @@ use super::core::{Admitted, Clash, Incoming, IncomingBody, Input};
 use super::database::Database;
 use super::judge::Judge;
 use super::judged::Creations;
+use super::refusal::{Audit, Refusal};
 #[cfg(any(feature = "quic", feature = "web"))]
 use super::turns::cost_of_trial;
 use super::working_set::{Cell, WorkingSet};
@@ -49,6 +50,8 @@ pub struct Examined {
     pub missing: Vec<(DocumentId, Vec<ChangeHash>)>,
     /// What their sender may not write; with the changes that stand on it.
     pub denied: Vec<Denied>,
+    /// The same, for the log.
+    pub(crate) refused: Vec<Refusal>,
     /// Why the rest was not tried: a change that cannot be applied. Its sender is not to be heard any further.
     pub fault: Option<Error>,
 }
@@ -154,6 +157,8 @@ pub(super) struct Outcome {
     pub(super) missing: Option<Vec<ChangeHash>>,
     /// Those that may not be made, and why.
     pub(super) denied: Vec<(Arrival, String)>,
+    /// The same, for the log.
+    pub(super) refused: Vec<Refusal>,
     /// Under which rules those were allowed that were judged.
     pub(super) rules_version: u32,
     fault: Option<(ChangeHash, String)>,
@@ -219,6 +224,7 @@ impl Database {
             examined.rows.extend(passed.map(|body| Incoming { document, body, origin: origin.clone() }));
             let denied = |(change, why)| Denied { document, change: Some(change), why };
             examined.denied.extend(outcome.denied.into_iter().map(denied));
+            examined.refused.extend(outcome.refused);
             if let Some(missing) = outcome.missing {
                 examined.missing.push((document, missing));
             }
@@ -234,6 +240,8 @@ impl Database {
         // Nothing else of them came along.
         let denied: HashSet<DocumentId> = examined.denied.iter().map(|denied| denied.document).collect();
         examined.rows.extend(created.into_held().filter(|row| !denied.contains(&row.document)));
+        let via = (peer != self.node()).then_some(peer);
+        examined.refused.iter_mut().for_each(|refusal| refusal.via = via);
         Ok(examined)
     }
 
@@ -251,7 +259,20 @@ impl Database {
         via: Option<NodeId>,
         cursor: Option<LogCursor>,
     ) -> Result<Admitted, Error> {
-        let admitted = self.admit_with(clash, rows, via, cursor).await;
+        self.admit_judged(clash, rows, via, cursor, Audit::default()).await
+    }
+
+    /// [`Self::admit_examined`], with what is to be written down of what their sender may and may not write: it is on the
+    /// disk when this resolves, and may be told.
+    pub(super) async fn admit_judged(
+        &self,
+        clash: Clash,
+        rows: Vec<Incoming>,
+        via: Option<NodeId>,
+        cursor: Option<LogCursor>,
+        audit: Audit,
+    ) -> Result<Admitted, Error> {
+        let admitted = self.admit_audited(clash, rows, via, cursor, audit).await;
         // A trial view must not hold what the log will never have.
         match &admitted {
             Ok(admitted) => {

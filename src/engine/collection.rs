@@ -9,7 +9,8 @@ use super::core::{By, Incoming, IncomingBody};
 use super::database::Database;
 use super::handle::DocHandle;
 use super::judge::{Deed, Judge, Place};
-use super::judged::Edited;
+use super::judged::{Edited, refused_at};
+use super::refusal::Refused;
 use super::working_set::WorkingSet;
 use crate::document::{Change, EditOptions, Path, View, ViewError, genesis};
 use crate::error::Error;
@@ -71,10 +72,19 @@ impl Collection {
         let options = EditOptions { actor: self.database.actor(id, Lsn::ZERO)?, time: now_seconds(), message: None };
         let place = Place { document: id, collection: &self.name, name: None };
         let judging = judge.map(|judge| Edited::before(judge, Deed::Create, place, None)).transpose()?;
-        let (by, change) = view.edit(options, |edit| {
+        let mut denied = None;
+        let edited = view.edit(options, |edit| {
             edit.put(Path::root(), &value)?;
-            judging.map_or_else(|| Ok(By::default()), |judging| judging.judge(edit))
-        })?;
+            judging.map_or_else(|| Ok(By::default()), |judging| judging.judge(edit, &mut denied))
+        });
+        if let (Some(judge), Some(denial)) = (judge, denied) {
+            // The room is not to be waited for by whoever has it.
+            drop(room);
+            let told = denial.told.clone();
+            self.database.note_refusal(judge, refused_at(judge, place, Deed::Create, Refused::Edit, denial))?;
+            return Err(Error::Denied(told));
+        }
+        let (by, change) = edited?;
         let statement = self.creation(id, None, CreationRank::Asked);
         self.send(room, id, view, statement, change, by)
     }

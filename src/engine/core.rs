@@ -5,6 +5,7 @@
 //! a [`Reader`] and never writes, waits or looks at a clock; the [driver](super::driver) does. The answers it returns
 //! may be given only once its group is durable.
 
+mod audit;
 mod clash;
 mod consume;
 mod void;
@@ -13,9 +14,13 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use self::audit::Auditor;
+#[cfg(feature = "web")]
+pub(crate) use self::audit::refused_key;
 pub use self::clash::Clash;
 use self::clash::Outranked;
 use super::pending::{Arrival, Pending};
+use super::refusal::{Audit, Claims};
 use crate::document::{Change, ChangeGraph, Node};
 use crate::history::fold::{fold_change, fold_lifecycle, index_key, index_row, new_row, project_row};
 use crate::history::voids::is_degraded;
@@ -53,8 +58,9 @@ pub enum IncomingBody {
 pub(crate) enum Input {
     /// An edit made here: statements first, then changes. All of it is accepted, or it is a bug.
     Local { document: DocumentId, statements: Vec<Vec<u8>>, changes: Vec<Change>, by: By },
-    /// Rows from elsewhere; the cursor moves if nothing of them has to wait.
-    Admit { rows: Vec<Incoming>, via: Option<NodeId>, cursor: Option<LogCursor>, clash: Clash },
+    /// Rows from elsewhere; the cursor moves if nothing of them has to wait. What their sender may not write is written
+    /// down after them.
+    Admit { rows: Vec<Incoming>, via: Option<NodeId>, cursor: Option<LogCursor>, clash: Clash, audit: Audit },
     /// A cursor alone.
     StoreCursor { peer: NodeId, cursor: LogCursor },
     /// What a consumer made of events, and how far it is now: if it still is where `expected` says.
@@ -76,6 +82,8 @@ pub(crate) struct By {
     pub(crate) principal: String,
     /// Under which version of the rules; 0 for none.
     pub(crate) rules_version: u32,
+    /// What is claimed of him.
+    pub(crate) claims: Option<Arc<Claims>>,
 }
 
 impl Input {
@@ -83,13 +91,13 @@ impl Input {
     pub(crate) fn bytes(&self) -> usize {
         match self {
             Self::Local { changes, .. } => changes.iter().map(|change| change.bytes().len()).sum(),
-            Self::Admit { rows, .. } => rows
-                .iter()
-                .map(|row| match &row.body {
+            Self::Admit { rows, audit, .. } => {
+                let of = |row: &Incoming| match &row.body {
                     IncomingBody::Change(change) => change.bytes().len(),
                     IncomingBody::Lifecycle(bytes) => bytes.len(),
-                })
-                .sum(),
+                };
+                rows.iter().map(of).sum::<usize>() + audit.bytes()
+            }
             Self::StoreCursor { .. } | Self::AdoptStorageId(_) => 0,
             Self::Consume { rows, .. } => {
                 rows.rows.iter().map(|(_, key, value)| key.len() + value.as_ref().map_or(0, Vec::len)).sum()
@@ -148,6 +156,7 @@ pub(crate) struct Core {
     rows: HashMap<DocumentId, DocumentRow>,
     pending: Pending,
     outranked: Outranked,
+    auditor: Auditor,
     last_name: NameRef,
     since_checkpoint: u64,
 }
@@ -172,6 +181,8 @@ struct Work {
     voided: HashSet<Lsn>,
     /// What it accepted, for graphs that are read later in it.
     accepted: HashMap<DocumentId, Vec<Accepted>>,
+    /// What is claimed of the sender of the input that is taken now.
+    claims: Option<Arc<Claims>>,
     now_ms: u64,
 }
 
@@ -236,6 +247,7 @@ impl Core {
             rows: HashMap::new(),
             pending: Pending::default(),
             outranked: Outranked::default(),
+            auditor: Auditor::open(&reader)?,
             since_checkpoint: 0,
             reader,
             limits,
@@ -257,8 +269,12 @@ impl Core {
         self.pending.expire(now);
         let now_ms = self.appender.clock(now_ms);
         let mut work = Work { group: self.appender.begin(), now_ms, ..Work::default() };
+        if let Err(error) = self.end_minutes(&mut work) {
+            tracing::error!(%error, "how many writes were refused beside those on record cannot be written down");
+        }
         for input in inputs {
             let answer = self.take(&mut work, input, now);
+            work.claims = None;
             work.step.answers.push(answer);
         }
         self.finish(work)
@@ -303,7 +319,8 @@ impl Core {
         let mut answer = Admitted::default();
         match input {
             Input::Local { document, statements, changes, by } => {
-                let By { principal, rules_version } = by;
+                let By { principal, rules_version, claims } = by;
+                work.claims = claims;
                 let origin = Origin { principal, rules_version, ..self.own_origin() };
                 for bytes in statements {
                     // A creation lets in what waited for it, whose fate is not this statement's.
@@ -322,7 +339,8 @@ impl Core {
                     self.take_own(work, document, arrival, now, &mut answer)?;
                 }
             }
-            Input::Admit { rows, via, cursor, clash } => {
+            Input::Admit { rows, via, cursor, clash, audit } => {
+                work.claims = audit.claims;
                 for row in rows {
                     match row.body {
                         IncomingBody::Change(change) => {
@@ -334,6 +352,7 @@ impl Core {
                         }
                     }
                 }
+                self.take_refusals(work, audit.refused)?;
                 self.settle_missing(&mut answer);
                 if let (Some(peer), Some(cursor), true) = (via, cursor, answer.missing.is_empty()) {
                     put_cursor(work, peer, &cursor);
@@ -583,6 +602,8 @@ impl Core {
             "" => 0,
             name => self.reference(work, NameKind::Principal, name.as_bytes())?,
         };
+        self.note_writer(work, &arrival.origin, principal)?;
+        self.release(work, change.hash());
         let lsn = self.appender.next();
         let back = |other: Lsn| lsn.0 - other.0;
         let on_heads = row.heads.len() == deps.len() && row.heads.iter().all(|head| deps.contains(&Lsn(head.lsn)));
@@ -661,6 +682,7 @@ impl Core {
             return Ok(());
         }
         let collection = self.reference(work, NameKind::Collection, said.collection.as_str().as_bytes())?;
+        let made_by = origin;
         let (origin, via) = self.origin_references(work, origin, via)?;
         let lsn = self.appender.next();
         if row.last_lsn == 0 {
@@ -677,6 +699,7 @@ impl Core {
         };
         self.appender.push(&mut work.group, &Record::Lifecycle(header, bytes.to_vec()));
         self.index(work, document, lsn, &IndexRow::Lifecycle(id.0));
+        self.attribute(work, made_by, lsn)?;
         self.rows.insert(document, row);
         work.step.restated.push(document);
         answer.accepted += 1;

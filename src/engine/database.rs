@@ -15,6 +15,7 @@ use super::committer::Committer;
 use super::core::{Admitted, By, Clash, Core, Incoming, Input};
 use super::driver::{Queue, Room, Writer};
 use super::handle::DocHandle;
+use super::refusal::Audit;
 use super::snapshots::Snapshots;
 use super::working_set::{InFlight, WorkingSet};
 use crate::document::Change;
@@ -439,7 +440,7 @@ impl Database {
         via: Option<NodeId>,
         cursor: Option<LogCursor>,
     ) -> Result<Admitted, Error> {
-        self.ask(Input::Admit { rows, via, cursor, clash }).await
+        self.admit_audited(clash, rows, via, cursor, Audit::default()).await
     }
 
     /// [`Self::admit`], for a thread that may block.

@@ -10,10 +10,11 @@ use super::clock::{now_ms, now_seconds};
 use super::commit::Commit;
 use super::core::By;
 use super::database::Database;
+use super::judge::{Deed, Denial, Judge, Place};
 #[cfg(feature = "web")]
-use super::judge::Denial;
-use super::judge::{Deed, Judge, Place};
-use super::judged::Edited;
+use super::judged::by;
+use super::judged::{Edited, refused_at};
+use super::refusal::Refused;
 use super::working_set::{Cell, WorkingSet};
 use crate::document::{Change, Edit, EditOptions, Path, View};
 use crate::error::Error;
@@ -120,8 +121,26 @@ impl DocHandle {
         message: Option<String>,
         edits: impl FnOnce(&mut Edit<'_>) -> Result<(), Error>,
     ) -> Result<Commit, Error> {
-        let room = self.database.reserve()?;
+        let mut denied = None;
         let name = if judge.is_some() { self.state()?.name } else { None };
+        let changed = self.change_unless(judge, &mut denied, name.as_deref(), message, edits);
+        if let (Some(judge), Some((deed, denial))) = (judge, denied) {
+            let place = Place { document: self.id(), collection: &self.collection, name: name.as_deref() };
+            self.database.note_refusal(judge, refused_at(judge, place, deed, Refused::Edit, denial))?;
+        }
+        changed
+    }
+
+    /// Makes a change, unless it is `denied`.
+    fn change_unless(
+        &self,
+        judge: Option<&dyn Judge>,
+        denied: &mut Option<(Deed, Denial)>,
+        name: Option<&str>,
+        message: Option<String>,
+        edits: impl FnOnce(&mut Edit<'_>) -> Result<(), Error>,
+    ) -> Result<Commit, Error> {
+        let room = self.database.reserve()?;
         if !self.cell.is_visible(self.database.reader())? {
             return Err(Error::Deleted(self.id()));
         }
@@ -131,12 +150,15 @@ impl DocHandle {
             let actor = self.database.actor(self.id(), readable.newest())?;
             let options = EditOptions { actor, time: now_seconds(), message };
             let deed = if view.change_count() == 0 { Deed::Create } else { Deed::Update };
-            let place = Place { document: self.id(), collection: &self.collection, name: name.as_deref() };
+            let place = Place { document: self.id(), collection: &self.collection, name };
             let judging = judge.map(|judge| Edited::before(judge, deed, place, Some(view))).transpose()?;
-            let (by, change) = view.edit(options, |edit| {
+            let mut why = None;
+            let edited = view.edit(options, |edit| {
                 edits(edit)?;
-                judging.map_or_else(|| Ok(By::default()), |judging| judging.judge(edit))
-            })?;
+                judging.map_or_else(|| Ok(By::default()), |judging| judging.judge(edit, &mut why))
+            });
+            *denied = why.map(|denial| (deed, denial));
+            let (by, change) = edited?;
             let Some(change) = change else { return Ok(Commit::nothing()) };
             let in_flight = WorkingSet::in_flight(&self.cell);
             let sent = self
@@ -256,7 +278,7 @@ impl DocHandle {
     /// # Errors
     /// As [`Self::change`]; [`Error::Deleted`] when it is deleted already.
     pub fn delete(&self) -> Result<Commit, Error> {
-        self.state_that(LifecycleKind::Deleted)
+        self.state_that(LifecycleKind::Deleted, By::default())
     }
 
     /// [`Self::delete`], on behalf of somebody who may not delete everything.
@@ -265,14 +287,18 @@ impl DocHandle {
     /// As [`Self::delete`]; [`Error::Denied`].
     #[cfg(feature = "web")]
     pub(crate) fn delete_as(&self, judge: Option<&dyn Judge>) -> Result<Commit, Error> {
-        if let Some(judge) = judge {
-            let name = self.state()?.name;
-            let place = Place { document: self.id(), collection: &self.collection, name: name.as_deref() };
-            if let Err(Denial(why)) = self.database.judge_deletion(judge, place)? {
-                return Err(Error::Denied(why));
+        let Some(judge) = judge else { return self.delete() };
+        let name = self.state()?.name;
+        let place = Place { document: self.id(), collection: &self.collection, name: name.as_deref() };
+        match self.database.judge_deletion(judge, place)? {
+            Ok(version) => self.state_that(LifecycleKind::Deleted, by(judge, version)),
+            Err(denial) => {
+                let told = denial.told.clone();
+                let what = Refused::Statement(LifecycleKind::Deleted, None);
+                self.database.note_refusal(judge, refused_at(judge, place, Deed::Delete, what, denial))?;
+                Err(Error::Denied(told))
             }
         }
-        self.delete()
     }
 
     /// Makes a deleted document visible again.
@@ -280,10 +306,10 @@ impl DocHandle {
     /// # Errors
     /// As [`Self::change`]; [`Error::Application`] when it is not deleted.
     pub fn restore(&self) -> Result<Commit, Error> {
-        self.state_that(LifecycleKind::Restored)
+        self.state_that(LifecycleKind::Restored, By::default())
     }
 
-    fn state_that(&self, kind: LifecycleKind) -> Result<Commit, Error> {
+    fn state_that(&self, kind: LifecycleKind, by: By) -> Result<Commit, Error> {
         let room = self.database.reserve()?;
         let reader = self.database.reader();
         let row = reader.row(self.id())?.ok_or(Error::NotFound(self.id()))?;
@@ -308,7 +334,7 @@ impl DocHandle {
             heads: heads_within_bound(crate::history::fold::heads_of(&row)),
             name: None,
         };
-        Database::send(room, self.id(), vec![statement.encode()], Vec::new(), None, By::default())
+        Database::send(room, self.id(), vec![statement.encode()], Vec::new(), None, by)
     }
 }
 

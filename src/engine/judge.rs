@@ -3,9 +3,13 @@
 //! The engine knows when a document can be looked at before and after a change, and no rule; a [`Judge`] knows the
 //! rules, and no log. Each change is judged by itself, on the document as the log has it.
 
+use std::sync::Arc;
+
+use super::refusal::Claims;
 use crate::document::{Touched, Values, ViewError};
 use crate::error::Error;
 use crate::id::{ActorId, CollectionName, DocumentId};
+use crate::log::record::RefusedReason;
 
 /// What somebody wants to do to a document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -27,13 +31,37 @@ pub(crate) struct Place<'a> {
     pub(crate) name: Option<&'a str>,
 }
 
-/// Why something may not be done. Told to whoever asked, so it says no more than he may know.
+/// Why something may not be done.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Denial(pub(crate) String);
+pub(crate) struct Denial {
+    /// What whoever asked is told, so it says no more than he may know.
+    pub(crate) told: String,
+    /// What the log is told.
+    pub(crate) reason: RefusedReason,
+    /// The `allow`s that were asked, or the one that failed: line and path.
+    pub(crate) rules: Vec<(u32, String)>,
+    /// More about the reason.
+    pub(crate) detail: String,
+    /// The version of the rules; 0 for none.
+    pub(crate) rules_version: u32,
+}
+
+impl Denial {
+    /// Something else than rules is against it.
+    pub(crate) fn beside_rules(reason: RefusedReason, told: &str) -> Self {
+        Self { told: told.to_owned(), reason, ..Self::default() }
+    }
+}
 
 impl Default for Denial {
     fn default() -> Self {
-        Self("the rules do not allow it".to_owned())
+        Self {
+            told: "the rules do not allow it".to_owned(),
+            reason: RefusedReason::NoneTrue,
+            rules: Vec::new(),
+            detail: String::new(),
+            rules_version: 0,
+        }
     }
 }
 
@@ -41,6 +69,11 @@ impl Default for Denial {
 pub(crate) trait Judge: Send + Sync + std::fmt::Debug {
     /// Who that is, as the log records it; empty for nobody in particular.
     fn principal(&self) -> &str;
+
+    /// What is claimed of him, for the log.
+    fn claims(&self) -> Option<Arc<Claims>> {
+        None
+    }
 
     /// Whether there is anything that could be created in this collection.
     fn may_begin(&self, collection: &CollectionName) -> bool;

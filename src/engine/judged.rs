@@ -9,14 +9,16 @@ use std::collections::{HashMap, HashSet};
 use std::sync::PoisonError;
 
 use super::admission::{Examined, Outcome};
-use super::core::{By, Incoming, IncomingBody};
+use super::commit::block_on;
+use super::core::{By, Clash, Incoming, IncomingBody};
 use super::database::Database;
 use super::judge::{Deed, Denial, Judge, Look, Made, NoChange, Place};
+use super::refusal::{Audit, Refusal, Refused};
 use crate::document::{Change, Edit, Path, Touched, Values, View, ViewError};
 use crate::error::Error;
 use crate::history::Reader;
 use crate::id::{ActorId, ChangeHash, CollectionName, DocumentId, Lsn};
-use crate::log::record::{Admission, Lifecycle, LifecycleKind, Record};
+use crate::log::record::{Admission, Lifecycle, LifecycleKind, Record, RefusedReason};
 use crate::sync::Denied;
 
 /// Documents that rows create.
@@ -73,7 +75,7 @@ impl Database {
     /// Takes a statement about a document's life, if its sender may make it.
     pub(super) fn take_statement(
         &self,
-        row: Incoming,
+        mut row: Incoming,
         judge: Option<&dyn Judge>,
         created: &mut Creations,
         examined: &mut Examined,
@@ -85,6 +87,7 @@ impl Database {
             return Ok(());
         };
         let IncomingBody::Lifecycle(bytes) = &row.body else { return Ok(()) };
+        let id = Lifecycle::id_of(bytes);
         let Ok(statement) = Lifecycle::decode(bytes) else {
             examined.fault = Some(Error::Refused { document, why: "a statement about it cannot be read".to_owned() });
             return Ok(());
@@ -99,7 +102,18 @@ impl Database {
                 created.documents.insert(document, Some((statement.collection, statement.name)));
                 created.held.entry(document).or_default().push(row);
             } else {
-                examined.denied.push(Denied { document, change: None, why: Denial::default().0 });
+                let denial = Denial { reason: RefusedReason::NoMatch, ..Denial::default() };
+                examined.denied.push(Denied { document, change: None, why: denial.told.clone() });
+                examined.refused.push(Refusal {
+                    document,
+                    collection: Some(statement.collection),
+                    name: statement.name,
+                    what: Refused::Statement(statement.kind, Some(id)),
+                    deed: Deed::Create,
+                    principal: judge.principal().to_owned(),
+                    denial,
+                    via: None,
+                });
             }
             return Ok(());
         }
@@ -109,8 +123,15 @@ impl Database {
         };
         let place = Place { document, collection: &state.collection, name: state.name.as_deref() };
         match self.judge_deletion(judge, place)? {
-            Ok(_) => examined.rows.push(row),
-            Err(Denial(why)) => examined.denied.push(Denied { document, change: None, why }),
+            Ok(version) => {
+                row.origin.rules_version = version;
+                examined.rows.push(row);
+            }
+            Err(denial) => {
+                examined.denied.push(Denied { document, change: None, why: denial.told.clone() });
+                let what = Refused::Statement(statement.kind, Some(id));
+                examined.refused.push(refused_at(judge, place, Deed::Delete, what, denial));
+            }
         }
         Ok(())
     }
@@ -126,6 +147,15 @@ impl Database {
             judge.look(Deed::Delete, place, None)?
         };
         look.judge(None, &NoChange)
+    }
+
+    /// Writes down an edit or a statement that somebody may not make here, and waits for the disk.
+    ///
+    /// # Errors
+    /// As [`Database::admit`]. Then it is not on record.
+    pub(super) fn note_refusal(&self, judge: &dyn Judge, refusal: Refusal) -> Result<(), Error> {
+        let audit = Audit { claims: judge.claims(), refused: vec![refusal] };
+        block_on(self.admit_audited(Clash::KeepFirst, Vec::new(), None, None, audit)).map(|_| ())
     }
 
     /// Runs `use_view` on a document as the log has it, without edits that are on their way there. Not on the view that
@@ -190,21 +220,25 @@ impl Judging<'_> {
         let (mut allowed, mut met) = (Vec::with_capacity(fresh.len()), HashSet::new());
         let mut denied: HashSet<ChangeHash> = HashSet::new();
         for change in fresh {
-            let stands_on_denied = change.deps().iter().any(|dep| denied.contains(dep));
-            let verdict = match () {
-                () if stands_on_denied => Err(Denial(BEHIND.to_owned())),
+            let stands_on = change.deps().iter().find(|dep| denied.contains(dep));
+            let deed = if allowed.is_empty() && view.change_count() == 0 { Deed::Create } else { Deed::Update };
+            let verdict = match stands_on {
+                Some(dep) => Err(Denial {
+                    detail: format!("change {dep}"),
+                    ..Denial::beside_rules(RefusedReason::Behind, BEHIND)
+                }),
                 // What was denied is in the view, and this does not stand on it: it comes again.
-                () if must_see && !denied.is_empty() => {
+                None if must_see && !denied.is_empty() => {
                     outcome.missing.get_or_insert_default();
                     continue;
                 }
-                () => match self.owner(&change, met.contains(change.actor()))? {
+                None => match self.owner(&change, met.contains(change.actor()))? {
                     None => {
                         outcome.missing.get_or_insert_default();
                         continue;
                     }
-                    Some(true) => self.judge_one(view, &change, must_see, allowed.is_empty())?,
-                    Some(false) => Err(Denial(FOREIGN.to_owned())),
+                    Some(true) => self.judge_one(view, &change, must_see, deed)?,
+                    Some(false) => Err(Denial::beside_rules(RefusedReason::Foreign, FOREIGN)),
                 },
             };
             match verdict {
@@ -213,13 +247,19 @@ impl Judging<'_> {
                     met.insert(change.actor().clone());
                     allowed.push(change);
                 }
-                Err(Denial(why)) => {
+                Err(denial) => {
                     denied.insert(change.hash());
-                    outcome.denied.push(((change.hash(), change.deps().to_vec()), why));
+                    outcome.denied.push(((change.hash(), change.deps().to_vec()), denial.told.clone()));
+                    let what = Refused::Change(Box::new(change));
+                    outcome.refused.push(refused_at(self.judge, self.place(), deed, what, denial));
                 }
             }
         }
         Ok(allowed)
+    }
+
+    fn place(&self) -> Place<'_> {
+        Place { document: self.document, collection: &self.collection, name: self.name.as_deref() }
     }
 
     fn judge_one(
@@ -227,10 +267,9 @@ impl Judging<'_> {
         view: &mut View,
         change: &Change,
         must_see: bool,
-        is_first: bool,
+        deed: Deed,
     ) -> Result<Result<u32, Denial>, Error> {
-        let deed = if is_first && view.change_count() == 0 { Deed::Create } else { Deed::Update };
-        let place = Place { document: self.document, collection: &self.collection, name: self.name.as_deref() };
+        let place = self.place();
         if !must_see {
             let made = Applied { view: None, change };
             return self.judge.look(deed, place, None)?.judge(None, &made);
@@ -310,13 +349,32 @@ impl<'a> Edited<'a> {
         Ok(Self { judge, look, must_see })
     }
 
-    /// Decides, at the end of the edit.
-    pub(super) fn judge(self, edit: &Edit<'_>) -> Result<By, Error> {
+    /// Decides, at the end of the edit. Why it may not be made is left in `denied` as well.
+    pub(super) fn judge(self, edit: &Edit<'_>, denied: &mut Option<Denial>) -> Result<By, Error> {
         let after = self.must_see.then_some(edit as &dyn Values);
         match self.look.judge(after, &Editing(edit))? {
-            Ok(rules_version) => Ok(By { principal: self.judge.principal().to_owned(), rules_version }),
-            Err(Denial(why)) => Err(Error::Denied(why)),
+            Ok(rules_version) => Ok(by(self.judge, rules_version)),
+            Err(denial) => Err(Error::Denied(denied.insert(denial).told.clone())),
         }
+    }
+}
+
+/// On whose behalf something is written that was allowed.
+pub(super) fn by(judge: &dyn Judge, rules_version: u32) -> By {
+    By { principal: judge.principal().to_owned(), rules_version, claims: judge.claims() }
+}
+
+/// What somebody may not do to a document that is there, or that he creates.
+pub(super) fn refused_at(judge: &dyn Judge, place: Place<'_>, deed: Deed, what: Refused, denial: Denial) -> Refusal {
+    Refusal {
+        document: place.document,
+        collection: Some(place.collection.clone()),
+        name: place.name.map(str::to_owned),
+        what,
+        deed,
+        principal: judge.principal().to_owned(),
+        denial,
+        via: None,
     }
 }
 

@@ -9,7 +9,7 @@
 //! Documents are materialised when they are read or edited, within a budget of bytes (`working_set.rs`). They are made
 //! from the log, without what automerge cannot apply (`building.rs`), and saved in the background (`snapshots.rs`). What
 //! untrusted peers send is tried on the document before it is logged (`admission.rs`), and judged where rules say who may
-//! write what (`judge.rs`, `judged.rs`); `offer.rs` takes what their
+//! write what (`judge.rs`, `judged.rs`), of which what they refuse is written down (`refusal.rs`); `offer.rs` takes what their
 //! sessions give out, and does the work of each when its turn has come (`turns.rs`).
 
 mod admission;
@@ -35,6 +35,7 @@ mod judged;
 #[cfg(any(feature = "quic", feature = "web"))]
 mod offer;
 mod pending;
+mod refusal;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod snapshots;
@@ -47,6 +48,8 @@ pub(crate) use clock::now_ms;
 pub use collection::Collection;
 pub(crate) use commit::block_on;
 pub use commit::{Commit, Committed};
+#[cfg(feature = "web")]
+pub(crate) use core::refused_key;
 pub use core::{Admitted, Clash, Incoming, IncomingBody};
 pub(crate) use database::{Attached, WeakDatabase};
 pub use database::{Database, DatabaseBuilder, Status};
@@ -55,3 +58,5 @@ pub use handle::{DocHandle, HistoryEntry};
 pub(crate) use judge::{Deed, Denial, Judge, Look, Made, Place};
 #[cfg(any(feature = "quic", feature = "web"))]
 pub(crate) use offer::Source;
+#[cfg(feature = "web")]
+pub(crate) use refusal::Claims;

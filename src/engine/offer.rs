@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::core::{Admitted, Clash, Incoming, IncomingBody};
 use super::database::Database;
 use super::judge::Judge;
+use super::refusal::Audit;
 use super::turns::{Turn, cost_of_split};
 use crate::document::{View, split_and_keep};
 use crate::error::Error;
@@ -111,7 +112,9 @@ impl Database {
         };
         let cursor =
             cursor.filter(|_| examined.missing.is_empty() && examined.fault.is_none() && examined.denied.is_empty());
-        let mut admitted = self.admit_examined(from.clash, examined.rows, via, cursor).await?;
+        let claims = from.judge.as_deref().and_then(Judge::claims);
+        let audit = Audit { claims, refused: examined.refused };
+        let mut admitted = self.admit_judged(from.clash, examined.rows, via, cursor, audit).await?;
         admitted.missing.extend(examined.missing);
         if let Some(fault) = examined.fault {
             return Err(fault);

@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::committer::{Committed, Committer, land};
 use super::core::{Admitted, By, Clash, Core, Incoming, Input};
 use super::database::actor_of;
+use super::refusal::Audit;
 use super::snapshots;
 use super::working_set::{InFlight, WorkingSet};
 use crate::document::{Change, Edit, EditOptions, Path, View, genesis};
@@ -309,7 +310,7 @@ impl Engine {
         cursor: Option<LogCursor>,
     ) -> Result<Ticket, Error> {
         self.check_room()?;
-        Ok(self.push(Input::Admit { rows, via, cursor, clash }, None))
+        Ok(self.push(Input::Admit { rows, via, cursor, clash, audit: Audit::default() }, None))
     }
 
     /// Stores how far a peer's log was followed.

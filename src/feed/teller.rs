@@ -67,6 +67,8 @@ impl Teller {
             Record::Withdrawn(header) => self.withdrawn(lsn, &header),
             Record::Void(header) => self.void(lsn, header),
             Record::Name(_) | Record::Footer(_) | Record::Gap(_) | Record::Checkpoint => Ok(None),
+            // What was refused happened to no document.
+            Record::Refused(_) | Record::Subject(_) | Record::Attributed(_) => Ok(None),
         }
     }
 

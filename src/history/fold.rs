@@ -48,6 +48,7 @@ pub fn fold_record(row: &mut DocumentRow, lsn: Lsn, record: &Record, clock_entri
         Record::Void(header) => fold_void(row, lsn, header),
         Record::Withdrawn(_) => fold_withdrawal(row, lsn),
         Record::Name(_) | Record::Footer(_) | Record::Gap(_) | Record::Checkpoint => {}
+        Record::Refused(_) | Record::Subject(_) | Record::Attributed(_) => {}
     }
     Ok(())
 }

@@ -4,12 +4,13 @@
 //! answers is committed. [`Reader`] is a cheap clone over the store, for sessions, feeds and handles; [`fold`] says how
 //! a document's row follows from its records; [`open`] holds the projections against the log's tail and [`rebuild`]s
 //! them when they are missing or wrong; [`verify`] checks everything against everything. [`withdrawal`] and [`voids`] are
-//! about changes that were logged and are no part of what is shown.
+//! about changes that were logged and are no part of what is shown, [`Past`] about documents as they were.
 
 pub mod fold;
 mod graphs;
 mod names;
 mod open;
+mod past;
 mod positions;
 mod reader;
 mod rebuild;
@@ -23,6 +24,7 @@ pub use graphs::Graphs;
 pub use names::Names;
 pub(crate) use open::CHECKPOINT_KEY;
 pub use open::{Opened, open};
+pub use past::{Past, Then};
 pub(crate) use reader::peer_key;
 pub use reader::{DocumentState, Entry, EntryKind, Location, Origin, Reader};
 pub use rebuild::rebuild;

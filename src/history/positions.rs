@@ -53,6 +53,33 @@ impl Reader {
         Ok(found?)
     }
 
+    /// Reads the log back from the record before `before`: at most `records_max` records, the newest first, and no further
+    /// one once `bytes_max` bytes were read.
+    ///
+    /// # Errors
+    /// [`HistoryError`] when the disk or a record fails.
+    pub fn read_records_before(
+        &self,
+        before: Lsn,
+        bytes_max: usize,
+        records_max: usize,
+    ) -> Result<Vec<(Lsn, Record)>, HistoryError> {
+        let (mut records, mut bytes) = (Vec::new(), 0);
+        let to = log_key(before.min(self.tail().lsn.next()));
+        self.storage().scan(Keyspace::Log, &log_key(Lsn::ZERO), &to, true, &mut |key, value| {
+            if records.len() >= records_max || (bytes > 0 && bytes + value.len() > bytes_max) {
+                return ControlFlow::Break(());
+            }
+            bytes += value.len();
+            records.push(lsn_of_key(key).and_then(|lsn| {
+                let record = Record::read(lsn, value).map_err(|error| LogError::Record { lsn, error })?;
+                Ok((lsn, record))
+            }));
+            ControlFlow::Continue(())
+        })?;
+        Ok(records.into_iter().collect::<Result<_, _>>()?)
+    }
+
     /// Where the first `count` records about a document above `after` are, up to the tail. Those of withdrawn changes
     /// are not among them.
     ///

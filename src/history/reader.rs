@@ -312,6 +312,8 @@ impl Reader {
             },
             Record::Footer(footer) => EntryKind::Footer { chain: Chain(footer.chain) },
             Record::Name(_) | Record::Gap(_) | Record::Checkpoint => EntryKind::Other,
+            // For the audit alone: no peer and no feed hears of them.
+            Record::Refused(_) | Record::Subject(_) | Record::Attributed(_) => EntryKind::Other,
         })
     }
 
@@ -516,8 +518,16 @@ impl Reader {
     /// # Errors
     /// [`HistoryError`] when the disk or a row fails.
     pub fn index(&self, id: DocumentId, after: Lsn) -> Result<Vec<(Lsn, IndexRow)>, HistoryError> {
+        self.index_between(id, after, self.tail().lsn)
+    }
+
+    /// The records about a document above `after`, up to `upto`, from its index.
+    ///
+    /// # Errors
+    /// As [`Self::index`].
+    pub fn index_between(&self, id: DocumentId, after: Lsn, upto: Lsn) -> Result<Vec<(Lsn, IndexRow)>, HistoryError> {
         let mut rows = Vec::new();
-        let (from, to) = (index_key(id, after.next()), index_key(id, self.tail().lsn.next()));
+        let (from, to) = (index_key(id, after.next()), index_key(id, upto.next()));
         self.shared.storage.scan(Keyspace::DocIx, &from, &to, false, &mut |key, bytes| {
             rows.push((lsn_in(key).unwrap_or_default(), decode_row::<IndexRow>(Keyspace::DocIx, key, bytes)));
             ControlFlow::Continue(())

@@ -117,6 +117,8 @@ impl Page {
             }
             Record::Name(header) => Names::project(&mut self.batch, &header),
             Record::Footer(_) | Record::Gap(_) | Record::Checkpoint => {}
+            // No row follows from them.
+            Record::Refused(_) | Record::Subject(_) | Record::Attributed(_) => {}
         }
         Ok(())
     }

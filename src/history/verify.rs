@@ -1,5 +1,7 @@
 //! Checking a store: everything against everything, each fault with its place.
 
+mod audit;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::ControlFlow;
 
@@ -106,6 +108,8 @@ pub fn verify(
     let documents = go_on(&mut report, "docs", documents)?;
     let orphans = check_orphans(reader, &mut report);
     go_on(&mut report, "doc_ix and by_seq", orphans)?;
+    let refused = audit::check_refused(reader, &mut report);
+    go_on(&mut report, "held", refused)?;
     if deep {
         for (n, id) in documents.into_iter().enumerate() {
             if let Err(error) = rebuild_document(reader, id, &mut report) {
@@ -233,7 +237,10 @@ fn check_record(
             let changes = header.changes.len() as u64;
             (header.document, IndexRow::Withdrawn { winner: header.winner, changes })
         }
-        _ => return Ok(()),
+        Record::Refused(_) | Record::Subject(_) | Record::Attributed(_) => {
+            return audit::check_record(reader, report, lsn, record);
+        }
+        Record::Footer(_) | Record::Gap(_) | Record::Checkpoint => return Ok(()),
     };
     let id = DocumentId(document);
     let key = index_key(id, lsn);

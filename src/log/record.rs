@@ -14,8 +14,13 @@
 //! Fixed-width integers are little-endian. The LSN is the row's key; it is in the checksum so that a row found under
 //! another key is refused. A decoder refuses what it does not know: no byte of a record is ever skipped.
 
+mod audit;
+
 use bincode::{Decode, Encode};
 
+pub use self::audit::{
+    AttributedHeader, Claims, RefusedHeader, RefusedReason, RefusedWhat, RulePlace, SubjectHeader, WriteKind,
+};
 use crate::id::{ActorId, Chain, ChangeHash, CollectionName, DocumentId, Heads, Lsn, NodeId, first};
 
 /// The version of every record and row written today.
@@ -231,9 +236,15 @@ pub enum Record {
     Void(VoidHeader),
     /// Changes of a document that gave way to another of the same author and number.
     Withdrawn(WithdrawnHeader),
+    /// Somebody sent what he may not write.
+    Refused(RefusedHeader),
+    /// What is claimed of somebody who writes.
+    Subject(SubjectHeader),
+    /// On whose behalf a statement was logged.
+    Attributed(AttributedHeader),
 }
 
-/// Kind bytes. 9 to 15 are kept for `base`, `acl-touch` and `audit`.
+/// Kind bytes. 12 to 15 are kept for `base` and `acl-touch`.
 mod kind {
     pub(super) const CHANGE: u8 = 1;
     pub(super) const LIFECYCLE: u8 = 2;
@@ -243,10 +254,13 @@ mod kind {
     pub(super) const CHECKPOINT: u8 = 6;
     pub(super) const VOID: u8 = 7;
     pub(super) const WITHDRAWN: u8 = 8;
+    pub(super) const REFUSED: u8 = 9;
+    pub(super) const SUBJECT: u8 = 10;
+    pub(super) const ATTRIBUTED: u8 = 11;
 }
 
 impl Record {
-    /// The document it is about, if it is about one.
+    /// The document it is about, if it is about one: those whose rows follow from it. What was refused is in none.
     #[must_use]
     pub fn document(&self) -> Option<DocumentId> {
         match self {
@@ -255,6 +269,7 @@ impl Record {
             Self::Void(header) => Some(DocumentId(header.document)),
             Self::Withdrawn(header) => Some(DocumentId(header.document)),
             Self::Name(_) | Self::Footer(_) | Self::Gap(_) | Self::Checkpoint => None,
+            Self::Refused(_) | Self::Subject(_) | Self::Attributed(_) => None,
         }
     }
 
@@ -272,6 +287,9 @@ impl Record {
             Self::Checkpoint => (kind::CHECKPOINT, Vec::new(), &[]),
             Self::Void(header) => (kind::VOID, encode(header), &[]),
             Self::Withdrawn(header) => (kind::WITHDRAWN, encode(header), &[]),
+            Self::Refused(header) => (kind::REFUSED, encode(header), &[]),
+            Self::Subject(header) => (kind::SUBJECT, encode(header), &[]),
+            Self::Attributed(header) => (kind::ATTRIBUTED, encode(header), &[]),
         };
         let mut out = Vec::with_capacity(FRAME_BYTES + header.len() + payload.len() + CHECKSUM_BYTES);
         out.extend_from_slice(&[RECORD_VERSION, kind, 0, 0]);
@@ -353,6 +371,9 @@ impl<'a> RawRecord<'a> {
             kind::CHECKPOINT => return Err(RecordError::Length),
             kind::VOID => Record::Void(decode(self.header)?),
             kind::WITHDRAWN => Record::Withdrawn(decode(self.header)?),
+            kind::REFUSED => Record::Refused(decode(self.header)?),
+            kind::SUBJECT => Record::Subject(decode(self.header)?),
+            kind::ATTRIBUTED => Record::Attributed(decode(self.header)?),
             other => return Err(RecordError::Kind(other)),
         })
     }

@@ -196,6 +196,31 @@ pub struct QuarantineRow {
     pub why: String,
 }
 
+/// A row of `held` under `r` and a change's hash: the bytes of a change that was refused. It is shown to nobody but the
+/// operator, and let in when it comes again and is allowed.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct RefusedRow {
+    /// How many were kept before it.
+    pub number: u64,
+    /// The record that says so.
+    pub lsn: u64,
+    /// Who sent it.
+    pub principal: NameRef,
+    /// The version of the rules that refused it.
+    pub rules_version: u32,
+    /// The Automerge change chunk.
+    pub chunk: Vec<u8>,
+}
+
+/// A row of `held` under `R` and a number: the order in which refused changes were kept.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct RefusedOrderRow {
+    /// The change.
+    pub hash: [u8; 32],
+    /// How many bytes its chunk has.
+    pub bytes: u64,
+}
+
 /// The row of `state` about the view of a collection: the present values of its documents, for queries.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct ViewRow {

@@ -55,6 +55,9 @@ pub struct Salvaged {
     pub incomplete: Vec<String>,
     /// Documents whose creation is lost: they were created anew, without a name.
     pub recreated: Vec<String>,
+    /// Records of the audit trail: what was refused, claims, on whose behalf statements were made. They stay in the damaged
+    /// directory: they tell of positions of that log.
+    pub audit: u64,
     /// Positions of the old log without an intact record. Some may never have been used.
     pub lost_positions: u64,
     /// The same as stretches, both ends included; at most 100.
@@ -166,6 +169,7 @@ struct Survey {
     /// Changes that gave way to others: they are no part of their document any more.
     withdrawn: BTreeSet<Lsn>,
     records: u64,
+    audit: u64,
     missing: u64,
     ranges: Vec<(u64, u64)>,
     last: u64,
@@ -178,6 +182,7 @@ impl Survey {
             created: BTreeSet::new(),
             withdrawn: BTreeSet::new(),
             records: 0,
+            audit: 0,
             missing: 0,
             ranges: Vec::new(),
             last: 0,
@@ -198,6 +203,7 @@ impl Survey {
                     survey.created.insert(header.document);
                 }
                 Record::Withdrawn(header) => survey.withdrawn.extend(withdrawn_records(lsn, &header)),
+                Record::Refused(_) | Record::Subject(_) | Record::Attributed(_) => survey.audit += 1,
                 _ => {}
             }
             Ok(())
@@ -217,6 +223,7 @@ impl Survey {
 
     fn lost(&self, found: &SalvagedLog, salvaged: &mut Salvaged) {
         salvaged.records = self.records;
+        salvaged.audit = self.audit;
         salvaged.lost_positions = self.missing;
         salvaged.lost.clone_from(&self.ranges);
         if let Some(end) = found.mark.map(|mark| mark.lsn.0).filter(|end| *end > self.last) {

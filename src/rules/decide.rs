@@ -156,6 +156,12 @@ impl Rules {
         Explanation { decision: self.decide(request), allows, steps }
     }
 
+    /// The line and the path of each `allow` that is about a request, in the order of the file.
+    #[must_use]
+    pub fn asked(&self, request: &Request<'_>) -> Vec<(u32, String)> {
+        self.candidates(request).map(|rule| (rule.line, rule.pattern.text.clone())).collect()
+    }
+
     /// Every `allow`, in the order of the file.
     #[must_use]
     pub fn allows(&self) -> Vec<AllowInfo> {

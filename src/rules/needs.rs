@@ -100,6 +100,7 @@ impl Needs {
                 }
             },
             Root::Time => self.time = true,
+            Root::Auth => self.claims |= path.first().is_none_or(|name| &**name == "token"),
             _ => {}
         }
         true
@@ -118,6 +119,7 @@ impl Needs {
         self.author |= other.author;
         self.documents |= other.documents;
         self.time |= other.time;
+        self.claims |= other.claims;
         self.before_fields.merge(&other.before_fields);
         self.after_fields.merge(&other.after_fields);
     }

@@ -178,6 +178,8 @@ pub struct Needs {
     pub documents: bool,
     /// The time.
     pub time: bool,
+    /// What is claimed of whoever asks.
+    pub claims: bool,
     /// Which fields of the document as it is.
     pub before_fields: Fields,
     /// Which fields of the document as it would be.
@@ -193,6 +195,7 @@ impl Needs {
         author: false,
         documents: false,
         time: false,
+        claims: false,
         before_fields: Fields::None,
         after_fields: Fields::None,
     };

@@ -1,10 +1,14 @@
 //! What can be said on the command line.
 
+mod security;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub(super) use self::security::{Audit, Rules};
 
 /// A real-time database whose documents merge.
 #[derive(Debug, Parser)]
@@ -202,6 +206,11 @@ pub(super) enum Command {
         #[command(subcommand)]
         command: Token,
     },
+    /// Who was allowed to write what, and who was not
+    Audit {
+        #[command(subcommand)]
+        command: Audit,
+    },
     /// Print how the node is
     Status,
     /// Copy what is intact in a damaged data directory into a new one, and say what is lost
@@ -213,7 +222,7 @@ pub(super) enum Command {
         #[arg(long, value_name = "DIR")]
         to: PathBuf,
     },
-    /// Security rules: check a file, try it on cases, see why it decides as it does; no node is asked
+    /// Security rules: check a file, try it on cases, see why it decides as it does, and what it would change
     Rules {
         #[command(subcommand)]
         command: Rules,
@@ -406,43 +415,6 @@ pub(super) enum Feed {
     Reset {
         /// Its name
         consumer: String,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-pub(super) enum Rules {
-    /// Read a file of rules and print what is wrong with it
-    Check {
-        /// The rules
-        file: PathBuf,
-    },
-    /// Decide cases and hold the decisions against what is expected
-    Test {
-        /// The rules
-        file: PathBuf,
-        /// The cases: an array of {name, as, do, path, before, after, change, documents, time, expect}
-        cases: PathBuf,
-    },
-    /// Print how one case is decided, with the value of every part of every expression
-    Explain {
-        /// The rules
-        file: PathBuf,
-        /// The case, as CASES.json#NAME
-        #[arg(value_name = "CASES.json#NAME", required_unless_present = "case")]
-        place: Option<String>,
-        /// The case itself, as JSON
-        #[arg(long, value_name = "JSON", conflicts_with = "place")]
-        case: Option<String>,
-    },
-    /// Print how often each allow and each function was true, false, failed, or was not looked at
-    Coverage {
-        /// The rules
-        file: PathBuf,
-        /// The cases
-        cases: PathBuf,
-        /// Fail if fewer of them, in percent, were looked at
-        #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
-        fail_under: Option<u8>,
     },
 }
 

@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 use tidelog::node::command::{Collected, CommandError, Exit, Request, Target};
 use tidelog::node::{Interrupt, Session, SessionOptions};
 
-use super::arguments::{Command, From, Global, Import, Peer, SpecialImport};
+use super::arguments::{Command, From, Global, Import, Peer, Rules, SpecialImport};
 use super::screen::Screen;
 use super::table::{Column, cell, printable, short, size, table, time};
 use super::verify::{changes, verify, warn_if_degraded};
-use super::{edit, export, import, queries, rules, salvage, tokens};
+use super::{audit, edit, export, import, queries, rules, salvage, tokens};
 
 /// The most that is read of stdin, in bytes.
 const STDIN_BYTES_MAX: u64 = 64 << 20;
@@ -25,7 +25,7 @@ pub(super) fn run(
     // What can be checked without the store is, so that nothing is made for a command that cannot work.
     let command = match prepared(command)? {
         Command::Salvage { from, to } => return salvage::run(&from, &to, screen),
-        Command::Rules { command } => return rules::run(command, screen),
+        Command::Rules { command } if !matches!(command, Rules::Replay { .. }) => return rules::run(command, screen),
         other => other,
     };
     let create = matches!(command, Command::Add { .. } | Command::Import(_));
@@ -95,6 +95,11 @@ pub(super) fn json_or_word(text: &str) -> Result<Value, CommandError> {
 
 fn dispatch(session: &mut Session, command: Command, screen: &Screen) -> Result<(), CommandError> {
     match command {
+        Command::Rules { command: Rules::Replay { draft, rules, from, collection, limit } } => {
+            let over = audit::Over { from, collection, limit };
+            audit::replay(session, &draft, rules.as_deref(), over, screen)
+        }
+        Command::Audit { command } => audit::audit(session, command, screen),
         Command::Serve(_) | Command::Salvage { .. } | Command::Rules { .. } => {
             Err(CommandError::usage("this is not a command of a session"))
         }

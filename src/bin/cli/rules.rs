@@ -17,6 +17,7 @@ pub(super) fn run(command: Rules, screen: &Screen) -> Result<(), CommandError> {
         Rules::Test { file, cases } => test(&file, &cases, screen),
         Rules::Explain { file, place, case } => explain(&file, place.as_deref(), case.as_deref(), screen),
         Rules::Coverage { file, cases, fail_under } => cover(&file, &cases, fail_under, screen),
+        Rules::Replay { .. } => Err(CommandError::usage("this is a command of a session")),
     }
 }
 

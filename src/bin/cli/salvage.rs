@@ -46,6 +46,9 @@ fn lines(salvaged: &Salvaged) -> Vec<String> {
     if salvaged.waiting > 0 {
         lines.push(format!("left out  {} changes that depend on lost ones", salvaged.waiting));
     }
+    if salvaged.audit > 0 {
+        lines.push(format!("audit     {} records stay in the damaged directory: keep it for them", salvaged.audit));
+    }
     if salvaged.is_whole() {
         lines.push("nothing is lost".to_owned());
     }

@@ -1,3 +1,5 @@
+mod audit;
+
 use serde_json::{Value, json};
 
 use super::*;
@@ -99,7 +101,8 @@ fn offer(database: &Database, judge: &By, rows: Vec<Incoming>) -> Examined {
     let rows = rows.into_iter().map(|row| Incoming { origin: origin(judge.principal), ..row }).collect();
     let mut examined = database.examine_for(database.node(), rows, Some(judge)).unwrap();
     let passed = std::mem::take(&mut examined.rows);
-    let admitted = super::super::block_on(database.admit_examined(Clash::KeepFirst, passed, None, None)).unwrap();
+    let audit = Audit { claims: judge.claims(), refused: std::mem::take(&mut examined.refused) };
+    let admitted = block_on(database.admit_judged(Clash::KeepFirst, passed, None, None, audit)).unwrap();
     assert!(admitted.refused.is_empty(), "{admitted:?}");
     examined
 }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Cancel, CommandError, Context, Output, Request, documents, peers, queries, status, tokens, watch};
+use super::{Cancel, CommandError, Context, Output, Request, audit, documents, peers, queries, status, tokens, watch};
 use crate::node::nodefs;
 
 /// Carries out `request` and returns its summary. It blocks, and ends early when `cancel` says so. It must be called
@@ -59,6 +59,11 @@ pub fn execute(
         Request::TokenNew { user, role, ttl_ms, claims } => tokens::new(context, user, role, ttl_ms, claims, output),
         Request::TokenList => tokens::list(context, output),
         Request::TokenRevoke { what } => tokens::revoke(context, what, output),
+        Request::AuditList { filter } => audit::list(database, filter, cancel, output),
+        Request::AuditShow { lsn } => audit::show(database, lsn, cancel, output),
+        Request::RulesReplay { draft, current, from, collection, limit } => {
+            audit::replay(database, &draft, current.as_ref(), from, collection.as_deref(), limit, cancel, output)
+        }
         Request::Status => status::status(context, output),
         Request::Verify { deep } => status::verify(database, deep, cancel, output),
     }

@@ -5,6 +5,7 @@
 //! What needs several requests (an import, say) is in [`import`], over a [`Session`](super::Session);
 //! [`rules`] needs no store at all.
 
+mod audit;
 mod context;
 mod documents;
 mod error;
@@ -24,4 +25,4 @@ pub use error::{CommandError, Exit};
 pub use execute::execute;
 pub use output::{Collected, Output, Progress};
 pub(crate) use peers::ticket_of;
-pub use request::{Base64, ExportFormat, ImportRow, Request, Target, TokenRevocation};
+pub use request::{AuditFilter, Base64, ExportFormat, ImportRow, Request, RulesText, Target, TokenRevocation};

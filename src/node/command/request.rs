@@ -212,6 +212,29 @@ pub enum Request {
         /// Which ones.
         what: TokenRevocation,
     },
+    /// Writes that were accepted or refused.
+    AuditList {
+        /// Which.
+        filter: AuditFilter,
+    },
+    /// Everything that is known of one of them: one row.
+    AuditShow {
+        /// Its record.
+        lsn: u64,
+    },
+    /// Makes recorded decisions again by other rules: one row for each that would be another, and a summary.
+    RulesReplay {
+        /// The rules to try.
+        draft: RulesText,
+        /// The rules to compare with; `None`: what is on record.
+        current: Option<RulesText>,
+        /// After which position.
+        from: u64,
+        /// Of which collection; `None`: all.
+        collection: Option<String>,
+        /// How many rows at most. All are counted.
+        limit: u64,
+    },
     /// How the node and its store are.
     Status,
     /// Checks the store: one row for each fault, and a summary.
@@ -219,6 +242,32 @@ pub enum Request {
         /// Whether every document is rebuilt.
         deep: bool,
     },
+}
+
+/// Which writes are listed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditFilter {
+    /// Whose, as the log names him; the empty name is nobody in particular. `None`: everybody's.
+    pub user: Option<String>,
+    /// Of which collection.
+    pub collection: Option<String>,
+    /// Of which document.
+    pub document: Option<String>,
+    /// Only those that were refused, or only those that were not.
+    pub refused: Option<bool>,
+    /// After which position; `None`: the last ones.
+    pub from: Option<u64>,
+    /// How many at most.
+    pub limit: u64,
+}
+
+/// A file of rules.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RulesText {
+    /// Its name, for messages.
+    pub name: String,
+    /// What it holds.
+    pub text: String,
 }
 
 /// Which tokens are revoked.
