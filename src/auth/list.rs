@@ -197,15 +197,23 @@ impl List {
     /// Revokes whatever a user has from before now. Returns how many listed tokens that reaches which were of use.
     pub(super) fn strike_user(&mut self, principal: &str, now_ms: u64) -> Result<usize, AuthError> {
         let reached = self.count(now_ms, |token| token.uid == principal);
-        strike(&mut self.users, principal, now_ms)?;
+        let until_ms = self.newest(|token| token.uid == principal).max(now_ms);
+        strike(&mut self.users, principal, until_ms)?;
         Ok(reached)
     }
 
     /// Revokes whatever anybody has in a role from before now; as above.
     pub(super) fn strike_role(&mut self, role: &str, now_ms: u64) -> Result<usize, AuthError> {
         let reached = self.count(now_ms, |token| token.role.as_deref() == Some(role));
-        strike(&mut self.roles, role, now_ms)?;
+        let until_ms = self.newest(|token| token.role.as_deref() == Some(role)).max(now_ms);
+        strike(&mut self.roles, role, until_ms)?;
         Ok(reached)
+    }
+
+    /// When the newest of some listed tokens says it was issued: of one that followed a revocation within the same second
+    /// that is the next.
+    fn newest(&self, which: impl Fn(&IssuedToken) -> bool) -> u64 {
+        self.tokens.iter().filter(|token| which(token)).map(|token| token.issued_ms).max().unwrap_or(0)
     }
 
     fn count(&self, now_ms: u64, which: impl Fn(&IssuedToken) -> bool) -> usize {
@@ -304,6 +312,22 @@ mod tests {
             std::fs::write(&path, &good[..end]).unwrap();
             assert!(List::load(&path).is_err(), "{end}");
         }
+    }
+
+    #[test]
+    fn a_token_that_followed_a_revocation_at_once_is_reached_by_the_next() {
+        let mut list = List::new("key");
+        list.strike_user("ada", 5_100).unwrap();
+        list.strike_role("editor", 5_100).unwrap();
+        let issued_ms = list.first_second("ada", Some("editor")) * 1000;
+        assert_eq!(issued_ms, 6_000);
+        let next = IssuedToken { issued_ms, uid: "ada".into(), role: Some("editor".into()), ..token("b", 90_000) };
+        list.add(next, 5_200).unwrap();
+        assert_eq!(list.revoked(Some("b"), "ada", Some("editor"), Some(6)), None);
+        assert_eq!(list.strike_user("ada", 5_300).unwrap(), 1);
+        assert!(list.revoked(Some("b"), "ada", None, Some(6)).is_some());
+        list.strike_role("editor", 5_300).unwrap();
+        assert!(list.revoked(None, "bob", Some("editor"), Some(6)).is_some());
     }
 
     #[test]
