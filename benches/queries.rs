@@ -1,6 +1,6 @@
 //! Queries and listeners: what an index saves, how fast one is made, and how long a change takes to whoever listens.
 //!
-//! `cargo bench --bench queries [-- name]`: `query`, `listeners`, `fanout`.
+//! `cargo bench --bench queries [-- name]`: `query`, `listeners`, `fanout`, `rights`.
 #![allow(clippy::unwrap_used, reason = "a measurement that fails shall stop")]
 
 mod common;
@@ -11,9 +11,12 @@ use std::time::{Duration, Instant};
 
 use common::{cached_folder, fresh_folder, median, process_time};
 use serde_json::json;
+use tidelog::access::{Access, AccessOptions, Admittance};
 use tidelog::query::{ListenOptions, Listener, Predicate, field};
+use tidelog::quota::{Quota, Quotas};
+use tidelog::rules::Rules;
 use tidelog::web::{AllowedOrigins, WebOptions, WebServer};
-use tidelog::{Database, DocHandle};
+use tidelog::{Database, DocHandle, Limits};
 
 const DOCUMENTS: usize = 100_000;
 
@@ -30,6 +33,9 @@ fn main() {
     }
     if is_wanted("fanout") {
         fanout();
+    }
+    if is_wanted("rights") {
+        rights();
     }
 }
 
@@ -189,7 +195,7 @@ fn fanout() {
         origins: AllowedOrigins::default(),
         structural: false,
         access: None,
-        quotas: tidelog::quota::Quotas::DEFAULT,
+        quotas: Quotas::DEFAULT,
         proxies: Vec::new(),
     };
     let server = runtime.block_on(WebServer::start(database.clone(), options)).unwrap();
@@ -217,6 +223,74 @@ fn fanout() {
         median(taken.clone()) * 1e3,
         SOCKETS as f64 * CHANGES as f64 / taken.iter().sum::<f64>(),
         cpu / (SOCKETS * CHANGES) as f64 * 1e6,
+    );
+    drop(sockets);
+    runtime.block_on(server.close());
+}
+
+/// Other rules, and 9,500 listeners of ten queries that lose or gain a document by them, each with its own socket (client
+/// and server are one process, which may have 20,000 files open).
+fn rights() {
+    const SOCKETS: usize = 9_500;
+    const ROOMS: usize = 10;
+    const TURNS: usize = 6;
+    let mut limits = Limits::DEFAULT;
+    limits.connections_max = 10_000;
+    let database = Database::builder(fresh_folder("rights")).limits(limits).open().unwrap();
+    let collection = database.collection("things").unwrap();
+    for n in 0..10 * ROOMS {
+        let value =
+            json!({ "room": format!("room-{}", n % ROOMS), "secret": n < ROOMS, "text": "some forty letters or so" });
+        collection.create(value).unwrap().1.wait().unwrap();
+    }
+    // Every listener loses one of its ten documents, and has it again.
+    let rules = ["true", "resource.data.secret == false"]
+        .map(|condition| format!("service tidelog {{ match /things/{{id}} {{ allow read: if {condition}; }} }}"));
+    let parse = |n: usize| Rules::parse("rules", &rules[n % 2]).unwrap();
+    let options = AccessOptions { admittance: Admittance::Anybody, authority: None, rules: Some(parse(0)) };
+    let access = Access::new(database.clone(), options);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let options = WebOptions {
+        listen: ([127, 0, 0, 1], 0).into(),
+        origins: AllowedOrigins::default(),
+        structural: false,
+        access: Some(access.clone()),
+        quotas: Quotas { address: Quota::NONE, user: Quota::NONE },
+        proxies: Vec::new(),
+    };
+    let server = runtime.block_on(WebServer::start(database.clone(), options)).unwrap();
+    let address = server.address();
+    let mut sockets: Vec<BufReader<TcpStream>> = Vec::new();
+    for n in 0..SOCKETS {
+        let mut stream = TcpStream::connect(address).unwrap();
+        let query =
+            json!({ "where": { "field": "room", "op": "==", "value": format!("room-{}", n % ROOMS) } }).to_string();
+        let query: String = query.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        let head = format!("GET /v1/collections/things/listen?query={query} HTTP/1.1\r\nhost: {address}\r\n\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut reader = BufReader::with_capacity(4096, stream);
+        event(&mut reader);
+        sockets.push(reader);
+    }
+    let (mut first, mut last) = (Vec::new(), Vec::new());
+    let cpu = process_time();
+    for turn in 1..=TURNS {
+        let began = Instant::now();
+        access.set_rules(parse(turn));
+        for (at, socket) in sockets.iter_mut().enumerate() {
+            event(socket);
+            if at == 0 {
+                first.push(began.elapsed().as_secs_f64());
+            }
+        }
+        last.push(began.elapsed().as_secs_f64());
+    }
+    let cpu = (process_time() - cpu).as_secs_f64();
+    println!(
+        "other rules for {SOCKETS} listeners of ten documents each: told after {:.1} ms (one) to {:.0} ms (all), medians; {:.1} us of processor a listener (readers included)",
+        median(first) * 1e3,
+        median(last) * 1e3,
+        cpu / (SOCKETS * TURNS) as f64 * 1e6,
     );
     drop(sockets);
     runtime.block_on(server.close());

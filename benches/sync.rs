@@ -201,6 +201,8 @@ impl End {
             role: Role::Node,
             strict: false,
             invite: None,
+            token: None,
+            guarded: false,
             cursor: database.reader().peer_cursor(peer.node()).unwrap(),
             agent: "tidelog/bench".into(),
             limits: Limits::DEFAULT,

@@ -5,8 +5,9 @@ use proptest::option;
 use proptest::prelude::*;
 use tidelog::id::{Chain, ChangeHash, DocumentId, Heads, LogCursor, LogId, Lsn, NodeId};
 use tidelog::sync::wire::{
-    Ack, Busy, ChangeBatch, DocSync, DocumentBatch, Frame, Hello, HelloAck, Inventory, InventoryRow, Judgement, Origin,
-    Outcome, Part, Position, Role, Row, RowKind, StreamBegin, StreamPart, Want, Wanted,
+    Access, Ack, Auth, Busy, ChangeBatch, Denied, DeniedRow, DocSync, DocumentBatch, Frame, Hello, HelloAck, Inventory,
+    InventoryRow, Judgement, Listing, Origin, Outcome, Part, Position, Role, Row, RowKind, StreamBegin, StreamPart,
+    Token, Want, Wanted,
 };
 
 use crate::support::Golden;
@@ -40,6 +41,10 @@ mod mirror {
         struct Bytes(Vec<u8>);
         struct Busy(u32);
         struct StreamBegin(u64, [u8; 16], u64, u64, Vec<[u8; 32]>);
+        struct Auth(String);
+        struct Access(u8, Vec<[u8; 16]>);
+        struct DeniedRow([u8; 16], Option<[u8; 32]>, bool, String);
+        struct Denied(Vec<DeniedRow>);
     }
 
     #[derive(Debug, PartialEq, SchemaWrite, SchemaRead)]
@@ -128,6 +133,14 @@ fn written_by_wincode(frame: &Frame) -> Vec<u8> {
             write!(mirror::StreamBegin(b.id, b.document.0, b.bytes, b.covers.0, heads(&b.heads)))
         }
         Frame::StreamPart(b) => write!(mirror::Bytes(b.bytes.clone())),
+        Frame::Auth(b) => write!(mirror::Auth(b.token.0.clone())),
+        Frame::Access(b) => write!(mirror::Access(b.listing as u8, b.withheld.iter().map(|d| d.0).collect())),
+        Frame::Denied(b) => write!(mirror::Denied(
+            b.rows
+                .iter()
+                .map(|r| mirror::DeniedRow(r.document.0, r.change.map(|hash| hash.0), r.is_behind, r.why.clone()))
+                .collect(),
+        )),
         other => panic!("{other:?} has no body"),
     }
 }
@@ -218,6 +231,10 @@ fn frame() -> impl Strategy<Value = Frame> {
             Frame::Inventory(Inventory { page, since: since.map(Lsn), rows, done, at })
         });
     let wanted = (document(), heads()).prop_map(|(document, heads)| Wanted { document, heads });
+    let listing = prop_oneof![Just(Listing::Nothing), Just(Listing::Whole), Just(Listing::More)];
+    let denied = (document(), option::of(any::<[u8; 32]>()), any::<bool>(), ".{0,50}").prop_map(
+        |(document, change, is_behind, why)| DeniedRow { document, change: change.map(ChangeHash), is_behind, why },
+    );
     prop_oneof![
         hello(),
         (judgement, role).prop_map(|(judgement, role)| Frame::HelloAck(HelloAck { judgement, role })),
@@ -235,6 +252,9 @@ fn frame() -> impl Strategy<Value = Frame> {
             Frame::StreamBegin(StreamBegin { id, document, bytes, covers: Lsn(covers), heads })
         }),
         bytes(600).prop_map(|bytes| Frame::StreamPart(StreamPart { bytes })),
+        "[!-~]{0,200}".prop_map(|token| Frame::Auth(Auth { token: Token(token) })),
+        (listing, vec(document(), 0..5)).prop_map(|(listing, withheld)| Frame::Access(Access { listing, withheld })),
+        vec(denied, 0..5).prop_map(|rows| Frame::Denied(Denied { rows })),
     ]
 }
 
@@ -384,6 +404,17 @@ fn golden() -> Vec<(&'static str, Frame)> {
         ("busy", Frame::Busy(Busy { retry_after_ms: 1000 })),
         ("stream_begin", Frame::StreamBegin(StreamBegin { id: 4, document, bytes: 1 << 20, covers: Lsn(299), heads })),
         ("stream_part", Frame::StreamPart(StreamPart { bytes: vec![1, 2, 3] })),
+        ("auth", Frame::Auth(Auth { token: Token("a.b.c".into()) })),
+        ("access", Frame::Access(Access { listing: Listing::Whole, withheld: vec![document] })),
+        (
+            "denied",
+            Frame::Denied(Denied {
+                rows: vec![
+                    DeniedRow { document, change: Some(ChangeHash([3; 32])), is_behind: true, why: "why".into() },
+                    DeniedRow { document, change: None, is_behind: false, why: String::new() },
+                ],
+            }),
+        ),
     ]
 }
 

@@ -24,4 +24,5 @@ mod rules;
 mod support;
 mod sync_sessions;
 mod tidy;
+mod users;
 mod voids;

@@ -7,11 +7,11 @@ use tidelog::log::Keyspace;
 use tidelog::log::record::{
     Admission, AttributedHeader, ChangeHeader, Claims, CreationRank, FooterHeader, GapHeader, Lifecycle,
     LifecycleHeader, LifecycleKind, NameHeader, NameKind, Record, RefusedHeader, RefusedReason, RefusedWhat, RulePlace,
-    SubjectHeader, VoidHeader, WithdrawnHeader, WriteKind, payload_digest,
+    SubjectHeader, VoidHeader, WithdrawnHeader, WithheldHeader, WriteKind, payload_digest,
 };
 use tidelog::log::rows::{
     DocumentRow, HeadRow, IndexRow, NameRow, PeerRow, ProjectionRow, RefusedOrderRow, RefusedRow, SnapshotRef,
-    SnapshotRow, StatementRow, VoidsRow, decode_row, encode_row,
+    SnapshotRow, StatementRow, VoidsRow, WithheldRow, decode_row, encode_row,
 };
 use tidelog::{CollectionName, DocumentId, Heads, Lsn, NodeId};
 
@@ -102,6 +102,10 @@ fn records() -> Vec<(&'static str, Record)> {
             }),
         ),
         (
+            "record_withheld",
+            Record::Withheld(WithheldHeader { document: [1; 16], withheld: true, via: 2, received_ms: 3 }),
+        ),
+        (
             "record_refused_change",
             refused(RefusedWhat::Change { hash: [2; 32], actor: vec![3; 16], seq: 4, bytes: 70_000, kept: true }),
         ),
@@ -155,6 +159,7 @@ fn document_row() -> DocumentRow {
         generation: 10,
         withdrawals: 11,
         voids: Some(VoidsRow { automerge: "0.12.0".into(), changes: 12, first: 300 }),
+        withheld: Some(WithheldRow { lsn: 301, withheld: true }),
     }
 }
 
@@ -170,6 +175,7 @@ macro_rules! each_row {
         );
         $check!("row_index_withdrawn", Keyspace::DocIx, IndexRow::Withdrawn { winner: [1; 32], changes: 300 });
         $check!("row_index_void", Keyspace::DocIx, IndexRow::Void { change: 300, automerge: "0.12.0".into() });
+        $check!("row_index_withheld", Keyspace::DocIx, IndexRow::Withheld(true));
         $check!("row_peer", Keyspace::State, PeerRow { log_id: [1; 16], lsn: 300, chain: [2; 16] });
         $check!("row_name", Keyspace::State, NameRow { kind: NameKind::Actor, bytes: vec![1; 16] });
         $check!("row_projection", Keyspace::State, ProjectionRow { layout: 1, rebuilding: Some(300) });

@@ -19,13 +19,13 @@ use tidelog::sync::{
 };
 use tidelog::{Database, Limits};
 
-struct Replica {
-    node: NodeId,
-    database: Database,
+pub(super) struct Replica {
+    pub(super) node: NodeId,
+    pub(super) database: Database,
 }
 
 impl Replica {
-    fn new(n: u8, limits: &Limits) -> Self {
+    pub(super) fn new(n: u8, limits: &Limits) -> Self {
         Self::on(n, MemoryStorage::new(), limits)
     }
 
@@ -35,7 +35,7 @@ impl Replica {
         Self { node, database }
     }
 
-    fn documents(&self) -> Vec<DocumentId> {
+    pub(super) fn documents(&self) -> Vec<DocumentId> {
         self.database.reader().inventory(None, usize::MAX).unwrap().into_iter().map(|(id, _)| id).collect()
     }
 
@@ -71,7 +71,12 @@ impl Replica {
         self.documents().into_iter().map(state).collect()
     }
 
-    fn admit(&self, rows: Vec<IncomingRow>, via: NodeId, cursor: Option<tidelog::id::LogCursor>) -> Admitted {
+    pub(super) fn admit(
+        &self,
+        rows: Vec<IncomingRow>,
+        via: NodeId,
+        cursor: Option<tidelog::id::LogCursor>,
+    ) -> Admitted {
         let mut incoming = Vec::new();
         for IncomingRow { document, body, origin } in rows {
             let changes = match body {
@@ -97,7 +102,7 @@ impl Replica {
         Admitted { missing: admitted.missing, cursor_stored: admitted.cursor_stored, ..Admitted::default() }
     }
 
-    fn store(&self, via: NodeId, cursor: tidelog::id::LogCursor) {
+    pub(super) fn store(&self, via: NodeId, cursor: tidelog::id::LogCursor) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(self.database.store_cursor(via, cursor)).unwrap();
     }
@@ -105,7 +110,7 @@ impl Replica {
 
 /// A frame, or the end of a channel.
 #[derive(Clone)]
-enum Wire {
+pub(super) enum Wire {
     Frame(Vec<u8>),
     End,
 }
@@ -136,6 +141,8 @@ impl Link {
                 role: Role::Node,
                 strict,
                 invite: None,
+                token: None,
+                guarded: false,
                 cursor,
                 agent: "test".into(),
                 limits: limits.clone(),
@@ -227,7 +234,7 @@ impl Link {
     }
 }
 
-fn mirrored(channel: Channel) -> Channel {
+pub(super) fn mirrored(channel: Channel) -> Channel {
     let turn = |opened: Opened| Opened {
         by: if opened.by == Side::Us { Side::Peer } else { Side::Us },
         number: opened.number,
@@ -240,7 +247,7 @@ fn mirrored(channel: Channel) -> Channel {
 }
 
 /// Small bounds, so that pages, batches and messages are many.
-fn tight() -> Limits {
+pub(super) fn tight() -> Limits {
     let mut limits = Limits::DEFAULT;
     limits.batch_bytes = 700;
     limits.inventory_rows = 2;
@@ -251,7 +258,7 @@ fn tight() -> Limits {
 }
 
 /// A stream of choices from a seed.
-fn picks(seed: u64) -> impl FnMut() -> usize {
+pub(super) fn picks(seed: u64) -> impl FnMut() -> usize {
     let mut state = seed | 1;
     move || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

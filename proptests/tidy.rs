@@ -49,7 +49,17 @@ const FOREIGN: [(&str, &[&str]); 25] = [
     ("automerge", &["src/document/", "src/sync/", "src/lib.rs"]),
     ("fjall", &["src/log/fjall.rs", "src/log/mod.rs"]),
     ("rustix", &["src/log/"]),
-    ("bincode", &["src/log/record.rs", "src/log/record/audit.rs", "src/log/rows.rs", "src/sync/wire.rs"]),
+    (
+        "bincode",
+        &[
+            "src/log/record.rs",
+            "src/log/record/audit.rs",
+            "src/log/record/removal.rs",
+            "src/log/rows.rs",
+            "src/sync/wire.rs",
+            "src/sync/wire/",
+        ],
+    ),
     ("quinn", &["src/net/"]),
     ("rustls", &["src/net/"]),
     ("backon", &["src/net/"]),
@@ -98,8 +108,11 @@ const LONG: [(&str, &str); 2] = [
 
 /// What a promise about bytes is tied to: the page, and the code that writes those bytes.
 const CODECS: [(&str, &[&str]); 4] = [
-    ("docs/log-format.md", &["src/log/record.rs", "src/log/record/audit.rs", "src/log/rows.rs"]),
-    ("docs/protocol.md", &["src/sync/wire.rs"]),
+    (
+        "docs/log-format.md",
+        &["src/log/record.rs", "src/log/record/audit.rs", "src/log/record/removal.rs", "src/log/rows.rs"],
+    ),
+    ("docs/protocol.md", &["src/sync/wire.rs", "src/sync/wire/access.rs", "src/sync/wire/ids.rs"]),
     ("docs/authentication.md", &["src/auth/own.rs", "src/auth/list.rs"]),
     ("docs/repo-protocol.md", &["src/sync/repo/wire.rs", "src/sync/repo/cbor.rs"]),
 ];

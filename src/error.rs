@@ -46,6 +46,9 @@ pub enum Error {
     /// The document is deleted.
     #[error("document {0} is deleted")]
     Deleted(DocumentId),
+    /// The document may not be read here any more, as the node says whose client this is.
+    #[error("document {0} may not be read any more, as the node says whose client this is")]
+    Withheld(DocumentId),
     /// The document is in another collection.
     #[error("document {document} is in collection {found}, not {expected}")]
     OtherCollection {
@@ -130,6 +133,7 @@ impl Error {
             Self::Closed => "E0406",
             Self::NotFound(_) => "E0601",
             Self::Deleted(_) => "E0602",
+            Self::Withheld(_) => "E0206",
             Self::OtherCollection { .. } => "E0603",
             Self::View(ViewError::Json(_)) => "E0604",
             Self::View(_) => "E0605",
@@ -188,6 +192,7 @@ impl Error {
             Self::StorageFull => "free some space; writing goes on by itself",
             Self::Busy => "wait for earlier commits, then try again",
             Self::Deleted(_) => "`tidelog restore <id>` makes it visible again",
+            Self::Withheld(_) => "ask whoever runs the node for the right to read it",
             Self::Changed { .. } => "read it again, and make the edit on what is there",
             Self::ConsumerMoved(_) => "stop one of the two, or give it a name of its own",
             Self::Denied(_) => "ask whoever runs the server for the right, or bring another token",

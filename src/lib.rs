@@ -69,6 +69,8 @@ pub mod web;
 pub use automerge;
 pub use document::{Change, Edit, Path};
 pub use engine::{Collection, Commit, Committed, Database, DocHandle};
+#[cfg(feature = "quic")]
+pub use engine::{Rejected, Resubmitted};
 pub use error::Error;
 pub use id::{ChangeHash, CollectionName, DocumentId, Heads, Lsn, NodeId, StorageId};
 pub use limits::Limits;

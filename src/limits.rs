@@ -62,6 +62,8 @@ pub struct Limits {
     /// Changes in quarantine because they cannot be applied. Beyond it the oldest is forgotten, and tried again if it
     /// comes again.
     pub quarantine_rows: u64,
+    /// Edits that were made here and a node would not have. Beyond it the oldest is forgotten.
+    pub rejected_rows: usize,
     /// Refused writes of one principal that the log lists in a minute. The rest is counted.
     pub refusals_per_minute: u32,
     /// Refused changes whose bytes are kept for the operator. Beyond it the oldest are forgotten.
@@ -165,6 +167,7 @@ impl Limits {
         work_at_once: 4,
         work_short_us: 100_000,
         quarantine_rows: 1024,
+        rejected_rows: 4096,
         refusals_per_minute: 60,
         refused_rows: 4096,
         refused_bytes: 32 * MIB,

@@ -38,7 +38,7 @@ fn listen(database: &Database, identity: Identity, strict: bool, unknown: Unknow
     let endpoint = Endpoint::bind(identity, "127.0.0.1:0".parse().unwrap(), &Limits::DEFAULT).unwrap();
     let ticket = Ticket::new(endpoint.node(), "127.0.0.1", endpoint.local_addr().port()).unwrap();
     let allow = Arc::new(AllowList::new(unknown));
-    (Links::start(database.clone(), endpoint, allow, LinkOptions { strict }), ticket)
+    (Links::start(database.clone(), endpoint, allow, LinkOptions { strict, ..LinkOptions::default() }), ticket)
 }
 
 /// Waits until both databases have the same documents in the same state.

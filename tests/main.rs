@@ -20,3 +20,4 @@ mod samod;
 mod tokens;
 mod twins;
 mod typescript;
+mod users;

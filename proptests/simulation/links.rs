@@ -153,6 +153,8 @@ impl World {
             role: if peer.is_client { Role::Client } else { Role::Node },
             strict: self.strict && here < there,
             invite: None,
+            token: None,
+            guarded: false,
             cursor,
             agent: "sim".into(),
             limits: us.limits.clone(),

@@ -2,7 +2,7 @@
 //!
 //! [`Access`] is what all doors of a server share: who may come in ([`Admittance`]), the rules in force, and when any
 //! answer may have changed. A `Subject` is one who came in, on one connection: it answers whether a document may be
-//! read ([`Permits`](crate::sync::repo::Permits)), judges what is written (`engine::Judge`), and sifts results
+//! read ([`Permits`](crate::sync::Permits)), judges what is written (`engine::Judge`), and sifts results
 //! (`query::Sieve`). Decisions are remembered only while all that they rest on is as it was:
 //! the rules, the token, the document, and every other document that was looked at.
 //!

@@ -1,7 +1,7 @@
 //! What all doors of a server share: who may come in, and the rules in force.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use tokio::sync::{broadcast, watch};
@@ -61,6 +61,7 @@ pub(super) struct Shared {
     // Documents that decisions about others rest on. Held for look-ups.
     consulted: Mutex<HashSet<DocumentId>>,
     pub(super) counts: Counts,
+    is_followed: AtomicBool,
 }
 
 /// What was decided since the server was started.
@@ -107,6 +108,7 @@ impl Access {
             epoch: watch::channel(0).0,
             consulted: Mutex::default(),
             counts: Counts::default(),
+            is_followed: AtomicBool::new(false),
         }))
     }
 
@@ -183,15 +185,20 @@ impl Access {
         self.0.epoch.subscribe()
     }
 
-    /// Looks at what is written and revoked, and says when answers may be others, for as long as anybody has this.
+    /// Looks at what is written and revoked, and says when answers may be others, for as long as anybody has this. Only the
+    /// first to ask does so.
     pub(crate) fn follow(
         &self,
         mut groups: broadcast::Receiver<Arc<[DocumentId]>>,
     ) -> impl Future<Output = ()> + Send + use<> {
         let mut revocations = self.0.authority.as_ref().map(|authority| authority.changes());
+        let is_first = !self.0.is_followed.swap(true, Ordering::Relaxed);
         // The looking must not keep the database open.
         let shared = Arc::downgrade(&self.0);
         async move {
+            if !is_first {
+                return;
+            }
             loop {
                 let is_other = tokio::select! {
                     group = groups.recv() => match group {

@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::id::{CollectionName, DocumentId, Lsn};
 use crate::query::{Document, Sieve};
 use crate::rules::{Auth, Decision, Operation, Request, Rules};
-use crate::sync::repo::Permits;
+use crate::sync::Permits;
 
 /// One who came in, on one connection. Cheap to clone.
 #[derive(Clone)]
@@ -263,6 +263,10 @@ impl Vigil {
     /// # Cancel safety
     /// Nothing is missed when it is dropped.
     pub(crate) async fn next(&mut self) -> Option<Leave> {
+        // He may have been revoked before this began to listen.
+        if let Some(leave) = self.subject.must_leave(now_ms()) {
+            return Some(leave);
+        }
         loop {
             let ends = self.subject.leaves_in(now_ms()).unwrap_or(FAR_MS).min(FAR_MS);
             tokio::select! {

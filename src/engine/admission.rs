@@ -25,7 +25,7 @@ use super::building::Tell;
 use super::commit::block_on;
 use super::core::{Admitted, Clash, Incoming, IncomingBody, Input};
 use super::database::Database;
-use super::judge::Judge;
+use super::judge::{Denial, Judge};
 use super::judged::Creations;
 use super::refusal::{Audit, Refusal};
 #[cfg(any(feature = "quic", feature = "web"))]
@@ -166,6 +166,17 @@ pub(super) struct Outcome {
     undecided: Option<String>,
 }
 
+impl Outcome {
+    /// Takes note that a change could not be applied to be judged.
+    pub(super) fn could_not_apply(&mut self, hash: ChangeHash, error: &ViewError) {
+        match error {
+            // It was on top of what was on its way to the log.
+            ViewError::Incomplete(_) => _ = self.missing.get_or_insert_default(),
+            error => self.fault = Some((hash, error.to_string())),
+        }
+    }
+}
+
 impl Database {
     /// Tries rows from an untrusted peer, before they are offered to the log.
     ///
@@ -213,6 +224,15 @@ impl Database {
                 && let IncomingBody::Change(change) = next.body
             {
                 changes.push(*change);
+            }
+            if created.is_denied(document) {
+                let denied = |change: Change| Denied {
+                    document,
+                    change: Some((change.hash(), change.deps().to_vec())),
+                    why: Denial::default().told,
+                };
+                examined.denied.extend(changes.into_iter().map(denied));
+                continue;
             }
             let outcome = self.try_changes(document, changes, &created, judge)?;
             if !outcome.passed.is_empty() {
@@ -395,7 +415,7 @@ impl Database {
             if let Some(judging) = &judging {
                 judging.set_aside_unlogged(&mut outcome)?;
                 let judged = judging.judge(view, fresh, &mut outcome);
-                if judged.is_err() || !outcome.denied.is_empty() {
+                if judged.is_err() || !outcome.denied.is_empty() || view.is_broken() {
                     // It may hold what was applied to be judged, and nobody may find that in it.
                     cell.spoil();
                 }
@@ -462,7 +482,7 @@ impl Database {
     }
 
     async fn hold(&self, key: Vec<u8>, row: Vec<u8>) -> Result<(), Error> {
-        self.ask(Input::Hold { key, row }).await.map(|_| ())
+        self.ask(Input::Hold { key, row: Some(row) }).await.map(|_| ())
     }
 }
 

@@ -142,7 +142,7 @@ pub(crate) fn read_changes(
                     changes.push(Change::parse_logged(reader.change_bytes(lsn)?)?);
                 }
             }
-            IndexRow::Change { .. } | IndexRow::Lifecycle(_) => {}
+            IndexRow::Change { .. } | IndexRow::Lifecycle(_) | IndexRow::Withheld(_) => {}
             IndexRow::Withdrawn { .. } | IndexRow::Void { .. } => return Ok(None),
         }
     }

@@ -8,6 +8,7 @@
 mod audit;
 mod clash;
 mod consume;
+mod rejection;
 mod void;
 
 use std::collections::{HashMap, HashSet};
@@ -19,6 +20,7 @@ use self::audit::Auditor;
 pub(crate) use self::audit::refused_key;
 pub use self::clash::Clash;
 use self::clash::Outranked;
+pub(crate) use self::rejection::TakenBack;
 use super::pending::{Arrival, Pending};
 use super::refusal::{Audit, Claims};
 use crate::document::{Change, ChangeGraph, Node};
@@ -65,10 +67,16 @@ pub(crate) enum Input {
     StoreCursor { peer: NodeId, cursor: LogCursor },
     /// What a consumer made of events, and how far it is now: if it still is where `expected` says.
     Consume { key: Vec<u8>, expected: Option<Vec<u8>>, rows: WriteBatch },
-    /// A row of the keyspace `held`.
-    Hold { key: Vec<u8>, row: Vec<u8> },
+    /// A row of the keyspace `held`; without one, what is there goes.
+    Hold { key: Vec<u8>, row: Option<Vec<u8>> },
     /// Changes that this version of automerge cannot apply.
     Void { document: DocumentId, misfits: Vec<Misfit>, automerge: String },
+    /// Changes that `via` will not have, `falls` with all that stands on them, and what takes their place.
+    #[cfg_attr(not(feature = "quic"), allow(dead_code, reason = "only links say what a client may do"))]
+    TakeBack(Box<TakenBack>),
+    /// Whether documents may be read here, as `via` says.
+    #[cfg_attr(not(feature = "quic"), allow(dead_code, reason = "only links say what a client may do"))]
+    Withhold { documents: Vec<DocumentId>, withheld: bool, via: NodeId },
     /// Another name for the store, if nothing was ever logged in it.
     AdoptStorageId(StorageId),
     /// A verified snapshot, to be kept as a cache.
@@ -98,11 +106,14 @@ impl Input {
                 };
                 rows.iter().map(of).sum::<usize>() + audit.bytes()
             }
-            Self::StoreCursor { .. } | Self::AdoptStorageId(_) => 0,
+            Self::StoreCursor { .. } | Self::AdoptStorageId(_) | Self::Withhold { .. } => 0,
             Self::Consume { rows, .. } => {
                 rows.rows.iter().map(|(_, key, value)| key.len() + value.as_ref().map_or(0, Vec::len)).sum()
             }
-            Self::Hold { row, .. } => row.len(),
+            Self::TakeBack(taken) => {
+                taken.anew.iter().map(|change| change.bytes().len()).sum::<usize>() + taken.bytes()
+            }
+            Self::Hold { row, .. } => row.as_ref().map_or(0, Vec::len),
             Self::Void { misfits, .. } => misfits.iter().map(|misfit| misfit.why.len() + 64).sum(),
             Self::Snapshot { bytes, .. } => bytes.len(),
         }
@@ -371,7 +382,10 @@ impl Core {
                 }
             }
             Input::Consume { key, expected, rows } => answer.cursor_stored = self.consume(work, key, expected, rows)?,
-            Input::Hold { key, row } => work.group.batch.put(Keyspace::Held, key, row),
+            Input::Hold { key, row: Some(row) } => work.group.batch.put(Keyspace::Held, key, row),
+            Input::Hold { key, row: None } => work.group.batch.remove(Keyspace::Held, key),
+            Input::TakeBack(taken) => self.take_back(work, *taken, now, &mut answer)?,
+            Input::Withhold { documents, withheld, via } => self.take_withheld(work, &documents, withheld, via)?,
             Input::Void { document, misfits, automerge } => self.take_void(work, document, misfits, &automerge)?,
             Input::Snapshot { document, lsn, heads, changes, bytes } => {
                 self.keep_snapshot(work, document, lsn, &heads, changes, &bytes)?;

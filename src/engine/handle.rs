@@ -141,9 +141,7 @@ impl DocHandle {
         edits: impl FnOnce(&mut Edit<'_>) -> Result<(), Error>,
     ) -> Result<Commit, Error> {
         let room = self.database.reserve()?;
-        if !self.cell.is_visible(self.database.reader())? {
-            return Err(Error::Deleted(self.id()));
-        }
+        self.require_visible()?;
         // Sent while the view is locked, so that the writer gets a document's changes in the order they were made.
         let tell = |void| self.database.tell_void_now(void);
         self.with_readable(&tell, |view, readable| {
@@ -167,6 +165,35 @@ impl DocHandle {
                 .and_then(|()| Database::send(room, self.id(), Vec::new(), vec![change], Some(in_flight), by));
             // Made and not sent: the view shows what will never be.
             sent.inspect_err(|_| self.cell.spoil())
+        })
+    }
+
+    fn require_visible(&self) -> Result<(), Error> {
+        if self.cell.is_visible(self.database.reader())? {
+            return Ok(());
+        }
+        let withheld = self.state()?.withheld;
+        Err(if withheld { Error::Withheld(self.id()) } else { Error::Deleted(self.id()) })
+    }
+
+    /// Logs changes that were made otherwise than by an edit, and which the view then takes in; nothing when there are none.
+    #[cfg(feature = "quic")]
+    pub(super) fn change_raw(
+        &self,
+        make: impl FnOnce(&View) -> Result<(Vec<Change>, u64), Error>,
+    ) -> Result<(Option<Commit>, u64), Error> {
+        self.require_visible()?;
+        self.with_view(|view| {
+            let (changes, left_out) = make(view)?;
+            if changes.is_empty() {
+                return Ok((None, left_out));
+            }
+            // Last: whoever makes them may have to wait for the writer.
+            let room = self.database.reserve()?;
+            view.apply(&changes)?;
+            let in_flight = WorkingSet::in_flight(&self.cell);
+            let sent = Database::send(room, self.id(), Vec::new(), changes, Some(in_flight), By::default());
+            Ok((Some(sent.inspect_err(|_| self.cell.spoil())?), left_out))
         })
     }
 
@@ -315,6 +342,7 @@ impl DocHandle {
         let row = reader.row(self.id())?.ok_or(Error::NotFound(self.id()))?;
         let visible = crate::history::fold::is_visible(&row);
         match kind {
+            _ if crate::history::fold::is_withheld(&row) => return Err(Error::Withheld(self.id())),
             LifecycleKind::Deleted if !visible => return Err(Error::Deleted(self.id())),
             LifecycleKind::Restored if visible => {
                 return Err(Error::Application(format!("document {} is not deleted", self.id())));

@@ -28,11 +28,18 @@ pub(super) struct Creations {
     documents: HashMap<DocumentId, Option<(CollectionName, Option<String>)>>,
     /// Statements that wait for a change that may be made: whose first changes are all denied must leave nothing.
     held: HashMap<DocumentId, Vec<Incoming>>,
+    /// Documents that may not be created.
+    denied: HashSet<DocumentId>,
 }
 
 impl Creations {
     pub(super) fn contains(&self, document: DocumentId) -> bool {
         self.documents.contains_key(&document)
+    }
+
+    /// Whether the document may not be created, so that nothing of it may come.
+    pub(super) fn is_denied(&self, document: DocumentId) -> bool {
+        self.denied.contains(&document)
     }
 
     /// The statements of a document that something is to follow.
@@ -98,11 +105,19 @@ impl Database {
             if state.is_some() {
                 return Ok(());
             }
+            // Rules go by names: whoever gives a document another one's would answer for it.
+            let named = statement.name.as_ref().map(|name| DocumentId::named(&statement.collection, name));
+            if named.is_some_and(|named| named != document) {
+                let why = "a statement gives it a name that belongs to another document".to_owned();
+                examined.fault = Some(Error::Refused { document, why });
+                return Ok(());
+            }
             if judge.may_begin(&statement.collection) {
                 created.documents.insert(document, Some((statement.collection, statement.name)));
                 created.held.entry(document).or_default().push(row);
             } else {
                 let denial = Denial { reason: RefusedReason::NoMatch, ..Denial::default() };
+                created.denied.insert(document);
                 examined.denied.push(Denied { document, change: None, why: denial.told.clone() });
                 examined.refused.push(Refusal {
                     document,
@@ -237,7 +252,14 @@ impl Judging<'_> {
                         outcome.missing.get_or_insert_default();
                         continue;
                     }
-                    Some(true) => self.judge_one(view, &change, must_see, deed)?,
+                    Some(true) => match self.judge_one(view, &change, must_see, deed) {
+                        // Nobody can say what it would do. What came before it stays.
+                        Err(Error::View(error)) if view.is_broken() => {
+                            outcome.could_not_apply(change.hash(), &error);
+                            break;
+                        }
+                        verdict => verdict?,
+                    },
                     Some(false) => Err(Denial::beside_rules(RefusedReason::Foreign, FOREIGN)),
                 },
             };

@@ -36,6 +36,8 @@ mod judged;
 mod offer;
 mod pending;
 mod refusal;
+#[cfg(feature = "quic")]
+mod rejection;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod snapshots;
@@ -54,9 +56,13 @@ pub use core::{Admitted, Clash, Incoming, IncomingBody};
 pub(crate) use database::{Attached, WeakDatabase};
 pub use database::{Database, DatabaseBuilder, Status};
 pub use handle::{DocHandle, HistoryEntry};
+#[cfg(any(feature = "quic", feature = "web"))]
+pub(crate) use judge::Judge;
 #[cfg(feature = "web")]
-pub(crate) use judge::{Deed, Denial, Judge, Look, Made, Place};
+pub(crate) use judge::{Deed, Denial, Look, Made, Place};
 #[cfg(any(feature = "quic", feature = "web"))]
 pub(crate) use offer::Source;
 #[cfg(feature = "web")]
 pub(crate) use refusal::Claims;
+#[cfg(feature = "quic")]
+pub use rejection::{Rejected, Resubmitted};

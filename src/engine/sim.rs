@@ -411,6 +411,8 @@ fn documents_in(input: &Input) -> Vec<DocumentId> {
         Input::Local { document, .. } | Input::Snapshot { document, .. } | Input::Void { document, .. } => {
             vec![*document]
         }
+        Input::TakeBack(taken) => vec![taken.document],
+        Input::Withhold { documents, .. } => documents.clone(),
         Input::Admit { rows, .. } => rows.iter().map(|row| row.document).collect(),
         Input::StoreCursor { .. } | Input::Consume { .. } | Input::Hold { .. } | Input::AdoptStorageId(_) => Vec::new(),
     }

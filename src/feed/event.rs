@@ -156,6 +156,10 @@ pub enum EventKind {
         /// What it said.
         why: String,
     },
+    /// The document may not be read here any more, as the node says whose client this is.
+    Withheld,
+    /// It may be read again.
+    Released,
     /// Where the document stands, told once in place of the events that led there.
     Standing(Standing),
 }
@@ -248,6 +252,8 @@ impl EventKind {
             Self::Moved { .. } => "moved",
             Self::Withdrawn { .. } => "withdrawn",
             Self::Void { .. } => "void",
+            Self::Withheld => "withheld",
+            Self::Released => "released",
             Self::Standing(standing) if !standing.is_there => "gone",
             Self::Standing(_) => "standing",
         }
@@ -269,6 +275,8 @@ impl EventKind {
                 subject[..8].copy_from_slice(&position.0.to_be_bytes());
                 (8, subject)
             }
+            Self::Withheld => (11, [0; 32]),
+            Self::Released => (12, [0; 32]),
             Self::Standing(standing) => {
                 let mut hasher = blake3::Hasher::new();
                 for hash in standing.heads.as_slice() {
@@ -354,6 +362,7 @@ impl Event {
                 put("automerge", json!(automerge));
                 put("why", json!(why));
             }
+            EventKind::Withheld | EventKind::Released => {}
             EventKind::Standing(standing) => {
                 put("heads", heads(&standing.heads));
                 put("new", json!(standing.is_new));

@@ -6,13 +6,14 @@ use std::collections::HashMap;
 use super::event::{Changed, EventKind, Standing, Statement};
 use super::filter::Filter;
 use crate::error::Error;
-use crate::history::fold::{fold_lifecycle, heads_of, is_visible};
+use crate::history::fold::{fold_lifecycle, fold_withheld, heads_of, is_visible};
 use crate::history::withdrawal::withdrawn_records;
 use crate::history::{HistoryError, Reader};
 use crate::id::{ActorId, ChangeHash, CollectionName, DocumentId, Heads, Lsn, NodeId};
 use crate::limits::feeds;
 use crate::log::record::{
     ChangeHeader, Lifecycle, LifecycleHeader, LifecycleKind, NameRef, Record, VoidHeader, WithdrawnHeader,
+    WithheldHeader,
 };
 use crate::log::rows::{DocumentRow, StatementRow};
 
@@ -66,6 +67,7 @@ impl Teller {
             Record::Lifecycle(header, bytes) => self.statement(lsn, &header, &bytes),
             Record::Withdrawn(header) => self.withdrawn(lsn, &header),
             Record::Void(header) => self.void(lsn, header),
+            Record::Withheld(header) => self.withheld(lsn, &header),
             Record::Name(_) | Record::Footer(_) | Record::Gap(_) | Record::Checkpoint => Ok(None),
             // What was refused happened to no document.
             Record::Refused(_) | Record::Subject(_) | Record::Attributed(_) => Ok(None),
@@ -185,6 +187,25 @@ impl Teller {
         let position = Lsn(lsn.0.saturating_sub(header.change));
         let kind = EventKind::Void { position, automerge: header.automerge, why: header.why };
         self.about(lsn, DocumentId(header.document), header.received_ms, 0, kind)
+    }
+
+    fn withheld(&mut self, lsn: Lsn, header: &WithheldHeader) -> Result<Option<Told>, Error> {
+        let document = DocumentId(header.document);
+        let life = &mut self.remembered(document, lsn)?.life;
+        let was_visible = is_visible(life);
+        fold_withheld(life, lsn, header);
+        let kind = match (was_visible, is_visible(life)) {
+            (true, false) => EventKind::Withheld,
+            (false, true) => EventKind::Released,
+            _ => return Ok(None),
+        };
+        let collection = life.collection;
+        let collection = self.collection(collection)?;
+        if !self.filter.admits(document, &collection) {
+            return Ok(None);
+        }
+        let via = self.reader.names().node(header.via)?;
+        Ok(Some(Told { document, collection, received_ms: header.received_ms, via, kind }))
     }
 
     fn about(

@@ -5,9 +5,9 @@ use super::voids::fold_void;
 use crate::id::{ChangeHash, CollectionKey, DocumentId, Heads, Lsn};
 use crate::log::Keyspace;
 use crate::log::record::{
-    ChangeHeader, Lifecycle, LifecycleId, LifecycleKind, NameRef, Record, RecordError, StateDigest,
+    ChangeHeader, Lifecycle, LifecycleId, LifecycleKind, NameRef, Record, RecordError, StateDigest, WithheldHeader,
 };
-use crate::log::rows::{DocumentRow, HeadRow, IndexRow, StatementRow, encode_row};
+use crate::log::rows::{DocumentRow, HeadRow, IndexRow, StatementRow, WithheldRow, encode_row};
 use crate::log::{WriteBatch, lsn_of_key};
 
 /// The row of a document of which nothing is known yet.
@@ -30,6 +30,7 @@ pub fn new_row(lsn: Lsn) -> DocumentRow {
         generation: 0,
         withdrawals: 0,
         voids: None,
+        withheld: None,
     }
 }
 
@@ -47,6 +48,7 @@ pub fn fold_record(row: &mut DocumentRow, lsn: Lsn, record: &Record, clock_entri
         }
         Record::Void(header) => fold_void(row, lsn, header),
         Record::Withdrawn(_) => fold_withdrawal(row, lsn),
+        Record::Withheld(header) => fold_withheld(row, lsn, header),
         Record::Name(_) | Record::Footer(_) | Record::Gap(_) | Record::Checkpoint => {}
         Record::Refused(_) | Record::Subject(_) | Record::Attributed(_) => {}
     }
@@ -59,6 +61,12 @@ pub fn fold_withdrawal(row: &mut DocumentRow, lsn: Lsn) {
     row.generation = lsn.0;
     row.withdrawals = row.withdrawals.saturating_add(1);
     row.snapshot = None;
+}
+
+/// Notes at `lsn` whether the document may be read here.
+pub fn fold_withheld(row: &mut DocumentRow, lsn: Lsn, header: &WithheldHeader) {
+    row.last_lsn = lsn.0;
+    row.withheld = Some(WithheldRow { lsn: lsn.0, withheld: header.withheld });
 }
 
 /// Takes in the change at `lsn`.
@@ -113,9 +121,21 @@ pub fn fold_lifecycle(row: &mut DocumentRow, lsn: Lsn, id: LifecycleId, said: &L
     decides_place || decides_state
 }
 
+/// Whether the document may not be read here, as the node says whose client this is.
+#[must_use]
+pub fn is_withheld(row: &DocumentRow) -> bool {
+    row.withheld.is_some_and(|said| said.withheld)
+}
+
 /// Whether the document may be seen.
 #[must_use]
 pub fn is_visible(row: &DocumentRow) -> bool {
+    !is_withheld(row) && is_alive(row)
+}
+
+/// Whether it is neither deleted nor purged.
+#[must_use]
+pub fn is_alive(row: &DocumentRow) -> bool {
     let hidden = [LifecycleKind::Deleted as u8, LifecycleKind::Purged as u8];
     row.winner.as_ref().is_none_or(|winner| !hidden.contains(&winner.kind))
 }

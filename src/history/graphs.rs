@@ -151,7 +151,7 @@ fn add_row(
         .map_err(|error| HistoryError::Row { place: format!("index of {document} at record {lsn}"), error })?;
     let (hash, actor, seq, start_op, op_count, deps) = match row {
         IndexRow::Change { hash, actor, seq, start_op, op_count, deps } => (hash, actor, seq, start_op, op_count, deps),
-        IndexRow::Lifecycle(_) | IndexRow::Void { .. } => return Ok(true),
+        IndexRow::Lifecycle(_) | IndexRow::Void { .. } | IndexRow::Withheld(_) => return Ok(true),
         IndexRow::Withdrawn { .. } if fresh || lsn <= graph.generation() => {
             graph.set_generation(graph.generation().max(lsn));
             return Ok(true);

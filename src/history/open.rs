@@ -15,7 +15,7 @@ use crate::log::{
 };
 
 /// The layout of the projections. Another number in the store means that they are made again from the log.
-pub(super) const LAYOUT: u32 = 3;
+pub(super) const LAYOUT: u32 = 4;
 pub(super) const PROJECTIONS_KEY: &[u8] = b"s:projections";
 /// Under it stands the footer of the group that holds the newest checkpoint.
 pub(crate) const CHECKPOINT_KEY: &[u8] = b"s:checkpoint";

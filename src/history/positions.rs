@@ -4,9 +4,9 @@ use std::ops::ControlFlow;
 
 use super::fold::{fold_lifecycle, heads_of, index_key, lsn_in, new_row};
 use super::{HistoryError, Reader};
-use crate::id::{Chain, ChangeHash, DocumentId, Heads, Lsn};
+use crate::id::{Chain, ChangeHash, DocumentId, Heads, Lsn, NodeId};
 use crate::log::record::{Lifecycle, Record};
-use crate::log::rows::{DocumentRow, IndexRow, StatementRow, decode_row};
+use crate::log::rows::{DocumentRow, IndexRow, StatementRow, WithheldRow, decode_row};
 use crate::log::{Keyspace, LogError, log_key, lsn_of_key};
 
 /// Records of a document that are looked at together.
@@ -105,6 +105,10 @@ impl Reader {
     pub fn life_before(&self, id: DocumentId, lsn: Lsn) -> Result<DocumentRow, HistoryError> {
         let Some(row) = self.row(id)?.filter(|row| row.created_lsn < lsn.0) else { return Ok(new_row(lsn)) };
         let mut life = new_row(Lsn(row.created_lsn));
+        life.withheld = match row.withheld {
+            Some(said) if said.lsn >= lsn.0 => self.withheld_before(id, lsn)?,
+            said => said,
+        };
         let is_before = |at: &Option<StatementRow>| at.as_ref().is_none_or(|at| at.lsn < lsn.0);
         if is_before(&row.creation) && is_before(&row.winner) {
             (life.collection, life.collection_key, life.name) = (row.collection, row.collection_key, row.name);
@@ -120,6 +124,29 @@ impl Reader {
             fold_lifecycle(&mut life, at, Lifecycle::id_of(&bytes), &said, header.collection);
         }
         Ok(life)
+    }
+
+    /// The peer that brought the change or the statement at `lsn`, if one did.
+    ///
+    /// # Errors
+    /// [`HistoryError`] when the disk, the record or its names fail.
+    pub fn via(&self, lsn: Lsn) -> Result<Option<NodeId>, HistoryError> {
+        let via = match self.record(lsn)? {
+            Some(Record::Change(header, _)) => header.via,
+            Some(Record::Lifecycle(header, _)) => header.via,
+            _ => 0,
+        };
+        self.names().node(via)
+    }
+
+    /// What the last `withheld` record of a document before `lsn` says.
+    fn withheld_before(&self, id: DocumentId, lsn: Lsn) -> Result<Option<WithheldRow>, HistoryError> {
+        let rows = self.index(id, Lsn::ZERO)?;
+        let said = rows.into_iter().rev().find_map(|(at, row)| match row {
+            IndexRow::Withheld(withheld) if at < lsn => Some(WithheldRow { lsn: at.0, withheld }),
+            _ => None,
+        });
+        Ok(said)
     }
 
     /// A document's heads as they were just after the record at `lsn`, or whatever came before it. What was withdrawn

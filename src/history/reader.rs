@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use super::fold::{digest_of, heads_of, index_key, is_visible, lsn_in};
+use super::fold::{digest_of, heads_of, index_key, is_visible, is_withheld, lsn_in};
 use super::voids::is_degraded;
 use super::withdrawal::withdrawn_records;
 use super::{Graphs, HistoryError, Names, Opened};
@@ -117,6 +117,15 @@ pub enum EntryKind {
         /// What it said.
         why: String,
     },
+    /// A document may not be read here any more, or may be again, as the node says whose client this is.
+    Withheld {
+        /// Which document.
+        document: DocumentId,
+        /// It may not be read.
+        withheld: bool,
+        /// The node that said so.
+        via: Option<NodeId>,
+    },
     /// The end of a commit group: a cursor may stand here.
     Footer {
         /// The chain digest.
@@ -141,8 +150,10 @@ pub struct DocumentState {
     pub change_bytes: u64,
     /// What two replicas compare.
     pub digest: StateDigest,
-    /// Neither deleted nor purged.
+    /// Neither deleted nor purged, nor withheld.
     pub visible: bool,
+    /// It may not be read here any more, as the node says whose client this is.
+    pub withheld: bool,
     /// The newest record about it.
     pub last_lsn: Lsn,
     /// The last record in its newest snapshot.
@@ -310,6 +321,11 @@ impl Reader {
                 automerge: header.automerge,
                 why: header.why,
             },
+            Record::Withheld(header) => EntryKind::Withheld {
+                document: DocumentId(header.document),
+                withheld: header.withheld,
+                via: self.names().node(header.via)?,
+            },
             Record::Footer(footer) => EntryKind::Footer { chain: Chain(footer.chain) },
             Record::Name(_) | Record::Gap(_) | Record::Checkpoint => EntryKind::Other,
             // For the audit alone: no peer and no feed hears of them.
@@ -385,7 +401,7 @@ impl Reader {
                         end = Some(LogCursor { log_id: self.log_id(), lsn: entry.lsn, chain });
                     }
                     // What two replicas compare is as before.
-                    EntryKind::Void { .. } | EntryKind::Other => {}
+                    EntryKind::Void { .. } | EntryKind::Withheld { .. } | EntryKind::Other => {}
                 }
             }
         }
@@ -415,6 +431,7 @@ impl Reader {
             change_bytes: row.change_bytes,
             digest: digest_of(id, &row),
             visible: is_visible(&row),
+            withheld: is_withheld(&row),
             last_lsn: Lsn(row.last_lsn),
             snapshot: row.snapshot.map(|snapshot| Lsn(snapshot.lsn)),
             degraded: is_degraded(&row),

@@ -115,6 +115,11 @@ impl Page {
                 self.fold(storage, id, lsn, &record)?;
                 self.index(id, lsn, &void_index_row(header));
             }
+            Record::Withheld(ref header) => {
+                let id = DocumentId(header.document);
+                self.fold(storage, id, lsn, &record)?;
+                self.index(id, lsn, &IndexRow::Withheld(header.withheld));
+            }
             Record::Name(header) => Names::project(&mut self.batch, &header),
             Record::Footer(_) | Record::Gap(_) | Record::Checkpoint => {}
             // No row follows from them.

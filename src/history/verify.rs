@@ -237,6 +237,7 @@ fn check_record(
             let changes = header.changes.len() as u64;
             (header.document, IndexRow::Withdrawn { winner: header.winner, changes })
         }
+        Record::Withheld(header) => (header.document, IndexRow::Withheld(header.withheld)),
         Record::Refused(_) | Record::Subject(_) | Record::Attributed(_) => {
             return audit::check_record(reader, report, lsn, record);
         }

@@ -15,12 +15,14 @@
 //! another key is refused. A decoder refuses what it does not know: no byte of a record is ever skipped.
 
 mod audit;
+mod removal;
 
 use bincode::{Decode, Encode};
 
 pub use self::audit::{
     AttributedHeader, Claims, RefusedHeader, RefusedReason, RefusedWhat, RulePlace, SubjectHeader, WriteKind,
 };
+pub use self::removal::{VoidHeader, WithdrawnHeader, WithheldHeader};
 use crate::id::{ActorId, Chain, ChangeHash, CollectionName, DocumentId, Heads, Lsn, NodeId, first};
 
 /// The version of every record and row written today.
@@ -167,55 +169,6 @@ pub struct GapHeader {
     pub last: u64,
 }
 
-/// The header of a `void` record: automerge cannot apply a change that is logged. Views are made without it and without
-/// what stands on it; everything else keeps it.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub struct VoidHeader {
-    /// Which document.
-    pub document: [u8; 16],
-    /// How far back the change's record lies.
-    pub change: u64,
-    /// The version of automerge that could not apply it.
-    pub automerge: String,
-    /// What it said. At most [`VoidHeader::WHY_BYTES_MAX`] bytes are written.
-    pub why: String,
-    /// Our clock, ms since 1970.
-    pub received_ms: u64,
-}
-
-impl VoidHeader {
-    /// The longest version that is written, in bytes.
-    pub const AUTOMERGE_BYTES_MAX: usize = 64;
-    /// The longest reason that is written, in bytes.
-    pub const WHY_BYTES_MAX: usize = 256;
-}
-
-/// The header of a `withdrawn` record: two nodes had each logged another change under one author's number, and these
-/// are the ones that go, with all that stood on them. Their records stay in the log; nothing else of them does.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub struct WithdrawnHeader {
-    /// Which document.
-    pub document: [u8; 16],
-    /// The change that takes the place of the first of them.
-    pub winner: [u8; 32],
-    /// The author of both.
-    pub actor: NameRef,
-    /// The number both have.
-    pub seq: u64,
-    /// The peer that brought the winner; 0 when nobody did.
-    pub via: NameRef,
-    /// Our clock, ms since 1970.
-    pub received_ms: u64,
-    /// How far back the withdrawn changes' records lie, in the order of the log. At most
-    /// [`WithdrawnHeader::CHANGES_MAX`]; more go into further records of the same group.
-    pub changes: Vec<u64>,
-}
-
-impl WithdrawnHeader {
-    /// Changes that one record may withdraw.
-    pub const CHANGES_MAX: usize = 1 << 16;
-}
-
 /// One record, decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -236,6 +189,8 @@ pub enum Record {
     Void(VoidHeader),
     /// Changes of a document that gave way to another of the same author and number.
     Withdrawn(WithdrawnHeader),
+    /// A document may not be read here any more, or may be again.
+    Withheld(WithheldHeader),
     /// Somebody sent what he may not write.
     Refused(RefusedHeader),
     /// What is claimed of somebody who writes.
@@ -244,7 +199,7 @@ pub enum Record {
     Attributed(AttributedHeader),
 }
 
-/// Kind bytes. 12 to 15 are kept for `base` and `acl-touch`.
+/// Kind bytes. 13 to 15 are kept for `base` and `acl-touch`.
 mod kind {
     pub(super) const CHANGE: u8 = 1;
     pub(super) const LIFECYCLE: u8 = 2;
@@ -257,6 +212,7 @@ mod kind {
     pub(super) const REFUSED: u8 = 9;
     pub(super) const SUBJECT: u8 = 10;
     pub(super) const ATTRIBUTED: u8 = 11;
+    pub(super) const WITHHELD: u8 = 12;
 }
 
 impl Record {
@@ -268,6 +224,7 @@ impl Record {
             Self::Lifecycle(header, _) => Some(DocumentId(header.document)),
             Self::Void(header) => Some(DocumentId(header.document)),
             Self::Withdrawn(header) => Some(DocumentId(header.document)),
+            Self::Withheld(header) => Some(DocumentId(header.document)),
             Self::Name(_) | Self::Footer(_) | Self::Gap(_) | Self::Checkpoint => None,
             Self::Refused(_) | Self::Subject(_) | Self::Attributed(_) => None,
         }
@@ -287,6 +244,7 @@ impl Record {
             Self::Checkpoint => (kind::CHECKPOINT, Vec::new(), &[]),
             Self::Void(header) => (kind::VOID, encode(header), &[]),
             Self::Withdrawn(header) => (kind::WITHDRAWN, encode(header), &[]),
+            Self::Withheld(header) => (kind::WITHHELD, encode(header), &[]),
             Self::Refused(header) => (kind::REFUSED, encode(header), &[]),
             Self::Subject(header) => (kind::SUBJECT, encode(header), &[]),
             Self::Attributed(header) => (kind::ATTRIBUTED, encode(header), &[]),
@@ -371,6 +329,7 @@ impl<'a> RawRecord<'a> {
             kind::CHECKPOINT => return Err(RecordError::Length),
             kind::VOID => Record::Void(decode(self.header)?),
             kind::WITHDRAWN => Record::Withdrawn(decode(self.header)?),
+            kind::WITHHELD => Record::Withheld(decode(self.header)?),
             kind::REFUSED => Record::Refused(decode(self.header)?),
             kind::SUBJECT => Record::Subject(decode(self.header)?),
             kind::ATTRIBUTED => Record::Attributed(decode(self.header)?),

@@ -43,6 +43,8 @@ pub enum IndexRow {
         /// The version of automerge.
         automerge: String,
     },
+    /// The document may not be read here any more, or may be again.
+    Withheld(bool),
 }
 
 /// One of a document's heads.
@@ -93,6 +95,15 @@ pub struct VoidsRow {
     pub first: u64,
 }
 
+/// The last `withheld` record of a document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct WithheldRow {
+    /// Its place.
+    pub lsn: u64,
+    /// What it says.
+    pub withheld: bool,
+}
+
 /// A row of `docs`, keyed by document: where the document stands.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct DocumentRow {
@@ -128,6 +139,8 @@ pub struct DocumentRow {
     pub withdrawals: u32,
     /// Changes that cannot be applied, if there are any.
     pub voids: Option<VoidsRow>,
+    /// Whether it may be read here, if that was ever said.
+    pub withheld: Option<WithheldRow>,
 }
 
 /// A row of `state` under a peer's node id: how far we have followed its log.
@@ -194,6 +207,25 @@ pub struct QuarantineRow {
     pub peer: [u8; 32],
     /// What is wrong with it.
     pub why: String,
+}
+
+/// A row of `held` under `t`, a document and a change: what was made here and a node would not have.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct RejectedRow {
+    /// Of which document.
+    pub document: [u8; 16],
+    /// The change; that the document is deleted, when absent.
+    pub change: Option<[u8; 32]>,
+    /// The change's record; 0 without one.
+    pub lsn: u64,
+    /// The records of what it stood on and that was taken back with it.
+    pub beneath: Vec<u64>,
+    /// Which node.
+    pub by: [u8; 32],
+    /// Why, as that node said.
+    pub why: String,
+    /// When, our clock, ms since 1970.
+    pub at_ms: u64,
 }
 
 /// A row of `held` under `r` and a change's hash: the bytes of a change that was refused. It is shown to nobody but the

@@ -81,6 +81,8 @@ pub enum AdmittedBy {
     Invite,
     /// It comes from this machine, and the policy says that is enough. It is not on the list.
     Loopback,
+    /// Its user is to prove himself. It is not on the list.
+    User,
 }
 
 /// The verdict on a key that may stay.
@@ -115,8 +117,8 @@ pub struct AllowList {
 struct State {
     roles: BTreeMap<NodeId, Role>,
     invites: Vec<OutstandingInvite>,
-    /// Clients are refused.
-    only_nodes: bool,
+    /// Any key may be a client's.
+    users: bool,
 }
 
 impl AllowList {
@@ -206,8 +208,7 @@ impl AllowList {
     /// # Errors
     /// [`NetError::InviteRefused`] when an unknown key shows an invite that is of no use, even where it would be
     /// admitted without, so that nobody gets less than it was promised and does not hear of it.
-    /// [`NetError::NotAllowed`] for any other unknown key, and for clients where [only nodes](Self::take_only_nodes) are
-    /// taken.
+    /// [`NetError::NotAllowed`] for any other unknown key, unless [users](Self::let_users_in) come with any.
     pub fn judge(
         &self,
         node: NodeId,
@@ -215,25 +216,21 @@ impl AllowList {
         invite: Option<&Invite>,
         now: SystemTime,
     ) -> Result<Admission, NetError> {
-        let admission = self.judge_any(node, remote, invite, now)?;
-        if !self.takes(admission.role) {
-            tracing::warn!(node = %node.short(), "a client is refused: where rules say who may do what, clients use the HTTP port");
-            return Err(NetError::NotAllowed { node });
-        }
+        let admission = match self.judge_key(node, remote, invite, now) {
+            Err(NetError::NotAllowed { .. }) if self.state().users => {
+                Admission { role: Role::Client, by: AdmittedBy::User }
+            }
+            judged => judged?,
+        };
         Ok(admission)
     }
 
-    /// Takes no clients any more, only nodes: a key says which node somebody is, and rules are about users.
-    pub fn take_only_nodes(&self) {
-        self.state().only_nodes = true;
+    /// Lets any key in as a client's from now on: who may come is asked of users, who prove themselves.
+    pub fn let_users_in(&self) {
+        self.state().users = true;
     }
 
-    /// Whether a peer of that role is taken at all.
-    pub(super) fn takes(&self, role: Role) -> bool {
-        role == Role::Node || !self.state().only_nodes
-    }
-
-    fn judge_any(
+    fn judge_key(
         &self,
         node: NodeId,
         remote: SocketAddr,

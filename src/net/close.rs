@@ -35,13 +35,19 @@ pub enum CloseCode {
     Internal,
     /// A change that cannot be taken: it does not pass the gate, or cannot be applied.
     ChangeRefused,
+    /// A token is needed, and there is none, or it is not accepted or has expired.
+    TokenRefused,
+    /// The token, or whoever it names, was revoked.
+    TokenRevoked,
+    /// What the peer may read has changed while some of it was on its way.
+    AccessChanged,
     /// A number that this version does not know, from a newer peer.
     Unknown(u64),
 }
 
 impl CloseCode {
     /// Every code that this version knows, by number.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 16] = [
         Self::Shutdown,
         Self::NotAllowed,
         Self::InviteRefused,
@@ -55,6 +61,9 @@ impl CloseCode {
         Self::OwnKey,
         Self::Internal,
         Self::ChangeRefused,
+        Self::TokenRefused,
+        Self::TokenRevoked,
+        Self::AccessChanged,
     ];
 
     /// The table: number, name, text.
@@ -73,6 +82,9 @@ impl CloseCode {
             Self::OwnKey => (10, "own-key", "both ends show the same key"),
             Self::Internal => (11, "internal", "the node met a fault of its own"),
             Self::ChangeRefused => (12, "change-refused", "a change cannot be taken"),
+            Self::TokenRefused => (13, "token-refused", "the token is missing, not accepted, or has expired"),
+            Self::TokenRevoked => (14, "token-revoked", "the token or its user was revoked"),
+            Self::AccessChanged => (15, "access-changed", "what the peer may read has changed"),
             Self::Unknown(number) => (number, "unknown", "the code belongs to a newer version"),
         }
     }
@@ -115,13 +127,16 @@ impl CloseCode {
             | Self::TooSlow
             | Self::BadFrame
             | Self::Internal
+            | Self::AccessChanged
             | Self::Unknown(_) => true,
             Self::InviteRefused
             | Self::ProtocolVersion
             | Self::Replaced
             | Self::WrongIdentity
             | Self::OwnKey
-            | Self::ChangeRefused => false,
+            | Self::ChangeRefused
+            | Self::TokenRefused
+            | Self::TokenRevoked => false,
         }
     }
 }

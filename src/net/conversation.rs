@@ -5,26 +5,32 @@
 //! over one frame at a time and goes on only when the session took it, so a peer that sends too much is stopped by
 //! the transport's own flow control.
 
-use std::collections::HashMap;
+mod admissions;
+
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
+use self::admissions::{Admission, admit_in_order};
 use super::close::CloseCode;
+use super::door::{Doorkeeper, Leave, Visitor, next_change};
 use super::error::NetError;
 use super::frames::{FrameReader, FrameWriter};
 use super::link::Link;
-use crate::engine::{Clash, Database, Source};
+use crate::engine::{Clash, Database};
 use crate::error::Error;
-use crate::id::{LogCursor, NodeId};
+use crate::id::LogCursor;
 use crate::limits::queues;
-use crate::sync::wire::Role;
+use crate::sync::wire::{Role, Token};
 use crate::sync::{
-    Admitted, Channel, IncomingRow, Opened, Output, Session, SessionConfig, SessionError, SessionEvent, Side,
+    Admitted, Channel, IncomingRow, Opened, Output, Proven, Session, SessionConfig, SessionError, SessionEvent, Side,
 };
 
+/// What may wait for the writer's task before no frame is taken.
+const JOBS_MAX: usize = 16;
 /// What the session is asked to do at a stretch before other events get their turn.
 const OUTPUTS_PER_TURN: usize = 64;
 /// How long a peer may take to say who it is.
@@ -46,6 +52,10 @@ enum Event {
     OpenedOurs(Channel, FrameReader),
     /// The writer answered.
     Admitted(u64, Result<Admitted, Error>),
+    /// What the peer said of what we may do there is logged.
+    Taken,
+    /// The writer could not do what the peer said of what we may do there.
+    NotTaken(Error),
     /// The link is over.
     Failed(NetError),
 }
@@ -56,9 +66,15 @@ enum ToWrite {
     Reset,
 }
 
-/// Rows on their way to the writer: the session's ticket, the rows, the cursor behind them, and whose change stays when
-/// two have one author and number.
-type Admission = (u64, Vec<IncomingRow>, Option<LogCursor>, Clash);
+/// What a conversation is given beside the session.
+pub(super) struct Manners {
+    /// Who says what a peer may do whose key does not say it.
+    pub(super) door: Option<Arc<dyn Doorkeeper>>,
+    /// What we show the peer, if we dialled it.
+    pub(super) token: watch::Receiver<Option<Token>>,
+    /// Hears what the session has to say.
+    pub(super) on_event: Arc<dyn Fn(&SessionEvent) + Send + Sync>,
+}
 
 /// A link and everything its session needs.
 pub(super) struct Conversation {
@@ -72,12 +88,21 @@ pub(super) struct Conversation {
     /// Frames that the session does not take yet.
     parked: Vec<(Channel, Vec<u8>, oneshot::Sender<()>)>,
     admissions: mpsc::Sender<Admission>,
+    /// What it has no room for yet. No frame is taken while there are many.
+    jobs: VecDeque<Admission>,
     /// What the peer may be here, and what we may be there.
     roles: (Role, Role),
     /// Every task of this link; dropped, they end.
     tasks: JoinSet<()>,
     peer_said_hello: bool,
-    on_event: Arc<dyn Fn(&SessionEvent) + Send + Sync>,
+    /// Its user has to prove himself.
+    is_guarded: bool,
+    manners: Manners,
+    visitor: Option<Visitor>,
+    /// What the session is to be told of him.
+    proven: Option<Proven>,
+    /// Why the peer was not let in.
+    turned_away: Option<String>,
 }
 
 /// The first frame and the stream it came on, when they were read before the peer was admitted.
@@ -88,17 +113,13 @@ pub(super) struct Opening {
 }
 
 impl Conversation {
-    /// Prepares the conversation; `on_event` hears what the session has to say.
-    pub(super) fn new(
-        database: Database,
-        link: Link,
-        config: SessionConfig,
-        on_event: Arc<dyn Fn(&SessionEvent) + Send + Sync>,
-    ) -> Self {
+    /// Prepares the conversation.
+    pub(super) fn new(database: Database, link: Link, config: SessionConfig, manners: Manners) -> Self {
         let (events, incoming) = mpsc::channel(queues::LINK_EVENTS);
         let (admissions, queue) = mpsc::channel(queues::LINK_ADMISSIONS);
         let mut tasks = JoinSet::new();
         let is_trusted = config.role == Role::Node;
+        let is_guarded = config.guarded;
         tasks.spawn(admit_in_order(database.clone(), config.peer, is_trusted, queue, events.clone()));
         let (writers, parked) = (HashMap::new(), Vec::new());
         // Nothing is admitted before the peer has said what we are there.
@@ -113,10 +134,15 @@ impl Conversation {
             writers,
             parked,
             admissions,
+            jobs: VecDeque::new(),
             roles,
             tasks,
             peer_said_hello: false,
-            on_event,
+            is_guarded,
+            manners,
+            visitor: None,
+            proven: None,
+            turned_away: None,
         }
     }
 
@@ -134,6 +160,10 @@ impl Conversation {
                 let reason = self.link.close_reason();
                 self.link.close(error.close_code(), &error.to_string());
                 reason.filter(|_| !self.peer_said_hello).unwrap_or(error)
+            }
+            Ended::NotLetIn(code, why) => {
+                self.link.close(code, &why);
+                NetError::Session { node: self.link.node(), code, why }
             }
             Ended::Session(error) => {
                 let code = close_code(&error);
@@ -157,6 +187,9 @@ impl Conversation {
                 Ok(more) => more,
                 Err(error) => return Ended::Session(error),
             };
+            if let Some(why) = self.turned_away.take() {
+                return Ended::NotLetIn(CloseCode::TokenRefused, why);
+            }
             if more {
                 // Let the readers, writers and the runtime's other tasks have their turn.
                 tokio::task::yield_now().await;
@@ -165,6 +198,20 @@ impl Conversation {
             let event = tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return Ended::Stopped,
+                // Before what the peer sends, however much that is.
+                leave = next_change(&mut self.visitor) => {
+                    let ended = match leave {
+                        Some(leave) => Err(not_let_in(leave)),
+                        None => self.session.handle_access_changed(self.database.reader()).map_err(Ended::Session),
+                    };
+                    match ended {
+                        Ok(()) => continue,
+                        Err(ended) => return ended,
+                    }
+                }
+                () = tokio::time::sleep_until(hello_by), if self.waits_for_peer() => {
+                    return Ended::Link(NetError::TimedOut { addr: self.link.address() });
+                }
                 event = self.incoming.recv() => event,
                 changed = tail.changed() => {
                     if changed.is_err() {
@@ -173,8 +220,12 @@ impl Conversation {
                     self.session.handle_tail();
                     continue;
                 }
-                () = tokio::time::sleep_until(hello_by), if !self.peer_said_hello => {
-                    return Ended::Link(NetError::TimedOut { addr: self.link.address() });
+                Ok(()) = self.manners.token.changed(), if self.link.is_dialled() => {
+                    let token = self.manners.token.borrow_and_update().clone();
+                    if let Some(Err(error)) = token.map(|token| self.session.show_token(token)) {
+                        return Ended::Session(error);
+                    }
+                    continue;
                 }
                 () = tokio::time::sleep_until(timeout.unwrap_or(hello_by)), if timeout.is_some() => continue,
                 () = std::future::ready(()), if more => continue,
@@ -191,6 +242,11 @@ impl Conversation {
                 }
             }
         }
+    }
+
+    /// Whether the peer has yet to say who it is, or who its user is.
+    fn waits_for_peer(&self) -> bool {
+        !self.peer_said_hello || self.is_guarded && self.visitor.is_none()
     }
 
     /// The dialler opens the control stream, the other side waits for it.
@@ -228,13 +284,17 @@ impl Conversation {
                 return Ok(self.parked.len() < before);
             };
             self.carry_out(output);
+            if let Some(proven) = self.proven.take() {
+                self.session.handle_proven(proven, self.database.reader())?;
+            }
         }
         Ok(true)
     }
 
     fn offer_parked(&mut self) -> Result<(), SessionError> {
+        self.submit();
         let mut at = 0;
-        while at < self.parked.len() {
+        while at < self.parked.len() && self.jobs.len() < JOBS_MAX {
             if !self.session.accepts(self.parked[at].0) {
                 at += 1;
                 continue;
@@ -268,24 +328,63 @@ impl Conversation {
             }
             Output::Admit { ticket, rows, cursor } => self.admit(ticket, rows, cursor),
             Output::StoreCursor { ticket, cursor } => self.admit(ticket, Vec::new(), Some(cursor)),
+            Output::Prove { token } => self.prove(token),
+            Output::TakeBack(rows) => self.queue(Admission::TakeBack(rows)),
+            Output::Withhold { documents, withheld } => self.queue(Admission::Withhold(documents, withheld)),
             Output::Event(event) => {
                 self.peer_said_hello |= matches!(event, SessionEvent::PeerHello { .. });
-                if let SessionEvent::OurPosition(_, role) = event {
+                // Only a node says what we are to it.
+                if let SessionEvent::OurPosition(_, role) = event
+                    && self.roles.0 == Role::Node
+                {
                     self.roles.1 = role;
                 }
-                (self.on_event)(&event);
+                (self.manners.on_event)(&event);
             }
         }
     }
 
     fn admit(&mut self, ticket: u64, rows: Vec<IncomingRow>, cursor: Option<LogCursor>) {
-        if let Err(error) = self.admissions.try_send((ticket, rows, cursor, clash_between(self.roles))) {
-            let (mpsc::error::TrySendError::Full(job) | mpsc::error::TrySendError::Closed(job)) = error;
-            // The session keeps few admissions under way; when it has more than the queue, one task waits with it.
-            let admissions = self.admissions.clone();
-            self.tasks.spawn(async move {
-                let _ = admissions.send(job).await;
-            });
+        let judge = self.visitor.as_ref().and_then(|visitor| visitor.judge.clone());
+        self.queue(Admission::Rows { ticket, rows, cursor, clash: clash_between(self.roles), judge });
+    }
+
+    /// Finds out who the peer's user is.
+    fn prove(&mut self, token: Option<Token>) {
+        let Some(door) = &self.manners.door else { return };
+        let admitted = door.admit(token.as_ref().map(|token| token.0.as_str()));
+        let is_same = |visitor: &Visitor| {
+            self.visitor.as_ref().is_none_or(|before| before.proven.principal == visitor.proven.principal)
+        };
+        match admitted {
+            Ok(visitor) if is_same(&visitor) => {
+                self.proven = Some(visitor.proven.clone());
+                self.visitor = Some(visitor);
+            }
+            Ok(_) => self.turned_away = Some("the token is somebody else's; open another link with it".to_owned()),
+            Err(why) => self.turned_away = Some(why),
+        }
+    }
+
+    fn queue(&mut self, job: Admission) {
+        // Only what concerns our own rights comes from a node, and only a client heeds it.
+        if let Admission::TakeBack(_) | Admission::Withhold(..) = job
+            && self.roles.1 != Role::Client
+        {
+            return;
+        }
+        self.jobs.push_back(job);
+        self.submit();
+    }
+
+    /// Gives the writer's task what it has room for, in order.
+    fn submit(&mut self) {
+        while let Some(job) = self.jobs.pop_front() {
+            if let Err(error) = self.admissions.try_send(job) {
+                let (mpsc::error::TrySendError::Full(job) | mpsc::error::TrySendError::Closed(job)) = error;
+                self.jobs.push_front(job);
+                return;
+            }
         }
     }
 
@@ -315,6 +414,8 @@ impl Conversation {
             Event::Admitted(ticket, Err(error)) => {
                 self.session.handle_refused(ticket, &error.to_string()).map_err(Ended::Session)?;
             }
+            Event::Taken => {}
+            Event::NotTaken(error) => return Err(Ended::Session(SessionError::Refused(error.to_string()))),
             Event::Failed(error) => return Err(Ended::Link(error)),
         }
         Ok(())
@@ -416,6 +517,15 @@ enum Ended {
     Stopped,
     Link(NetError),
     Session(SessionError),
+    NotLetIn(CloseCode, String),
+}
+
+fn not_let_in(leave: Leave) -> Ended {
+    let code = match leave {
+        Leave::Expired => CloseCode::TokenRefused,
+        Leave::Revoked => CloseCode::TokenRevoked,
+    };
+    Ended::NotLetIn(code, code.text().to_owned())
 }
 
 async fn open(link: &Link, channel: Channel, events: &mpsc::Sender<Event>) -> Result<FrameWriter, NetError> {
@@ -425,22 +535,6 @@ async fn open(link: &Link, channel: Channel, events: &mpsc::Sender<Event>) -> Re
     let (writer, reader) = link.open_bi().await?;
     let _ = events.send(Event::OpenedOurs(channel, reader)).await;
     Ok(writer)
-}
-
-/// Hands the session's rows to the writer, one admission after the other, and tells what became of them.
-async fn admit_in_order(
-    database: Database,
-    peer: NodeId,
-    is_trusted: bool,
-    mut queue: mpsc::Receiver<Admission>,
-    events: mpsc::Sender<Event>,
-) {
-    while let Some((ticket, rows, cursor, clash)) = queue.recv().await {
-        let admitted = database.offer(Source { node: peer, is_trusted, clash, judge: None }, rows, cursor).await;
-        if events.send(Event::Admitted(ticket, admitted)).await.is_err() {
-            return;
-        }
-    }
 }
 
 /// Whose change stays when two have one author and number, between a peer and us.
@@ -461,6 +555,7 @@ fn now() -> Instant {
 fn close_code(error: &SessionError) -> CloseCode {
     match error {
         SessionError::WrongNode { .. } => CloseCode::WrongIdentity,
+        SessionError::AccessChanged => CloseCode::AccessChanged,
         SessionError::History(_) | SessionError::Refused(_) => CloseCode::Internal,
         SessionError::MalformedChange { .. } | SessionError::Unappliable(_) => CloseCode::ChangeRefused,
         _ => CloseCode::BadFrame,

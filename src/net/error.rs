@@ -50,6 +50,14 @@ pub enum NetError {
         /// Why, and what to do.
         fault: KeyFault,
     },
+    /// A token that is to be shown to other nodes is longer than a token may be.
+    #[error("a token of {bytes} bytes is longer than the {max} that a link carries")]
+    TokenTooLong {
+        /// Its length.
+        bytes: usize,
+        /// The limit.
+        max: usize,
+    },
     /// A text is not a ticket.
     #[error(
         "{text:?} is not a ticket: {fault}; expected tidelog:<node id>@<host>:<port>, perhaps with #<invite> after it"
@@ -299,6 +307,7 @@ impl NetError {
             | Self::NoKey { .. }
             | Self::NoRawKeys { .. }
             | Self::OtherProtocol { .. }
+            | Self::TokenTooLong { .. }
             | Self::ClosedHere => false,
         }
     }

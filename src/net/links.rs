@@ -14,14 +14,15 @@ use tracing::Instrument as _;
 use super::allow::{Admission, AdmittedBy, AllowList, Role};
 use super::backoff::Backoff;
 use super::close::CloseCode;
-use super::conversation::{Conversation, Opening};
+use super::conversation::{Conversation, Manners, Opening};
+use super::door::Doorkeeper;
 use super::endpoint::{Endpoint, Handshake};
 use super::error::NetError;
 use super::link::Link;
 use super::ticket::{Invite, Ticket};
 use crate::engine::Database;
 use crate::id::NodeId;
-use crate::sync::wire::{self, Frame};
+use crate::sync::wire::{self, Frame, Token};
 use crate::sync::{SessionConfig, SessionEvent};
 
 /// How long a stranger with an invite may take to show it.
@@ -34,6 +35,8 @@ const CLOSE_TIME: Duration = Duration::from_millis(500);
 pub struct LinkOptions {
     /// Every document travels in Automerge sync messages only.
     pub strict: bool,
+    /// What says to the nodes that are dialled who our user is.
+    pub token: Option<Token>,
 }
 
 /// How one peer is doing.
@@ -74,7 +77,10 @@ struct Shared {
     endpoint: Endpoint,
     allow: Arc<AllowList>,
     options: LinkOptions,
+    /// Who says what clients may do; `None` where their keys say enough.
+    door: Option<Arc<dyn Doorkeeper>>,
     stop: watch::Sender<bool>,
+    token: watch::Sender<Option<Token>>,
     /// Raised whenever a link comes or goes, or a peer's state changes.
     changes: watch::Sender<u64>,
     ids: AtomicU64,
@@ -111,11 +117,24 @@ impl Links {
     /// Begins to accept links on `endpoint`, for `database`. Runs on the tokio runtime it is called in.
     #[must_use]
     pub fn start(database: Database, endpoint: Endpoint, allow: Arc<AllowList>, options: LinkOptions) -> Self {
+        Self::start_guarded(database, endpoint, allow, options, None)
+    }
+
+    /// [`Self::start`], where `door` says what clients may do.
+    pub(crate) fn start_guarded(
+        database: Database,
+        endpoint: Endpoint,
+        allow: Arc<AllowList>,
+        options: LinkOptions,
+        door: Option<Arc<dyn Doorkeeper>>,
+    ) -> Self {
         let shared = Arc::new(Shared {
             database,
             endpoint,
             allow,
+            token: watch::Sender::new(options.token.clone()),
             options,
+            door,
             stop: watch::Sender::new(false),
             changes: watch::Sender::new(0),
             ids: AtomicU64::new(0),
@@ -140,6 +159,18 @@ impl Links {
             peer.dialled = Some(Dialled { address: ticket.address(), stop });
         }
         self.spawn(self.clone().keep_dialled(ticket, stopped));
+    }
+
+    /// Shows the nodes that are dialled another token from now on, on links that stand as well.
+    ///
+    /// # Errors
+    /// [`NetError::TokenTooLong`] when it is longer than a token may be.
+    pub fn set_token(&self, token: Token) -> Result<(), NetError> {
+        if token.0.len() > wire::TOKEN_BYTES_MAX {
+            return Err(NetError::TokenTooLong { bytes: token.0.len(), max: wire::TOKEN_BYTES_MAX });
+        }
+        self.shared.token.send_replace(Some(token));
+        Ok(())
     }
 
     /// Stops dialling a peer and closes its link. Take it off the allow-list first, or it comes back.
@@ -270,7 +301,7 @@ impl Links {
 
     async fn keep_dialled(self, ticket: Ticket, mut stopped: watch::Receiver<bool>) {
         let mut backoff = Backoff::new();
-        let mut changes = self.changes();
+        let (mut changes, mut token) = (self.changes(), self.shared.token.subscribe());
         loop {
             // The peer may have dialled us: one link is enough.
             let linked = changes.wait_for(|_| !self.is_linked(ticket.node()));
@@ -283,10 +314,7 @@ impl Links {
                 match self.shared.endpoint.connect(&ticket).await {
                     Ok(link) => {
                         let role = self.shared.allow.role(link.node()).unwrap_or(Role::Node);
-                        match self.shared.allow.takes(role) {
-                            true => self.converse(link, role, ticket.invite().cloned(), None).await,
-                            false => Some(NetError::NotAllowed { node: link.node() }),
-                        }
+                        self.converse(link, role, ticket.invite().cloned(), None).await
                     }
                     Err(error) => {
                         self.note_error(ticket.node(), &error);
@@ -311,6 +339,8 @@ impl Links {
             tracing::debug!(peer = %ticket.node().short(), ?pause, "dialling again after a pause");
             tokio::select! {
                 _ = stopped.wait_for(|stop| *stop) => return,
+                // What was refused may be let in with another token.
+                Ok(()) = token.changed() => {}
                 () = tokio::time::sleep(pause) => {}
             }
         }
@@ -333,6 +363,7 @@ impl Links {
                 None
             }
         };
+        let mut token = self.shared.token.subscribe();
         let config = SessionConfig {
             node: self.shared.database.node(),
             peer: node,
@@ -342,6 +373,8 @@ impl Links {
             },
             strict: self.shared.options.strict,
             invite: invite.map(|invite| *invite.as_bytes()),
+            token: link.is_dialled().then(|| token.borrow_and_update().clone()).flatten(),
+            guarded: role == Role::Client && self.shared.door.is_some(),
             cursor,
             agent: concat!("tidelog/", env!("CARGO_PKG_VERSION")).to_owned(),
             limits: self.shared.database.limits().clone(),
@@ -350,7 +383,8 @@ impl Links {
         let on_event = Arc::new(move |event: &SessionEvent| listener.note(node, id, event));
         let mut stop = self.shared.stop.subscribe();
         tracing::info!(peer = %node.short(), address = %link.address(), dialled = link.is_dialled(), "link open");
-        let conversation = Conversation::new(self.shared.database.clone(), link, config, on_event);
+        let manners = Manners { door: self.shared.door.clone(), token, on_event };
+        let conversation = Conversation::new(self.shared.database.clone(), link, config, manners);
         let span = tracing::info_span!("node", id = %self.shared.database.node().short());
         let span = tracing::info_span!(parent: &span, "conn", peer = %node.short(), transport = "quic");
         let why = conversation.run(opening, &mut stop).instrument(span).await;

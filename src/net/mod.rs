@@ -25,6 +25,7 @@ mod allow;
 mod backoff;
 mod close;
 mod conversation;
+mod door;
 mod endpoint;
 mod error;
 mod frames;
@@ -42,6 +43,8 @@ mod hostile;
 pub use allow::{Admission, AdmittedBy, AllowList, OutstandingInvite, Role, UnknownKeys};
 pub use backoff::Backoff;
 pub use close::CloseCode;
+#[cfg(feature = "node")]
+pub(crate) use door::{Doorkeeper, Leave, Visitor, Watch};
 pub use endpoint::{Endpoint, Handshake};
 pub use error::{KeyFault, NetError};
 pub use frames::{FrameReader, FrameWriter};

@@ -10,7 +10,9 @@ use super::command::{CommandError, Context, Exit};
 use super::keys;
 use crate::access::{Access, AccessOptions, Admittance};
 use crate::auth::{Authority, AuthorityOptions, Issuer};
+use crate::net::Links;
 use crate::rules::Rules;
+use crate::sync::wire::{TOKEN_BYTES_MAX, Token};
 
 /// Who may do what on a node. By default anybody may do everything.
 #[derive(Debug, Clone, Default)]
@@ -75,6 +77,7 @@ impl AccessConfig {
         {
             keeping.spawn(keys::keep_fetching(authority));
         }
+        keeping.spawn(access.follow(context.database.changed_documents()));
         if let Some(path) = self.rules.clone() {
             keeping.spawn(watch(path, access.clone()));
         }
@@ -109,6 +112,43 @@ async fn watch(path: PathBuf, access: Access) {
     }
 }
 
+/// Reads the token that says to other nodes who our user is.
+pub(super) fn read_token(path: &Path) -> Result<Token, CommandError> {
+    let text = read_text(path, TOKEN_BYTES_MAX as u64 + 2)?;
+    let token = text.trim();
+    if token.is_empty() || token.len() > TOKEN_BYTES_MAX || token.bytes().any(|byte| !byte.is_ascii_graphic()) {
+        let why = format!("{} does not hold a token: one line, at most {TOKEN_BYTES_MAX} bytes", path.display());
+        return Err(CommandError::new("E0119", Exit::Usage, why).fix("`tidelog token new --user NAME -q` makes one"));
+    }
+    Ok(Token(token.to_owned()))
+}
+
+/// Shows the token again whenever its file changes. One that cannot be read replaces nothing.
+pub(super) async fn follow_token(path: PathBuf, links: Links) {
+    let mut seen = stamp(&path);
+    let mut looks = tokio::time::interval(LOOK_EVERY);
+    loop {
+        looks.tick().await;
+        let (file, before) = (path.clone(), seen);
+        let look = move || {
+            let now = stamp(&file);
+            (now, (now != before && now.is_some()).then(|| read_token(&file)))
+        };
+        let Ok((now, found)) = tokio::task::spawn_blocking(look).await else { return };
+        seen = now;
+        match found {
+            None => {}
+            Some(Ok(token)) => match links.set_token(token) {
+                Ok(()) => tracing::info!(file = %path.display(), "another token is shown"),
+                Err(error) => tracing::error!(%error, "the token is not shown"),
+            },
+            Some(Err(error)) => {
+                tracing::error!(file = %path.display(), %error, "a token that cannot be read replaces nothing");
+            }
+        }
+    }
+}
+
 /// What changes when a file does.
 fn stamp(path: &Path) -> Option<(SystemTime, u64)> {
     let metadata = std::fs::metadata(path).ok()?;
@@ -116,12 +156,17 @@ fn stamp(path: &Path) -> Option<(SystemTime, u64)> {
 }
 
 fn read(path: &Path) -> Result<Rules, CommandError> {
-    use std::io::Read as _;
-    let failed = |error| CommandError::file("read", path, &error);
-    let mut text = String::new();
-    std::fs::File::open(path).map_err(failed)?.take(READ_MAX).read_to_string(&mut text).map_err(failed)?;
+    let text = read_text(path, READ_MAX)?;
     Rules::parse(&path.display().to_string(), &text).map_err(|error| {
         CommandError::new("E0210", Exit::Usage, error.to_string())
             .fix("mend the rules; `tidelog rules check` says the same")
     })
+}
+
+fn read_text(path: &Path, max: u64) -> Result<String, CommandError> {
+    use std::io::Read as _;
+    let failed = |error| CommandError::file("read", path, &error);
+    let mut text = String::new();
+    std::fs::File::open(path).map_err(failed)?.take(max).read_to_string(&mut text).map_err(failed)?;
+    Ok(text)
 }

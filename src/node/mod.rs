@@ -8,6 +8,7 @@
 mod access;
 pub mod admin;
 pub mod command;
+mod door;
 pub mod keys;
 mod nodefs;
 pub mod peers;

@@ -8,14 +8,15 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::access::AccessConfig;
+use super::access::{AccessConfig, follow_token, read_token};
 use super::admin::AdminServer;
 use super::command::{CommandError, Context, Exit, LinkControl};
+use super::door::Door;
 use super::peers::{PeerBook, replace};
 use super::place::{OpenPlace, Place};
 use crate::engine::Database;
 use crate::id::{LogCursor, NodeId};
-use crate::net::{CloseCode, Endpoint, LinkOptions, Links, NetError, Role, Ticket, UnknownKeys};
+use crate::net::{CloseCode, Doorkeeper, Endpoint, LinkOptions, Links, NetError, Role, Ticket, UnknownKeys};
 use crate::quota::Quotas;
 use crate::web::{AllowedOrigins, WebOptions, WebServer};
 
@@ -43,6 +44,8 @@ pub struct NodeConfig {
     pub proxies: Vec<IpAddr>,
     /// Nodes to allow and to dial.
     pub peers: Vec<Ticket>,
+    /// The file with the token that says to those nodes who our user is; it is read again when it changes.
+    pub token_file: Option<PathBuf>,
     /// Takes unknown keys that come from this machine for nodes.
     pub trust_loopback_nodes: bool,
     /// Exchanges every document in Automerge's own messages instead of streaming the log.
@@ -67,6 +70,7 @@ impl NodeConfig {
             quotas: None,
             proxies: Vec::new(),
             peers: Vec::new(),
+            token_file: None,
             trust_loopback_nodes: false,
             strict: false,
             open: OpenPlace { create: true, ..OpenPlace::default() },
@@ -110,6 +114,7 @@ impl Node {
             )
             .fix("give --auth and --rules FILE, or listen on 127.0.0.1, or say --insecure-open"));
         }
+        let token = config.token_file.as_deref().map(read_token).transpose()?;
         // Before anything is made: with rules that cannot be read nobody may come in.
         let (rules, issuers) = (config.access.read_rules()?, config.access.read_issuers()?);
         let quotas = config.quotas.as_deref().map(Quotas::read_file).transpose()?.unwrap_or_default();
@@ -130,7 +135,7 @@ impl Node {
         let unknown = UnknownKeys::of_listener(address, config.trust_loopback_nodes);
         let peers = PeerBook::load(&path, unknown)?;
         if config.access.restricts() {
-            peers.allow_list().take_only_nodes();
+            peers.allow_list().let_users_in();
         }
         for ticket in config.peers {
             if ticket.node() == endpoint.node() {
@@ -140,6 +145,8 @@ impl Node {
         }
         let context = Context { listening: Some(address), ..Context::direct(database.clone(), peers) };
         let access = config.access.open(&context, rules, issuers).await?;
+        // Before anybody is let in: nothing that a decision rests on changes unseen.
+        let mut keeping = config.access.keep(&access, &context);
         let mut web = None;
         if let Some(listen) = config.http {
             let (origins, structural) = (config.origins, config.structural);
@@ -147,15 +154,18 @@ impl Node {
             let options = WebOptions { listen, origins, structural, access, quotas, proxies };
             web = Some(WebServer::start(database.clone(), options).await?);
         }
-        let access = config.access.keep(&access, &context);
         // Queries of before are answered at once, and not after whatever came meanwhile was read.
         database.keep_views()?;
         let ticket = super::command::ticket_of(endpoint.node(), address)?;
-        let options = LinkOptions { strict: config.strict };
+        let door = config.access.restricts().then(|| Arc::new(Door::new(access.clone())) as Arc<dyn Doorkeeper>);
+        let options = LinkOptions { strict: config.strict, token };
         let allow = Arc::new(context.peers.allow_list().clone());
-        let links = Links::start(context.database.clone(), endpoint.clone(), allow, options);
+        let links = Links::start_guarded(context.database.clone(), endpoint.clone(), allow, options, door);
         for ticket in context.peers.entries().into_iter().filter_map(|peer| peer.ticket) {
             links.dial(ticket);
+        }
+        if let Some(path) = config.token_file {
+            keeping.spawn(follow_token(path, links.clone()));
         }
         // Set once, here.
         let _ = context.links.set(Arc::new(links.clone()));
@@ -163,7 +173,7 @@ impl Node {
         let admin = AdminServer::start(&path, context.clone())?;
         let http = web.as_ref().map(WebServer::address);
         tracing::info!(node = %endpoint.node().short(), %address, ?http, strict = config.strict, "listening");
-        Ok(Self { path, context, endpoint, admin, web, links, saving, access, ticket })
+        Ok(Self { path, context, endpoint, admin, web, links, saving, access: keeping, ticket })
     }
 
     /// Its database, for who runs the node in a process of his own.

@@ -7,12 +7,16 @@
 //! sees both begin and drops the other by itself.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use super::exchange::{Exchange, GenerateError};
 use super::gate::ChunkKind;
+use super::guard::Proven;
 use super::intake::{Intake, Mark};
-use super::session::{Channel, IncomingBody, IncomingRow, Opened, Outbox, Output, SessionError, Side, parse_change};
+use super::permits::Permits;
+use super::session::{
+    Channel, Denied, IncomingBody, IncomingRow, Opened, Outbox, Output, SessionError, Side, parse_change,
+};
 use super::wire::{DocSync, Frame};
 use super::{ExchangeError, GateError};
 use crate::history::{HistoryError, Origin, Reader};
@@ -32,6 +36,9 @@ pub(super) struct Exchanges {
     dropped: BTreeSet<Opened>,
     opened: u64,
     assembling_bytes: usize,
+    /// Who writes, where the peer brings what somebody wrote.
+    principal: String,
+    permits: Option<Arc<dyn Permits>>,
 }
 
 struct Running {
@@ -83,7 +90,37 @@ impl Exchanges {
             dropped: BTreeSet::new(),
             opened: 0,
             assembling_bytes: 0,
+            principal: String::new(),
+            permits: None,
         }
+    }
+
+    /// Takes who the peer's user is.
+    pub(super) fn prove(&mut self, proven: &Proven) {
+        (self.principal, self.permits) = (proven.principal.clone(), proven.permits.clone());
+    }
+
+    /// Ends the exchanges of documents that the peer may not read.
+    pub(super) fn drop_unreadable(&mut self, reader: &Reader, out: &mut Outbox) -> Result<(), SessionError> {
+        let mut unreadable = Vec::new();
+        for (opened, running) in &self.running {
+            if !may_exchange(self.permits.as_deref(), running.document, reader)? {
+                unreadable.push(*opened);
+            }
+        }
+        unreadable.into_iter().for_each(|opened| self.drop_running(opened, out));
+        Ok(())
+    }
+
+    /// Ends an exchange that is under way, whatever was said in it.
+    fn drop_running(&mut self, opened: Opened, out: &mut Outbox) {
+        let Some(running) = self.running.remove(&opened) else { return };
+        self.assembling_bytes -= running.incoming.len();
+        if opened.by == Side::Peer && !running.finished_there {
+            self.dropped.insert(opened);
+        }
+        out.put(Output::Reset(Channel::Document(opened)));
+        self.ended.push(Ended { document: running.document, converged: false, their_heads: None });
     }
 
     /// What is under way, for a simulation that finds it stuck.
@@ -142,7 +179,14 @@ impl Exchanges {
         intake: &mut Intake,
         out: &mut Outbox,
     ) -> Result<(), SessionError> {
-        if !self.running.contains_key(&opened) && !self.begin_theirs(opened, part.document, out)? {
+        let permits = self.permits.as_deref();
+        if let Some(running) = self.running.get(&opened)
+            && !may_exchange(permits, running.document, reader)?
+        {
+            self.drop_running(opened, out);
+            return Ok(());
+        }
+        if !self.running.contains_key(&opened) && !self.begin_theirs(opened, part.document, reader, out)? {
             return Ok(());
         }
         let Some(running) = self.running.get_mut(&opened) else { return Ok(()) };
@@ -171,7 +215,8 @@ impl Exchanges {
         }
         self.assembling_bytes -= running.incoming.len();
         let message = std::mem::take(&mut running.incoming);
-        running.receive(opened, &message, self.peer, &self.limits, reader, intake)
+        let from = (self.peer, &*self.principal);
+        running.receive(opened, &message, from, &self.limits, reader, intake)
     }
 
     /// Takes note that the peer says nothing more on the channel.
@@ -190,9 +235,12 @@ impl Exchanges {
         &mut self,
         opened: Opened,
         arrived: Vec<super::Arrival>,
+        denied: &[Denied],
         reader: &Reader,
     ) -> Result<(), SessionError> {
         if let Some(running) = self.running.get_mut(&opened) {
+            let of_this = denied.iter().filter(|denied| denied.document == running.document);
+            of_this.filter_map(|denied| denied.change.clone()).for_each(|change| running.exchange.deny(change));
             let graph = reader.graph(running.document)?;
             let graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
             running.exchange.settle(&graph, arrived);
@@ -215,15 +263,26 @@ impl Exchanges {
             return Ok(true);
         }
         let limits = &self.limits;
-        let mut over = None;
+        let (mut over, mut unreadable) = (None, None);
         for (&opened, running) in &mut self.running {
             if running.finished_here && running.finished_there && !running.exchange.is_unsettled() {
                 over = Some(opened);
                 break;
             }
-            if out.is_free(Channel::Document(opened)) && running.step(opened, limits, reader, out)? {
+            if !out.is_free(Channel::Document(opened)) {
+                continue;
+            }
+            if !may_exchange(self.permits.as_deref(), running.document, reader)? {
+                unreadable = Some(opened);
+                break;
+            }
+            if running.step(opened, limits, reader, out)? {
                 return Ok(true);
             }
+        }
+        if let Some(opened) = unreadable {
+            self.drop_running(opened, out);
+            return Ok(true);
         }
         let Some(opened) = over else { return Ok(false) };
         if let Some(running) = self.running.remove(&opened) {
@@ -233,9 +292,20 @@ impl Exchanges {
     }
 
     /// Decides about a stream that the peer opened; `false` when it is dropped.
-    fn begin_theirs(&mut self, opened: Opened, document: DocumentId, out: &mut Outbox) -> Result<bool, SessionError> {
+    fn begin_theirs(
+        &mut self,
+        opened: Opened,
+        document: DocumentId,
+        reader: &Reader,
+        out: &mut Outbox,
+    ) -> Result<bool, SessionError> {
         // What comes late on a stream that is over or dropped belongs to nobody.
         if opened.by == Side::Us || self.dropped.contains(&opened) {
+            return Ok(false);
+        }
+        if !may_exchange(self.permits.as_deref(), document, reader)? {
+            self.dropped.insert(opened);
+            out.put(Output::Reset(Channel::Document(opened)));
             return Ok(false);
         }
         // The peer ends one only once it has our last word, so all that lack it are under way there too. Of the others the
@@ -269,6 +339,12 @@ impl Exchanges {
     }
 }
 
+/// Whether a document may be exchanged with one who may not read everything. One that is not here has nothing to be read.
+fn may_exchange(permits: Option<&dyn Permits>, document: DocumentId, reader: &Reader) -> Result<bool, HistoryError> {
+    let Some(permits) = permits else { return Ok(true) };
+    Ok(permits.may_read(document) || reader.row(document)?.is_none())
+}
+
 impl Running {
     fn new(document: DocumentId) -> Self {
         Self {
@@ -291,14 +367,14 @@ impl Running {
         &mut self,
         opened: Opened,
         message: &[u8],
-        peer: NodeId,
+        (node, principal): (NodeId, &str),
         limits: &Limits,
         reader: &Reader,
         intake: &mut Intake,
     ) -> Result<(), SessionError> {
         let document = self.document;
-        let origin =
-            Origin { node: peer, principal: String::new(), admission: Admission::Structural, rules_version: 0 };
+        let principal = principal.to_owned();
+        let origin = Origin { node, principal, admission: Admission::Structural, rules_version: 0 };
         let mut push = |body| intake.push(IncomingRow { document, body, origin: origin.clone() });
         self.incoming_lifecycle.drain(..).for_each(|bytes| push(IncomingBody::Lifecycle(bytes)));
         let graph = reader.graph(document)?;

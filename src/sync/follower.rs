@@ -10,15 +10,18 @@
 //!                         -> Exchanging -> gone        (an exchange may also end before the answer says so: Exchanged)
 //! ```
 
+mod access;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::PoisonError;
 
+use self::access::{Offered, Rights};
 use super::exchanges::{Ended, Exchanges};
 use super::intake::{Intake, Mark};
 use super::session::{IncomingBody, IncomingRow, Opened, Outbox, Output, SessionError, SessionEvent, parse_change};
 use super::wire::{
-    self, Ack, ChangeBatch, DocumentBatch, Frame, Inventory, Judgement, Outcome, Position, ROW_IN_PARTS, Row, RowKind,
-    StreamBegin, Want, Wanted,
+    self, Ack, ChangeBatch, DocumentBatch, Frame, Inventory, Judgement, Outcome, Position, ROW_IN_PARTS, Role, Row,
+    RowKind, StreamBegin, Want, Wanted,
 };
 use crate::history::{HistoryError, Origin, Reader};
 use crate::id::{DocumentId, Heads, LogCursor, LogId, Lsn, NodeId};
@@ -51,6 +54,10 @@ pub(super) struct Follower {
     parts: Vec<u8>,
     streams: BTreeMap<Opened, Incoming>,
     caught_up: bool,
+    /// What the peer may do here.
+    rights: Rights,
+    /// What we may read there.
+    offered: Offered,
 }
 
 struct Wanting {
@@ -88,7 +95,7 @@ const HEADS_MAX: usize = 1024;
 const WANT_BYTES: usize = 512 << 10;
 
 impl Follower {
-    pub(super) fn new(peer: NodeId, cursor: Option<LogCursor>, limits: &Limits) -> Self {
+    pub(super) fn new(peer: NodeId, role: Role, cursor: Option<LogCursor>, limits: &Limits) -> Self {
         Self {
             peer,
             limits: limits.clone(),
@@ -108,6 +115,8 @@ impl Follower {
             parts: Vec::new(),
             streams: BTreeMap::new(),
             caught_up: false,
+            rights: Rights::of(role),
+            offered: Offered::default(),
         }
     }
 
@@ -206,6 +215,7 @@ impl Follower {
             (Outcome::More, Some(_)) => {
                 if let Some(wanting) = self.wanted.get_mut(&document) {
                     wanting.state = Wish::Streaming;
+                    wanting.required = batch.heads;
                     if std::mem::take(&mut wanting.stream_logged) {
                         self.ask_again(document);
                     }
@@ -230,6 +240,9 @@ impl Follower {
     pub(super) fn handle_stream(&mut self, opened: Opened, begin: StreamBegin) -> Result<(), SessionError> {
         if self.streams.contains_key(&opened) {
             return Err(unexpected("StreamBegin", "the stream began already"));
+        }
+        if self.offered.ignores(begin.document, opened) {
+            return Ok(());
         }
         if !self.wanted.contains_key(&begin.document) {
             return Err(unexpected("StreamBegin", "the document was not asked for"));
@@ -257,6 +270,9 @@ impl Follower {
         bytes: &[u8],
         intake: &mut Intake,
     ) -> Result<(), SessionError> {
+        if self.offered.is_ignored(opened) {
+            return Ok(());
+        }
         let Some(incoming) = self.streams.get_mut(&opened) else {
             return Err(unexpected("StreamPart", "the stream did not begin or is over"));
         };
@@ -276,8 +292,14 @@ impl Follower {
     }
 
     pub(super) fn handle_stream_closed(&mut self, opened: Opened) -> Result<(), SessionError> {
+        self.offered.forget_stream(opened);
         match self.streams.remove(&opened) {
             None => Ok(()),
+            // The document may not be read any more; the answer to the next want says so.
+            Some(incoming) if self.offered.is_limited() => {
+                self.ask_again(incoming.document);
+                Ok(())
+            }
             Some(_) => Err(unexpected("StreamPart", "the stream ended before the chunk")),
         }
     }
@@ -323,6 +345,8 @@ impl Follower {
                 wanting.required = heads.clone();
                 return Ok(());
             }
+            // What was denied does not come, however often it is asked for.
+            _ if self.rights.has_denied(document) => true,
             // An exchange that ended already may have been about older heads than the answer's.
             (Outcome::Exchange | Outcome::Complete | Outcome::More, _) => has_all(document, heads, reader)?,
         };
@@ -331,6 +355,8 @@ impl Follower {
 
     pub(super) fn handle_logged_stream(&mut self, document: DocumentId) {
         match self.wanted.get_mut(&document) {
+            // What was denied does not come, however often it is asked for.
+            Some(_) if self.rights.has_denied(document) => _ = self.wanted.remove(&document),
             Some(wanting) if wanting.state == Wish::Streaming => self.ask_again(document),
             Some(wanting) => wanting.stream_logged = true,
             None => {}
@@ -343,7 +369,8 @@ impl Follower {
         match wanting.state {
             Wish::Exchanging => {
                 let said = ended.their_heads.is_some();
-                let whole = said && has_all(ended.document, &wanting.required, reader)?;
+                let whole = self.rights.has_denied(ended.document)
+                    || said && has_all(ended.document, &wanting.required, reader)?;
                 self.conclude(ended.document, whole)
             }
             Wish::Asked | Wish::Exchanged => {
@@ -367,6 +394,7 @@ impl Follower {
         out: &mut Outbox,
         exchanges: &Exchanges,
     ) -> Result<bool, SessionError> {
+        self.offered.show_received(reader, intake)?;
         if let Some(cursor) = self.held
             && self.may_move_cursor()
             && intake.is_empty()
@@ -383,12 +411,12 @@ impl Follower {
         if self.wanted.len() < self.limits.inventory_rows
             && let Some(page) = self.pages.pop_front()
         {
-            self.compare(page, reader, out, exchanges)?;
+            self.compare(page, reader, intake, out, exchanges)?;
             return Ok(true);
         }
         if !self.asks.is_empty() {
             let documents = self.asks.drain(..self.asks.len().min(256)).collect::<Vec<_>>();
-            let documents = documents.into_iter().map(|id| wish(id, reader)).collect::<Result<_, _>>()?;
+            let documents = documents.into_iter().map(|id| self.wish(id, reader)).collect::<Result<_, _>>()?;
             send_wants(0, documents, out)?;
             return Ok(true);
         }
@@ -406,10 +434,12 @@ impl Follower {
         &mut self,
         page: Inventory,
         reader: &Reader,
+        intake: &mut Intake,
         out: &mut Outbox,
         exchanges: &Exchanges,
     ) -> Result<(), SessionError> {
         let mut wishes = Vec::new();
+        self.offered.compare(&page, self.peer, reader, intake)?;
         for row in page.rows {
             if let Some(wanting) = self.wanted.get_mut(&row.document) {
                 wanting.again = true;
@@ -424,8 +454,7 @@ impl Follower {
             // What is being exchanged may have been said before it became what the page lists: ask afterwards.
             self.wanted.insert(row.document, Wanting { again: live, ..Wanting::new(wish) });
             if !live {
-                let heads = state.map_or_else(Heads::default, |state| shortened(state.heads));
-                wishes.push(Wanted { document: row.document, heads });
+                wishes.push(self.wish(row.document, reader)?);
             }
         }
         if mutant!(WantForgotten) {
@@ -473,7 +502,11 @@ impl Follower {
             RowKind::Change => IncomingBody::Change(Box::new(parse_change(document, bytes, &self.limits)?)),
             RowKind::Lifecycle => IncomingBody::Lifecycle(bytes),
         };
-        let origin = origin_from_wire(&origins[row.origin as usize]);
+        if self.rights.turns_away(document, &body) {
+            return Ok(());
+        }
+        let origin = self.rights.origin(origin_from_wire(&origins[row.origin as usize]));
+        self.offered.note_received(document);
         intake.push(IncomingRow { document, body, origin });
         Ok(())
     }
@@ -488,7 +521,21 @@ impl Follower {
 
     /// The peer itself, when nobody said where something entered.
     fn origin_here(&self) -> Origin {
-        Origin { node: self.peer, principal: String::new(), admission: Admission::Structural, rules_version: 0 }
+        let origin =
+            Origin { node: self.peer, principal: String::new(), admission: Admission::Structural, rules_version: 0 };
+        self.rights.origin(origin)
+    }
+
+    /// Names a document with the heads we have, as far as the peer may know them.
+    fn wish(&self, document: DocumentId, reader: &Reader) -> Result<Wanted, HistoryError> {
+        if self.rights.may_read(document) {
+            let heads = reader.document(document)?.map_or_else(Heads::default, |state| shortened(state.heads));
+            return Ok(Wanted { document, heads });
+        }
+        // Nothing but what the peer has named itself.
+        let named = self.wanted.get(&document).map(|wanting| wanting.required.clone()).unwrap_or_default();
+        let has_them = !named.as_slice().is_empty() && has_all(document, &named, reader)?;
+        Ok(Wanted { document, heads: if has_them { shortened(named) } else { Heads::default() } })
     }
 }
 
@@ -496,12 +543,6 @@ impl Wanting {
     fn new(state: Wish) -> Self {
         Self { state, rows_wait: false, again: false, stream_logged: false, required: Heads::default(), attempts: 0 }
     }
-}
-
-/// Names a document with the heads we have.
-fn wish(document: DocumentId, reader: &Reader) -> Result<Wanted, HistoryError> {
-    let heads = reader.document(document)?.map_or_else(Heads::default, |state| shortened(state.heads));
-    Ok(Wanted { document, heads })
 }
 
 fn shortened(heads: Heads) -> Heads {

@@ -23,6 +23,8 @@ pub(super) enum Mark {
     Exchange { channel: Opened, arrived: Vec<Arrival> },
     /// A sync message of an automerge-repo client is taken; the changes it brought.
     Message { document: DocumentId, arrived: Vec<Arrival> },
+    /// Documents are shown no more, or again.
+    Withhold { documents: Vec<DocumentId>, withheld: bool },
     /// A cursor was stored alone.
     Cursor(LogCursor),
 }
@@ -58,6 +60,9 @@ impl Intake {
 
     pub(super) fn mark(&mut self, mark: Mark) {
         self.bytes += ROW_BYTES;
+        if let Mark::Withhold { documents, .. } = &mark {
+            self.bytes += documents.len() * size_of::<DocumentId>();
+        }
         self.marks.push(mark);
     }
 

@@ -10,7 +10,9 @@ mod exchange;
 mod exchanges;
 mod follower;
 pub mod gate;
+mod guard;
 mod intake;
+mod permits;
 pub mod repo;
 mod session;
 mod source;
@@ -19,6 +21,8 @@ pub mod wire;
 pub use composed::{Chunks, Composed, State};
 pub use exchange::{Arrival, Exchange, ExchangeError, GenerateError, Received};
 pub use gate::GateError;
+pub use guard::Proven;
+pub use permits::Permits;
 pub use session::{
     Admitted, Channel, Denied, IncomingBody, IncomingRow, Opened, Output, Session, SessionConfig, SessionError,
     SessionEvent, Side,

@@ -24,10 +24,12 @@ use std::time::{Duration, Instant};
 use super::ExchangeError;
 use super::exchanges::Exchanges;
 use super::follower::Follower;
+use super::guard::{Guard, Proven};
 use super::intake::{Intake, Mark};
 use super::source::Source;
 use super::wire::{
-    self, CAPABILITY_SNAPSHOTS, CAPABILITY_STRICT, Frame, Hello, HelloAck, Judgement, Position, Role, WireError,
+    self, CAPABILITY_SNAPSHOTS, CAPABILITY_STRICT, CAPABILITY_TOKEN, Frame, Hello, HelloAck, Judgement, Listing,
+    Position, Role, WireError,
 };
 use crate::document::Change;
 use crate::history::{HistoryError, Location, Origin, Reader};
@@ -101,6 +103,9 @@ pub enum SessionError {
     /// A change the peer sent cannot be applied to its document.
     #[error("{0}")]
     Unappliable(String),
+    /// The peer may not read any more what is on its way to it. The link begins anew.
+    #[error("what the peer may read has changed while some of it was on its way")]
+    AccessChanged,
     /// Our own store does not answer.
     #[error(transparent)]
     History(#[from] HistoryError),
@@ -110,7 +115,7 @@ impl SessionError {
     /// Whether the peer is to blame.
     #[must_use]
     pub fn is_the_peers(&self) -> bool {
-        !matches!(self, Self::History(_))
+        !matches!(self, Self::History(_) | Self::AccessChanged)
     }
 }
 
@@ -127,6 +132,11 @@ pub struct SessionConfig {
     pub strict: bool,
     /// A secret that makes the peer take us.
     pub invite: Option<[u8; 16]>,
+    /// What says to the peer who our user is.
+    pub token: Option<wire::Token>,
+    /// The peer's key does not say who its user is: it is asked for with [`Output::Prove`], and until that is answered the
+    /// peer hears nothing and brings nothing.
+    pub guarded: bool,
     /// How far we have followed the peer's log.
     pub cursor: Option<LogCursor>,
     /// Our software and version, at most 64 bytes.
@@ -200,6 +210,21 @@ pub enum Output {
         ticket: u64,
         /// How far the peer's log is followed.
         cursor: LogCursor,
+    },
+    /// Find out who the peer's user is, and answer with [`Session::handle_proven`], or close the link. It comes again
+    /// whenever the peer shows another token.
+    Prove {
+        /// What the peer shows, if it shows anything.
+        token: Option<wire::Token>,
+    },
+    /// Take back what the peer will not have of us, and everything that stands on it.
+    TakeBack(Vec<wire::DeniedRow>),
+    /// Show documents no more, or again: the peer says what of its documents we may read.
+    Withhold {
+        /// Which.
+        documents: Vec<DocumentId>,
+        /// Whether they may not be read any more.
+        withheld: bool,
     },
     /// Something the node may want to know.
     Event(SessionEvent),
@@ -300,6 +325,7 @@ pub struct Session {
     source: Source,
     follower: Follower,
     exchanges: Exchanges,
+    guard: Guard,
     out: Outbox,
     strict: bool,
     /// When we last did something, or heard of a document.
@@ -317,6 +343,8 @@ struct Opening {
     peer: Option<Hello>,
     judged: bool,
     acknowledged: bool,
+    /// What the peer says about our cursor, until its half begins.
+    ours: Option<Judgement>,
 }
 
 /// What waits to be done by the driver. Only the answer to one input or one step is ever in it.
@@ -347,6 +375,11 @@ impl Outbox {
         self.outputs.push_back(output);
     }
 
+    /// Whether anything on the control channel was not given to the transport yet.
+    pub(super) fn has_control(&self) -> bool {
+        !self.control.is_empty() || self.sending.contains(&Channel::Control)
+    }
+
     /// Whether nothing is under way on the channel.
     pub(super) fn is_free(&self, channel: Channel) -> bool {
         !self.sending.contains(&channel)
@@ -361,8 +394,9 @@ impl Session {
             opening: Opening::default(),
             intake: Intake::new(),
             source: Source::new(config.peer, &config.limits),
-            follower: Follower::new(config.peer, config.cursor, &config.limits),
+            follower: Follower::new(config.peer, config.role, config.cursor, &config.limits),
             exchanges: Exchanges::new(config.node, config.peer, &config.limits),
+            guard: Guard::default(),
             out: Outbox::default(),
             strict: config.strict,
             moved: None,
@@ -516,8 +550,7 @@ impl Session {
     /// Does one thing that is due; `false` when nothing is.
     fn step(&mut self, now: Instant, reader: &Reader) -> Result<bool, SessionError> {
         if !self.opening.hello_sent {
-            self.opening.hello_sent = true;
-            self.out.control(&Frame::Hello(self.hello(reader)))?;
+            self.say_hello(reader)?;
             return Ok(true);
         }
         if !self.opening.judged {
@@ -529,6 +562,9 @@ impl Session {
         }
         let may_move = self.follower.may_move_cursor();
         if let Some(output) = self.intake.next_admission(may_move) {
+            if let Output::Admit { rows, .. } = &output {
+                rows.iter().for_each(|row| self.source.note_brought(row.document));
+            }
             self.out.put(output);
             return Ok(true);
         }
@@ -555,12 +591,13 @@ impl Session {
     fn hello(&self, reader: &Reader) -> Hello {
         let tail = reader.tail();
         let strict = if self.config.strict { CAPABILITY_STRICT } else { 0 };
+        let token = if self.config.token.is_some() { CAPABILITY_TOKEN } else { 0 };
         let agent = truncated(&self.config.agent, wire::AGENT_BYTES_MAX).to_owned();
         Hello {
             node: self.config.node,
             log_id: tail.log_id,
             tail: Position { lsn: tail.lsn, chain: tail.chain },
-            capabilities: CAPABILITY_SNAPSHOTS | strict,
+            capabilities: CAPABILITY_SNAPSHOTS | strict | token,
             agent,
             invite: self.config.invite,
             cursor: self.config.cursor,
@@ -573,11 +610,23 @@ impl Session {
             frame if self.opening.peer.is_none() => return Err(unexpected(&frame, "no hello came before")),
             Frame::HelloAck(ack) if !self.opening.acknowledged => {
                 self.opening.acknowledged = true;
+                self.opening.ours = Some(ack.judgement);
                 self.out.put(Output::Event(SessionEvent::OurPosition(ack.judgement, ack.role)));
-                self.source.begin(ack.judgement, reader);
-                return self.follower.begin(ack.judgement);
+                self.follower.begin(ack.judgement)?;
+                self.begin_source(reader);
+                return Ok(());
+            }
+            Frame::Auth(auth) => return self.handle_auth(auth),
+            Frame::Access(_) | Frame::Denied(_) if self.config.role != Role::Node => {
+                return Err(unexpected(&frame, "a client says nothing of our rights"));
+            }
+            // A node says it before it acknowledges us.
+            Frame::Access(access) if self.opening.judged => {
+                self.follower.handle_access(access, &mut self.intake);
+                return Ok(());
             }
             frame if !self.opening.acknowledged => return Err(unexpected(&frame, "no acknowledged hello came before")),
+            frame if !self.opening.judged => return Err(unexpected(&frame, "it has not been said who the sender is")),
             _ => {}
         }
         match frame {
@@ -590,12 +639,25 @@ impl Session {
             Frame::Part(part) => self.follower.handle_part(&part.bytes),
             Frame::Ack(ack) => self.source.handle_ack(ack.number),
             Frame::Want(want) => self.source.handle_want(want),
+            Frame::Denied(denied) => {
+                self.out.put(Output::TakeBack(denied.rows));
+                Ok(())
+            }
             Frame::Busy(busy) => {
                 self.source.pause(now + Duration::from_millis(busy.retry_after_ms.into()));
                 Ok(())
             }
             frame => Err(unexpected(&frame, "it may not come here or not again")),
         }
+    }
+
+    fn handle_auth(&mut self, auth: wire::Auth) -> Result<(), SessionError> {
+        // Where a key says enough, a token says nothing more.
+        if self.config.guarded {
+            self.guard.count_token()?;
+            self.out.put(Output::Prove { token: Some(auth.token) });
+        }
+        Ok(())
     }
 
     fn handle_hello(&mut self, hello: Hello, reader: &Reader) -> Result<(), SessionError> {
@@ -610,11 +672,29 @@ impl Session {
             invite: hello.invite,
             strict: self.strict,
         }));
-        let judgement = judge(hello.cursor.as_ref(), reader)?;
-        self.out.put(Output::Event(SessionEvent::PeerPosition(judgement)));
         if !self.opening.hello_sent {
-            self.opening.hello_sent = true;
-            self.out.control(&Frame::Hello(self.hello(reader)))?;
+            self.say_hello(reader)?;
+        }
+        let brings_token = hello.capabilities & CAPABILITY_TOKEN != 0;
+        self.opening.peer = Some(hello);
+        match (self.config.guarded, brings_token) {
+            (false, _) => self.acknowledge(reader),
+            (true, false) => {
+                self.out.put(Output::Prove { token: None });
+                Ok(())
+            }
+            (true, true) => Ok(()),
+        }
+    }
+
+    /// Says what we make of the peer's `Hello`. From here on each side has its half.
+    fn acknowledge(&mut self, reader: &Reader) -> Result<(), SessionError> {
+        let Some(hello) = &self.opening.peer else { return Ok(()) };
+        // How far it has followed says nothing where it was not told everything.
+        let judgement = if self.guard.filters() { Judgement::Unknown } else { judge(hello.cursor.as_ref(), reader)? };
+        self.out.put(Output::Event(SessionEvent::PeerPosition(judgement)));
+        if self.guard.filters() {
+            self.out.control(&Frame::Access(wire::Access { listing: Listing::Whole, withheld: Vec::new() }))?;
         }
         self.out.control(&Frame::HelloAck(HelloAck { judgement, role: self.config.role }))?;
         self.opening.judged = true;
@@ -622,12 +702,66 @@ impl Session {
         let from = hello.cursor.filter(|_| judgement == Judgement::Known).map(|cursor| cursor.lsn);
         self.source.position(from, self.strict, snapshots, reader);
         self.follower.meet(hello.log_id, hello.tail.lsn, self.strict);
-        self.opening.peer = Some(hello);
+        self.begin_source(reader);
         Ok(())
+    }
+
+    /// Begins to serve, once each side has said what it makes of the other.
+    fn begin_source(&mut self, reader: &Reader) {
+        if self.opening.judged
+            && let Some(ours) = self.opening.ours.take()
+        {
+            self.source.begin(ours, reader);
+        }
+    }
+
+    fn say_hello(&mut self, reader: &Reader) -> Result<(), SessionError> {
+        self.opening.hello_sent = true;
+        self.out.control(&Frame::Hello(self.hello(reader)))?;
+        match self.config.token.clone() {
+            Some(token) => self.out.control(&Frame::Auth(wire::Auth { token })),
+            None => Ok(()),
+        }
+    }
+
+    /// Shows the peer another token, from now on.
+    ///
+    /// # Errors
+    /// [`SessionError::BadFrame`] when it is longer than a token may be.
+    pub fn show_token(&mut self, token: wire::Token) -> Result<(), SessionError> {
+        if self.opening.hello_sent {
+            self.out.control(&Frame::Auth(wire::Auth { token: token.clone() }))?;
+        }
+        self.config.token = Some(token);
+        Ok(())
+    }
+
+    /// Takes who the peer's user is: the answer to [`Output::Prove`].
+    ///
+    /// # Errors
+    /// As [`Self::handle_frame`].
+    pub fn handle_proven(&mut self, proven: Proven, reader: &Reader) -> Result<(), SessionError> {
+        self.follower.prove(&proven);
+        self.source.permit(proven.permits.clone());
+        self.exchanges.prove(&proven);
+        self.guard.prove(proven);
+        if self.opening.judged { self.handle_access_changed(reader) } else { self.acknowledge(reader) }
+    }
+
+    /// Takes note that the peer's user may do other things than before.
+    ///
+    /// # Errors
+    /// As [`Self::handle_frame`].
+    pub fn handle_access_changed(&mut self, reader: &Reader) -> Result<(), SessionError> {
+        self.exchanges.drop_unreadable(reader, &mut self.out)?;
+        self.report_ended_exchanges(reader)?;
+        self.follower.handle_access_changed(&self.exchanges);
+        self.source.handle_access_changed(&mut self.out)
     }
 
     /// Does what was to be done once these rows were logged.
     fn settle(&mut self, marks: Vec<Mark>, outcome: &Admitted, reader: &Reader) -> Result<(), SessionError> {
+        self.follower.tell_denied(&outcome.denied, reader, &mut self.out)?;
         for (document, _) in &outcome.missing {
             self.follower.handle_missing(*document, &self.exchanges);
         }
@@ -638,8 +772,12 @@ impl Session {
                     self.follower.handle_logged_document(document, &heads, outcome, reader)?;
                 }
                 Mark::Stream { document } => self.follower.handle_logged_stream(document),
-                Mark::Exchange { channel, arrived } => self.exchanges.settle(channel, arrived, reader)?,
+                Mark::Exchange { channel, arrived } => {
+                    self.exchanges.settle(channel, arrived, &outcome.denied, reader)?;
+                }
                 Mark::Cursor(cursor) => self.follower.handle_stored(cursor),
+                // What came before it is logged: it is about that as well.
+                Mark::Withhold { documents, withheld } => self.out.put(Output::Withhold { documents, withheld }),
                 // A node's session puts in none.
                 Mark::Message { .. } => {}
             }
@@ -688,6 +826,9 @@ pub(super) fn unexpected(frame: &Frame, why: &'static str) -> SessionError {
         Frame::Busy(_) => "Busy",
         Frame::StreamBegin(_) => "StreamBegin",
         Frame::StreamPart(_) => "StreamPart",
+        Frame::Auth(_) => "Auth",
+        Frame::Access(_) => "Access",
+        Frame::Denied(_) => "Denied",
         Frame::Skipped(_) => "unknown",
     };
     SessionError::UnexpectedFrame { frame, why }

@@ -11,19 +11,23 @@
 //! once brought. Only a peer that still knows our cursor on its log is proven to have them; for another one, only rows
 //! it brought during this session are left out.
 
+mod audience;
+mod rows;
+
 use std::collections::{HashMap, VecDeque};
-use std::hash::Hash;
 use std::sync::PoisonError;
 use std::time::Instant;
 
+use self::audience::Audience;
+use self::rows::Rows;
 use super::exchanges::Exchanges;
 use super::session::{Channel, Opened, Outbox, SessionError, Side};
 use super::wire::{
-    self, ChangeBatch, DocumentBatch, Frame, Inventory, InventoryRow, Judgement, Outcome, PART_BYTES_MAX, Part,
-    Position, ROW_IN_PARTS, Row, RowKind, StreamBegin, StreamPart, Want, Wanted,
+    ChangeBatch, DocumentBatch, Frame, Inventory, InventoryRow, Judgement, Outcome, Position, RowKind, StreamBegin,
+    StreamPart, Want, Wanted,
 };
 use crate::history::{Entry, EntryKind, HistoryError, Origin, Reader, Snapshot};
-use crate::id::{DocumentId, Heads, LogCursor, Lsn, NodeId, truncated};
+use crate::id::{DocumentId, Heads, LogCursor, Lsn, NodeId};
 use crate::limits::Limits;
 use crate::log::record::{Admission, Record, StateDigest};
 
@@ -57,6 +61,9 @@ pub(super) struct Source {
     unread: HashMap<DocumentId, usize>,
     opened: u64,
     paused_until: Option<Instant>,
+    audience: Audience,
+    /// Documents in batches that are not acknowledged, by the batch's number.
+    unacknowledged: VecDeque<(u64, Vec<DocumentId>)>,
 }
 
 enum Phase {
@@ -74,6 +81,8 @@ struct Listing {
     after: Option<DocumentId>,
     at: LogCursor,
     done: bool,
+    /// Only what the peer has not heard of.
+    only_new: bool,
 }
 
 /// A document whose changes are being sent.
@@ -94,6 +103,8 @@ struct Outgoing {
 
 /// Skipped records after which an empty batch moves the peer's cursor.
 const SKIPPED_MAX: usize = 256;
+/// Pages of documents that are read for one that is sent.
+const PAGES_IN_ONE: usize = 8;
 /// Records in one batch.
 const BATCH_RECORDS_MAX: usize = 2048;
 /// Records looked through for one strict listing.
@@ -123,6 +134,8 @@ impl Source {
             unread: HashMap::new(),
             opened: 0,
             paused_until: None,
+            audience: Audience::default(),
+            unacknowledged: VecDeque::new(),
         }
     }
 
@@ -145,6 +158,7 @@ impl Source {
                 after: None,
                 at: reader.tail(),
                 done: false,
+                only_new: false,
             }),
         };
     }
@@ -167,6 +181,8 @@ impl Source {
             return Err(SessionError::UnexpectedFrame { frame: "Ack", why: "no such batch is under way" });
         }
         self.acknowledged = number;
+        let acknowledged = self.unacknowledged.iter().take_while(|(batch, _)| *batch <= number).count();
+        self.unacknowledged.drain(..acknowledged);
         Ok(())
     }
 
@@ -251,7 +267,7 @@ impl Source {
         match &self.phase {
             Phase::Waiting => Ok(false),
             Phase::Listing(_) => self.list(reader, out),
-            Phase::Resting(after) => self.look_for_changes(*after, reader),
+            Phase::Resting(after) => self.look_for_changes(*after, reader, out),
             Phase::Streaming(after) => self.stream(*after, reader, out),
         }
     }
@@ -272,16 +288,32 @@ impl Source {
             return Ok(false);
         }
         let max = self.limits.inventory_rows;
-        let rows: Vec<_> = if listing.since.is_some() {
-            let rows = listing.changed.drain(..listing.changed.len().min(max)).collect();
-            listing.done = listing.changed.is_empty();
-            rows
-        } else {
-            let rows = reader.inventory(listing.after, max)?;
-            listing.after = rows.last().map(|(document, _)| *document);
-            listing.done = rows.len() < max;
-            rows
-        };
+        let (mut rows, mut withheld) = (Vec::new(), Vec::new());
+        // Where the peer may read little of what is here, a page is read from several.
+        for _ in 0..PAGES_IN_ONE {
+            let mut found: Vec<_> = if listing.since.is_some() {
+                let found = listing.changed.drain(..listing.changed.len().min(max - rows.len())).collect();
+                listing.done = listing.changed.is_empty();
+                found
+            } else {
+                let found = reader.inventory(listing.after, max - rows.len())?;
+                listing.after = found.last().map(|(document, _)| *document);
+                listing.done = found.len() < max - rows.len();
+                found
+            };
+            found.retain(|(document, _)| {
+                withheld
+                    .extend((!self.audience.may_read(*document)).then(|| self.audience.forget(*document)).flatten());
+                self.audience.may_hear_of(*document, listing.only_new)
+            });
+            rows.append(&mut found);
+            if listing.done || rows.len() >= max {
+                break;
+            }
+        }
+        rows.iter().for_each(|(document, _)| self.audience.note(*document));
+        let has_withheld = !withheld.is_empty();
+        audience::say_withheld(withheld, out)?;
         self.page += 1;
         let row = |(document, digest): (DocumentId, StateDigest)| InventoryRow { document, digest: digest.0 };
         out.control(&Frame::Inventory(Inventory {
@@ -291,18 +323,30 @@ impl Source {
             done: listing.done,
             at: Position { lsn: listing.at.lsn, chain: listing.at.chain },
         }))?;
+        if has_withheld {
+            self.drop_streams(out);
+        }
         Ok(true)
     }
 
     /// Begins to list what changed, when something did.
-    fn look_for_changes(&mut self, after: Lsn, reader: &Reader) -> Result<bool, SessionError> {
+    fn look_for_changes(&mut self, after: Lsn, reader: &Reader, out: &mut Outbox) -> Result<bool, SessionError> {
         if !std::mem::take(&mut self.awake) {
             return Ok(false);
         }
+        if self.list_again(after, reader, out)? {
+            return Ok(true);
+        }
         let Some((changed, at)) = reader.changed_since(after, CHANGED_RECORDS_MAX)? else { return Ok(false) };
         self.awake = true;
-        self.phase =
-            Phase::Listing(Listing { since: Some(after), changed: changed.into(), after: None, at, done: false });
+        self.phase = Phase::Listing(Listing {
+            since: Some(after),
+            changed: changed.into(),
+            after: None,
+            at,
+            done: false,
+            only_new: false,
+        });
         Ok(true)
     }
 
@@ -319,7 +363,7 @@ impl Source {
         }
         let Some(last) = entries.last() else {
             self.awake = false;
-            return Ok(false);
+            return self.list_again(after, reader, out);
         };
         let end = match last.kind {
             EntryKind::Footer { chain } => Some(Position { lsn: last.lsn, chain }),
@@ -328,10 +372,14 @@ impl Source {
         let last_lsn = last.lsn;
         self.phase = Phase::Streaming(last_lsn);
         self.skipped += entries.len();
-        let mut rows = Rows::default();
+        let (mut rows, mut withheld) = (Rows::default(), Vec::new());
         for entry in entries {
-            self.add_entry(entry, &mut rows);
+            self.add_entry(entry, &mut rows, &mut withheld);
         }
+        if !withheld.is_empty() {
+            self.drop_streams(out);
+        }
+        audience::say_withheld(withheld, out)?;
         // Where the log ended when the link was made, the peer learns that it has caught up.
         let catches_up = after < self.tail_met && last_lsn >= self.tail_met;
         if rows.rows.is_empty() && (end.is_none() || self.skipped < SKIPPED_MAX && !catches_up) {
@@ -344,25 +392,53 @@ impl Source {
         }
         rows.send_parts(out)?;
         let (documents, origins) = (rows.documents.items, rows.origins.items);
+        if self.audience.is_limited() {
+            self.unacknowledged.push_back((self.number, documents.clone()));
+        }
         let batch =
             ChangeBatch { number: self.number, documents, origins, attestation: Vec::new(), rows: rows.rows, end };
         out.control(&Frame::ChangeBatch(batch))?;
         Ok(true)
     }
 
-    fn add_entry(&self, entry: Entry, rows: &mut Rows) {
+    /// Begins to list what the peer may read now, if that is due and everything before was sent.
+    fn list_again(&mut self, after: Lsn, reader: &Reader, out: &mut Outbox) -> Result<bool, SessionError> {
+        if !self.audience.is_listing_due() {
+            return Ok(false);
+        }
+        let at = reader.tail();
+        self.awake = true;
+        if at.lsn != after {
+            // What came meanwhile goes first.
+            return Ok(!self.strict);
+        }
+        let only_new = self.audience.begin_listing(out)?;
+        let changed = VecDeque::new();
+        self.phase = Phase::Listing(Listing { since: None, changed, after: None, at, done: false, only_new });
+        Ok(true)
+    }
+
+    fn add_entry(&mut self, entry: Entry, rows: &mut Rows, withheld: &mut Vec<DocumentId>) {
         let (kind, document, via, origin, bytes) = match entry.kind {
             EntryKind::Change { document, via, origin, bytes, .. } => (RowKind::Change, document, via, origin, bytes),
             EntryKind::Lifecycle { document, via, origin, bytes } => (RowKind::Lifecycle, document, via, origin, bytes),
             // Whoever gets the winner withdraws by the same rule; what we cannot apply, others may.
-            EntryKind::Withdrawn { .. } | EntryKind::Void { .. } | EntryKind::Footer { .. } | EntryKind::Other => {
-                return;
-            }
+            EntryKind::Withdrawn { .. }
+            | EntryKind::Void { .. }
+            | EntryKind::Withheld { .. }
+            | EntryKind::Footer { .. }
+            | EntryKind::Other => return,
         };
         let brought = if mutant!(EchoWrong) { via.is_some() } else { via == Some(self.peer) };
-        if !brought || entry.lsn <= self.echo_from {
-            rows.add(kind, document, &origin, bytes);
+        if brought && entry.lsn > self.echo_from {
+            return;
         }
+        if !self.audience.may_read(document) {
+            withheld.extend(self.audience.forget(document));
+            return;
+        }
+        self.audience.note(document);
+        rows.add(kind, document, &origin, bytes);
     }
 
     /// Decides how a want is answered.
@@ -374,12 +450,10 @@ impl Source {
         exchanges: &mut Exchanges,
     ) -> Result<(), SessionError> {
         let document = want.document;
-        let Some(state) = reader.document(document)? else {
-            let (origins, rows, heads) = (Vec::new(), Vec::new(), Heads::default());
-            let outcome = Outcome::UnknownDocument;
-            let answer = DocumentBatch { document, origins, rows, streamed: None, heads, outcome };
-            return out.control(&Frame::DocumentBatch(answer));
+        let Some(state) = reader.document(document)?.filter(|_| self.audience.may_read(document)) else {
+            return say_unknown(document, out);
         };
+        self.audience.note(document);
         let graph = reader.graph(document)?;
         let (known, remaining, heads) = {
             let graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
@@ -396,6 +470,10 @@ impl Source {
             let remaining: VecDeque<Lsn> = following.into_iter().map(|index| graph.lsn_at(index)).collect();
             (known, remaining, graph.heads())
         };
+        // Asked again now that its heads are read.
+        if !self.audience.may_read(document) {
+            return say_unknown(document, out);
+        }
         if !known || self.strict && !remaining.is_empty() {
             exchanges.request(document);
             // An exchange under way said its lifecycle records when it began; these are today's.
@@ -430,6 +508,10 @@ impl Source {
             rows.add(RowKind::Change, document, &reader.origin_of(&header)?, bytes);
             serving.remaining.pop_front();
         }
+        // Asked when everything is read: it is about that.
+        if !self.audience.may_read(document) {
+            return say_unknown(document, out);
+        }
         let outcome = if serving.remaining.is_empty() { Outcome::Complete } else { Outcome::More };
         rows.send_parts(out)?;
         out.control(&Frame::DocumentBatch(DocumentBatch {
@@ -447,6 +529,9 @@ impl Source {
     /// Opens a stream for a document's snapshot; without one its changes are sent.
     fn begin_stream(&mut self, want: Wanted, reader: &Reader, out: &mut Outbox) -> Result<(), SessionError> {
         let document = want.document;
+        if !self.audience.may_read(document) {
+            return say_unknown(document, out);
+        }
         let fits = |snapshot: &Snapshot| (1..=self.limits.document_bytes_max).contains(&snapshot.bytes.len());
         let Some(snapshot) = reader.snapshot(document)?.filter(fits) else {
             let graph = reader.graph(document)?;
@@ -493,67 +578,9 @@ impl Source {
     }
 }
 
-/// Rows being gathered for a batch.
-#[derive(Default)]
-struct Rows {
-    rows: Vec<Row>,
-    documents: Dictionary<DocumentId>,
-    origins: Dictionary<wire::Origin>,
-    /// The bytes of the one row that is too long for a batch.
-    long: Vec<u8>,
-    bytes: usize,
-}
-
-impl Rows {
-    fn add(&mut self, kind: RowKind, document: DocumentId, origin: &Origin, bytes: Vec<u8>) {
-        let document = self.documents.place_of(document);
-        let origin = self.origins.place_of(origin_to_wire(origin));
-        self.bytes += bytes.len() + wire::ROW_BYTES_BESIDE;
-        // A slice or a batch holds nothing else once it holds a long row, so there is one at most.
-        let (flags, bytes) = if bytes.len() > PART_BYTES_MAX {
-            self.long = bytes;
-            (ROW_IN_PARTS, Vec::new())
-        } else {
-            (0, bytes)
-        };
-        self.rows.push(Row { kind, flags, document, origin, bytes });
-    }
-
-    fn send_parts(&self, out: &mut Outbox) -> Result<(), SessionError> {
-        self.long.chunks(PART_BYTES_MAX).try_for_each(|bytes| out.control(&Frame::Part(Part { bytes: bytes.to_vec() })))
-    }
-}
-
-/// Items that rows name by their place.
-struct Dictionary<T> {
-    items: Vec<T>,
-    places: HashMap<T, u32>,
-}
-
-impl<T> Default for Dictionary<T> {
-    fn default() -> Self {
-        Self { items: Vec::new(), places: HashMap::new() }
-    }
-}
-
-impl<T: Clone + Eq + Hash> Dictionary<T> {
-    fn place_of(&mut self, item: T) -> u32 {
-        if let Some(place) = self.places.get(&item) {
-            return *place;
-        }
-        let place = self.items.len() as u32;
-        self.items.push(item.clone());
-        self.places.insert(item, place);
-        place
-    }
-}
-
-fn origin_to_wire(origin: &Origin) -> wire::Origin {
-    let principal = truncated(&origin.principal, wire::PRINCIPAL_BYTES_MAX).to_owned();
-    let admission = match origin.admission {
-        Admission::Local => 0,
-        Admission::Structural => 1,
-        Admission::Full => 2,
-    };
-    wire::Origin { node: origin.node, principal, admission, rules_version: origin.rules_version }
+/// There is no such document, or none that the peer may see.
+fn say_unknown(document: DocumentId, out: &mut Outbox) -> Result<(), SessionError> {
+    let (origins, rows, heads) = (Vec::new(), Vec::new(), Heads::default());
+    let outcome = Outcome::UnknownDocument;
+    out.control(&Frame::DocumentBatch(DocumentBatch { document, origins, rows, streamed: None, heads, outcome }))
 }

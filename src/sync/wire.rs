@@ -10,12 +10,14 @@
 //! A frame here is what follows the length. Decoding never panics and allocates no more than a small multiple of the
 //! frame; a type with the high bit set that is not known decodes to [`Frame::Skipped`].
 
-use bincode::de::Decoder;
-use bincode::enc::Encoder;
-use bincode::error::{DecodeError, EncodeError};
+mod access;
+mod ids;
+
+use bincode::error::EncodeError;
 use bincode::{Decode, Encode};
 
-use crate::id::{Chain, ChangeHash, DocumentId, Heads, LogCursor, LogId, Lsn, NodeId};
+pub use self::access::{Access, Auth, DENIED_MAX, Denied, DeniedRow, Listing, TOKEN_BYTES_MAX, Token, WHY_BYTES_MAX};
+use crate::id::{Chain, DocumentId, Heads, LogCursor, LogId, Lsn, NodeId};
 
 /// The longest frame, its length prefix not counted.
 pub const FRAME_BYTES_MAX: usize = 1 << 20;
@@ -94,6 +96,12 @@ pub enum Frame {
     StreamBegin(StreamBegin),
     /// A piece of a streamed document chunk.
     StreamPart(StreamPart),
+    /// Who the sender's user is.
+    Auth(Auth),
+    /// What the receiver may read.
+    Access(Access),
+    /// What the receiver may not write.
+    Denied(Denied),
     /// A frame of a later protocol that this version may ignore; its type.
     Skipped(u8),
 }
@@ -107,7 +115,7 @@ pub struct Hello {
     pub log_id: LogId,
     /// Where the sender's log ends, its last durable footer.
     pub tail: Position,
-    /// What the sender can and wants to do: [`CAPABILITY_SNAPSHOTS`], [`CAPABILITY_STRICT`].
+    /// What the sender can and wants to do: [`CAPABILITY_SNAPSHOTS`], [`CAPABILITY_STRICT`], [`CAPABILITY_TOKEN`].
     pub capabilities: u64,
     /// The sender's software and version, at most 64 bytes.
     pub agent: String,
@@ -121,6 +129,8 @@ pub struct Hello {
 pub const CAPABILITY_SNAPSHOTS: u64 = 1;
 /// The sender wants every document's content to travel in Automerge sync messages.
 pub const CAPABILITY_STRICT: u64 = 2;
+/// An [`Auth`] frame follows, and the sender is to be taken for whom it names.
+pub const CAPABILITY_TOKEN: u64 = 4;
 
 /// A footer of the sender's log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
@@ -363,6 +373,9 @@ mod kind {
     pub(super) const STREAM_BEGIN: u8 = 12;
     pub(super) const STREAM_PART: u8 = 13;
     pub(super) const MAY_SKIP: u8 = 0x80;
+    pub(super) const AUTH: u8 = 0x81;
+    pub(super) const ACCESS: u8 = 0x82;
+    pub(super) const DENIED: u8 = 0x83;
 }
 
 impl Frame {
@@ -382,6 +395,9 @@ impl Frame {
             Self::Busy(_) => kind::BUSY,
             Self::StreamBegin(_) => kind::STREAM_BEGIN,
             Self::StreamPart(_) => kind::STREAM_PART,
+            Self::Auth(_) => kind::AUTH,
+            Self::Access(_) => kind::ACCESS,
+            Self::Denied(_) => kind::DENIED,
             Self::Skipped(kind) => *kind,
         }
     }
@@ -405,6 +421,9 @@ impl Frame {
             Self::Busy(body) => write(body, &mut out),
             Self::StreamBegin(body) => write(body, &mut out),
             Self::StreamPart(body) => write(body, &mut out),
+            Self::Auth(body) => write(body, &mut out),
+            Self::Access(body) => write(body, &mut out),
+            Self::Denied(body) => write(body, &mut out),
             Self::Skipped(_) => Ok(()),
         };
         written.map_err(|error| WireError::Body { kind: self.kind(), reason: error.to_string() })?;
@@ -439,6 +458,9 @@ impl Frame {
             kind::BUSY => body.read().map(Self::Busy),
             kind::STREAM_BEGIN => body.read().map(Self::StreamBegin),
             kind::STREAM_PART => body.read().map(Self::StreamPart),
+            kind::AUTH => body.read().map(Self::Auth),
+            kind::ACCESS => body.read().map(Self::Access),
+            kind::DENIED => body.read().map(Self::Denied),
             other if other & kind::MAY_SKIP != 0 => Ok(Self::Skipped(other)),
             other => Err(WireError::Type(other)),
         }
@@ -540,54 +562,4 @@ fn check_rows(rows: &[Row], documents: usize, origins: &[Origin]) -> Result<(), 
 
 fn require(holds: bool, reason: &'static str) -> Result<(), &'static str> {
     if holds { Ok(()) } else { Err(reason) }
-}
-
-/// Writes identifiers as the bytes they are.
-macro_rules! as_bytes {
-    ($($name:ident),*) => {$(
-        impl Encode for $name {
-            fn encode<E: Encoder>(&self, encoder: &mut E) -> Result<(), EncodeError> {
-                self.0.encode(encoder)
-            }
-        }
-        impl<C> Decode<C> for $name {
-            fn decode<D: Decoder<Context = C>>(decoder: &mut D) -> Result<Self, DecodeError> {
-                Decode::decode(decoder).map(Self)
-            }
-        }
-        bincode::impl_borrow_decode!($name);
-    )*};
-}
-as_bytes!(DocumentId, NodeId, LogId, Lsn, Chain, ChangeHash);
-bincode::impl_borrow_decode!(LogCursor);
-bincode::impl_borrow_decode!(Heads);
-
-impl Encode for LogCursor {
-    fn encode<E: Encoder>(&self, encoder: &mut E) -> Result<(), EncodeError> {
-        (self.log_id, self.lsn, self.chain).encode(encoder)
-    }
-}
-
-impl<C> Decode<C> for LogCursor {
-    fn decode<D: Decoder<Context = C>>(decoder: &mut D) -> Result<Self, DecodeError> {
-        let (log_id, lsn, chain) = Decode::decode(decoder)?;
-        Ok(Self { log_id, lsn, chain })
-    }
-}
-
-impl Encode for Heads {
-    fn encode<E: Encoder>(&self, encoder: &mut E) -> Result<(), EncodeError> {
-        self.as_slice().encode(encoder)
-    }
-}
-
-impl<C> Decode<C> for Heads {
-    /// Reads heads in the one form they have: ascending and without repeats.
-    fn decode<D: Decoder<Context = C>>(decoder: &mut D) -> Result<Self, DecodeError> {
-        let hashes: Vec<ChangeHash> = Decode::decode(decoder)?;
-        if hashes.windows(2).any(|pair| pair[0] >= pair[1]) {
-            return Err(DecodeError::Other("heads are not ascending"));
-        }
-        Ok(Self::new(hashes))
-    }
 }

@@ -18,7 +18,7 @@ use crate::access::{Refusal, Subject};
 use crate::auth::carrier::{Carried, CarrierError};
 use crate::id::DocumentId;
 use crate::quota::{Account, Arrival, Busy, Kind, Place, client_of};
-use crate::sync::repo::Permits;
+use crate::sync::Permits;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 

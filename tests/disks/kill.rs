@@ -42,7 +42,7 @@ impl Client {
         let database = Database::on(MemoryStorage::new()).node(identity.node()).open().unwrap();
         let endpoint = Endpoint::bind(identity, "127.0.0.1:0".parse().unwrap(), &Limits::DEFAULT).unwrap();
         let allow = Arc::new(AllowList::new(UnknownKeys::Refuse));
-        let links = Links::start(database.clone(), endpoint, allow, LinkOptions { strict: false });
+        let links = Links::start(database.clone(), endpoint, allow, LinkOptions::default());
         Self { database, links }
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-pub(super) use self::security::{Audit, Rules};
+pub(super) use self::security::{Audit, Rejected, Rules, Token};
 
 /// A real-time database whose documents merge.
 #[derive(Debug, Parser)]
@@ -206,6 +206,11 @@ pub(super) enum Command {
         #[command(subcommand)]
         command: Token,
     },
+    /// Edits made here that another node would not have
+    Rejected {
+        #[command(subcommand)]
+        command: Rejected,
+    },
     /// Who was allowed to write what, and who was not
     Audit {
         #[command(subcommand)]
@@ -274,6 +279,9 @@ pub(super) struct Serve {
     /// A node to replicate with: its ticket (may be given several times)
     #[arg(long, value_name = "TICKET")]
     pub(super) peer: Vec<String>,
+    /// A file with a token: it says to those nodes who this one's user is, and is read again when it changes
+    #[arg(long, value_name = "FILE")]
+    pub(super) token_file: Option<PathBuf>,
     /// What an acknowledgement waits for
     #[arg(long, value_enum, default_value = "synced")]
     pub(super) durability: DurabilityLevel,
@@ -434,40 +442,6 @@ pub(super) enum Peer {
     Rm {
         /// Its node id
         peer: String,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-pub(super) enum Token {
-    /// Issue a token and print it, this once
-    New {
-        /// Whose it is
-        #[arg(long, value_name = "NAME")]
-        user: String,
-        /// In which role
-        #[arg(long)]
-        role: Option<String>,
-        /// How long it is of use, as 45s, 90m, 12h or 30d
-        #[arg(long, default_value = "30d", value_parser = super::tokens::lifetime)]
-        ttl: u64,
-        /// A further claim; the value as JSON, or a bare word (may be given several times)
-        #[arg(long, value_name = "NAME=VALUE")]
-        claim: Vec<String>,
-    },
-    /// List those that were issued
-    Ls,
-    /// Revoke a token, or all from before now of a user or in a role
-    #[command(group = clap::ArgGroup::new("what").required(true))]
-    Revoke {
-        /// The token's id
-        #[arg(group = "what")]
-        id: Option<String>,
-        /// Whose; of a foreign issuer's users ISSUER#NAME
-        #[arg(long, value_name = "NAME", group = "what")]
-        user: Option<String>,
-        /// In which role
-        #[arg(long, group = "what")]
-        role: Option<String>,
     },
 }
 

@@ -11,7 +11,7 @@ use super::arguments::{Command, From, Global, Import, Peer, Rules, SpecialImport
 use super::screen::Screen;
 use super::table::{Column, cell, printable, short, size, table, time};
 use super::verify::{changes, verify, warn_if_degraded};
-use super::{audit, edit, export, import, queries, rules, salvage, tokens};
+use super::{audit, edit, export, import, queries, rejected, rules, salvage, tokens};
 
 /// The most that is read of stdin, in bytes.
 const STDIN_BYTES_MAX: u64 = 64 << 20;
@@ -156,6 +156,7 @@ fn dispatch(session: &mut Session, command: Command, screen: &Screen) -> Result<
             Ok(())
         }
         Command::Token { command } => tokens::token(session, command, screen),
+        Command::Rejected { command } => rejected::rejected(session, command, screen),
         Command::Status => status(session, screen),
         Command::Verify { deep } => verify(session, deep, screen),
     }

@@ -7,6 +7,7 @@ mod edit;
 mod export;
 mod import;
 mod queries;
+mod rejected;
 mod rules;
 mod salvage;
 mod screen;

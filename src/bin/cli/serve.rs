@@ -31,6 +31,7 @@ pub(super) async fn serve(global: Global, serve: Serve, screen: Screen) -> Resul
         proxies: serve.proxy.clone(),
         structural: serve.admission == AdmissionLevel::Structural,
         peers: tickets?,
+        token_file: serve.token_file.clone(),
         trust_loopback_nodes: serve.trust_loopback_nodes,
         strict: serve.strict,
         open: OpenPlace {

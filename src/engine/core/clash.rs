@@ -4,10 +4,11 @@ use std::collections::{BTreeSet, HashSet};
 use std::sync::PoisonError;
 
 use super::{Arrival, Core, Verdict, Work, node_of, remove_snapshot};
-use crate::history::HistoryError;
+use crate::document::Change;
 use crate::history::fold::fold_withdrawal;
 use crate::history::withdrawal::{project_withdrawal, row_without};
-use crate::id::{ChangeHash, DocumentId, Lsn};
+use crate::history::{HistoryError, Origin};
+use crate::id::{ActorId, ChangeHash, DocumentId, Lsn, NodeId};
 use crate::log::record::{NameKind, Record, WithdrawnHeader};
 use crate::log::rows::{DocumentRow, SnapshotRef};
 
@@ -53,6 +54,22 @@ impl Outranked {
             self.0.clear();
         }
         self.0.insert(hash);
+    }
+}
+
+/// For which change others are withdrawn: the one that takes the place of the first of them, or, where none does, that
+/// one itself.
+pub(super) struct Cause<'a> {
+    change: ChangeHash,
+    actor: &'a ActorId,
+    seq: u64,
+    origin: &'a Origin,
+    via: Option<NodeId>,
+}
+
+impl<'a> Cause<'a> {
+    pub(super) fn of(change: &'a Change, origin: &'a Origin, via: Option<NodeId>) -> Self {
+        Self { change: change.hash(), actor: change.actor(), seq: change.seq(), origin, via }
     }
 }
 
@@ -108,7 +125,8 @@ impl Core {
             return Ok(Verdict::Refused(error.to_string()));
         }
         tracing::warn!(%document, winner = %change.hash(), %first, actor = %change.actor(), seq = change.seq(), withdrawn = withdrawn.len(), "two changes have one author and number; the logged one and all that stands on it are withdrawn");
-        let row = self.withdraw(work, document, arrival, row.snapshot, &withdrawn)?;
+        let cause = Cause::of(change, &arrival.origin, arrival.via);
+        let row = self.withdraw(work, document, &cause, row.snapshot, &withdrawn)?;
         self.outranked.take_back(&change.hash());
         gone.into_iter().for_each(|hash| self.outranked.note(hash));
         left.set_generation(Lsn(row.generation));
@@ -122,11 +140,11 @@ impl Core {
 
     /// Puts the records and rows into the group that take `withdrawn`, positions of changes in order, out of the
     /// document. What is left of the document's row is for the caller to keep.
-    fn withdraw(
+    pub(super) fn withdraw(
         &mut self,
         work: &mut Work,
         document: DocumentId,
-        arrival: &Arrival,
+        cause: &Cause<'_>,
         snapshot: Option<SnapshotRef>,
         withdrawn: &[Lsn],
     ) -> Result<DocumentRow, HistoryError> {
@@ -138,15 +156,15 @@ impl Core {
         if let Some(saved) = snapshot {
             remove_snapshot(&mut work.group.batch, document, &saved, self.limits.part_bytes);
         }
-        let actor = self.reference(work, NameKind::Actor, arrival.change.actor().as_bytes())?;
-        let (_, via) = self.origin_references(work, &arrival.origin, arrival.via)?;
+        let actor = self.reference(work, NameKind::Actor, cause.actor.as_bytes())?;
+        let (_, via) = self.origin_references(work, cause.origin, cause.via)?;
         for part in withdrawn.chunks(WithdrawnHeader::CHANGES_MAX) {
             let lsn = self.appender.next();
             let header = WithdrawnHeader {
                 document: document.0,
-                winner: arrival.change.hash().0,
+                winner: cause.change.0,
                 actor,
-                seq: arrival.change.seq(),
+                seq: cause.seq,
                 via,
                 received_ms: work.now_ms,
                 changes: part.iter().map(|withdrawn| lsn.0 - withdrawn.0).collect(),

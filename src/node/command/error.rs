@@ -145,7 +145,7 @@ impl CommandError {
 impl From<Error> for CommandError {
     fn from(error: Error) -> Self {
         let exit = match &error {
-            Error::NotFound(_) | Error::Deleted(_) => Exit::NotFound,
+            Error::NotFound(_) | Error::Deleted(_) | Error::Withheld(_) => Exit::NotFound,
             Error::View(ViewError::NotFound(_) | ViewError::UnknownHead(_)) => Exit::NotFound,
             Error::Query(error) if matches!(**error, QueryError::Malformed { .. } | QueryError::Index { .. }) => {
                 Exit::Usage

@@ -2,7 +2,9 @@
 
 use serde_json::Value;
 
-use super::{Cancel, CommandError, Context, Output, Request, audit, documents, peers, queries, status, tokens, watch};
+use super::{
+    Cancel, CommandError, Context, Output, Request, audit, documents, peers, queries, rejected, status, tokens, watch,
+};
 use crate::node::nodefs;
 
 /// Carries out `request` and returns its summary. It blocks, and ends early when `cancel` says so. It must be called
@@ -59,6 +61,9 @@ pub fn execute(
         Request::TokenNew { user, role, ttl_ms, claims } => tokens::new(context, user, role, ttl_ms, claims, output),
         Request::TokenList => tokens::list(context, output),
         Request::TokenRevoke { what } => tokens::revoke(context, what, output),
+        Request::RejectedList => rejected::list(database, output),
+        Request::RejectedResubmit { id, change } => rejected::resubmit(database, &id, change.as_deref(), output),
+        Request::RejectedDiscard { id, change } => rejected::discard(database, &id, change.as_deref(), output),
         Request::AuditList { filter } => audit::list(database, filter, cancel, output),
         Request::AuditShow { lsn } => audit::show(database, lsn, cancel, output),
         Request::RulesReplay { draft, current, from, collection, limit } => {

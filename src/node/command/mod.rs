@@ -14,6 +14,7 @@ pub mod import;
 mod output;
 mod peers;
 mod queries;
+mod rejected;
 mod request;
 pub mod rules;
 mod status;

@@ -212,6 +212,22 @@ pub enum Request {
         /// Which ones.
         what: TokenRevocation,
     },
+    /// The edits made here that another node would not have: a row for each, `{id, collection, change, by, why, at_ms}`.
+    RejectedList,
+    /// Makes rejected edits of a document anew: a row for each, `{id, change, left_out}`.
+    RejectedResubmit {
+        /// The document.
+        id: String,
+        /// Which one; all of the document's when absent.
+        change: Option<String>,
+    },
+    /// Takes rejected edits of a document off the list: a row for each, `{id, change}`.
+    RejectedDiscard {
+        /// The document.
+        id: String,
+        /// Which one; all of the document's when absent.
+        change: Option<String>,
+    },
     /// Writes that were accepted or refused.
     AuditList {
         /// Which.

@@ -206,6 +206,16 @@ fn row_of(db: &Database, entry: Entry) -> Result<Option<Value>, CommandError> {
                 "why": why,
             }))
         }
+        EntryKind::Withheld { document, withheld, via } => {
+            let Some(state) = db.reader().document(document)? else { return Ok(None) };
+            Some(json!({
+                "lsn": lsn,
+                "kind": if withheld { "withheld" } else { "released" },
+                "id": document.to_string(),
+                "collection": state.collection.as_str(),
+                "via": via.map(|node| node.to_string()),
+            }))
+        }
         EntryKind::Footer { .. } | EntryKind::Other => None,
     })
 }

@@ -22,12 +22,13 @@ use super::documents::{Documents, Due};
 use super::fault::RepoFault;
 use super::hub::{Notice, RepoEvent, StoreHeadsKnown};
 use super::wire::{self, Create, Ephemeral, Join, Message, Metadata, Peer, Route, StoreHeads, Sync, Text, WireError};
-use super::{Permits, RepoCommon, RepoScope, ephemeral};
+use super::{RepoCommon, RepoScope, ephemeral};
 use crate::history::Reader;
 use crate::id::{ChangeHash, DocumentId, Heads, NodeId};
 use crate::limits::Limits;
 use crate::log::record::{CreationRank, Lifecycle, LifecycleKind};
 use crate::sync::Admitted;
+use crate::sync::Permits;
 use crate::sync::intake::{Intake, Mark};
 use crate::sync::session::{IncomingRow, Output};
 

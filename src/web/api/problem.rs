@@ -116,7 +116,7 @@ impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         let status = match &error {
             Error::NotFound(_) | Error::OtherCollection { .. } => StatusCode::NOT_FOUND,
-            Error::Deleted(_) => StatusCode::GONE,
+            Error::Deleted(_) | Error::Withheld(_) => StatusCode::GONE,
             Error::Changed { .. } => StatusCode::PRECONDITION_FAILED,
             Error::Patch(error) => match **error {
                 PatchError::Malformed(_) | PatchError::NotObject => StatusCode::BAD_REQUEST,

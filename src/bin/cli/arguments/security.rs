@@ -1,4 +1,4 @@
-//! What can be said of rules, and of who was allowed what.
+//! What can be said of rules, tokens, who was allowed what, and what was rejected.
 
 use std::path::PathBuf;
 
@@ -88,5 +88,61 @@ pub(crate) enum Audit {
     Show {
         /// Its record, as `ls` prints it
         lsn: u64,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Rejected {
+    /// List them, oldest first
+    Ls,
+    /// Make them anew on the document as it is, and hand them in again
+    Resubmit {
+        /// The document's id
+        id: String,
+        /// Only this change
+        #[arg(long, value_name = "HASH")]
+        change: Option<String>,
+    },
+    /// Take them off the list
+    Discard {
+        /// The document's id
+        id: String,
+        /// Only this change
+        #[arg(long, value_name = "HASH")]
+        change: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Token {
+    /// Issue a token and print it, this once
+    New {
+        /// Whose it is
+        #[arg(long, value_name = "NAME")]
+        user: String,
+        /// In which role
+        #[arg(long)]
+        role: Option<String>,
+        /// How long it is of use, as 45s, 90m, 12h or 30d
+        #[arg(long, default_value = "30d", value_parser = crate::cli::tokens::lifetime)]
+        ttl: u64,
+        /// A further claim; the value as JSON, or a bare word (may be given several times)
+        #[arg(long, value_name = "NAME=VALUE")]
+        claim: Vec<String>,
+    },
+    /// List those that were issued
+    Ls,
+    /// Revoke a token, or all from before now of a user or in a role
+    #[command(group = clap::ArgGroup::new("what").required(true))]
+    Revoke {
+        /// The token's id
+        #[arg(group = "what")]
+        id: Option<String>,
+        /// Whose; of a foreign issuer's users ISSUER#NAME
+        #[arg(long, value_name = "NAME", group = "what")]
+        user: Option<String>,
+        /// In which role
+        #[arg(long, group = "what")]
+        role: Option<String>,
     },
 }

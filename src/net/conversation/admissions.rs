@@ -1,0 +1,59 @@
+//! What a session hands to the writer, one after the other.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use super::Event;
+use crate::engine::{Clash, Database, Judge, Source};
+use crate::id::{DocumentId, LogCursor, NodeId};
+use crate::sync::IncomingRow;
+use crate::sync::wire::DeniedRow;
+
+/// What is on its way to the writer.
+pub(super) enum Admission {
+    /// Rows.
+    Rows {
+        /// The session's.
+        ticket: u64,
+        rows: Vec<IncomingRow>,
+        /// What is stored with them.
+        cursor: Option<LogCursor>,
+        /// Whose change stays when two have one author and number.
+        clash: Clash,
+        judge: Option<Arc<dyn Judge>>,
+    },
+    /// What the peer will not have of us.
+    TakeBack(Vec<DeniedRow>),
+    /// Documents that we may not read, or may again.
+    Withhold(Vec<DocumentId>, bool),
+}
+
+/// Hands the session's rows to the writer, one admission after the other, and tells what became of them.
+pub(super) async fn admit_in_order(
+    database: Database,
+    peer: NodeId,
+    is_trusted: bool,
+    mut queue: mpsc::Receiver<Admission>,
+    events: mpsc::Sender<Event>,
+) {
+    while let Some(job) = queue.recv().await {
+        let event = match job {
+            Admission::Rows { ticket, rows, cursor, clash, judge } => {
+                let admitted = database.offer(Source { node: peer, is_trusted, clash, judge }, rows, cursor).await;
+                Event::Admitted(ticket, admitted)
+            }
+            Admission::TakeBack(rows) => match database.take_back(peer, rows).await {
+                Ok(()) => Event::Taken,
+                Err(error) => Event::NotTaken(error),
+            },
+            Admission::Withhold(documents, withheld) => match database.withhold(peer, documents, withheld).await {
+                Ok(()) => Event::Taken,
+                Err(error) => Event::NotTaken(error),
+            },
+        };
+        if events.send(event).await.is_err() {
+            return;
+        }
+    }
+}

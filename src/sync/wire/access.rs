@@ -1,0 +1,92 @@
+//! Frames about who somebody is and what he may do. A side that does not know them skips them.
+
+use std::fmt;
+
+use bincode::{Decode, Encode};
+
+use super::{Checked, require};
+use crate::id::{ChangeHash, DocumentId};
+
+/// The longest token.
+pub const TOKEN_BYTES_MAX: usize = 8 << 10;
+/// Rows that one [`Denied`] frame names, and documents in one [`Access`] frame.
+pub const DENIED_MAX: usize = 4096;
+/// The longest text that says why something is denied.
+pub const WHY_BYTES_MAX: usize = 200;
+
+/// Who the sender's user is: right after its `Hello`, and again whenever it has another token.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Auth {
+    /// What proves it.
+    pub token: Token,
+}
+
+/// A token as its bearer has it. It never shows itself.
+#[derive(Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Token(pub String);
+
+/// What the receiver may read, where that is not everything.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Access {
+    /// Which pages of the sender's documents follow.
+    pub listing: Listing,
+    /// Documents that the receiver may not read any more.
+    pub withheld: Vec<DocumentId>,
+}
+
+/// What the pages list that follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub enum Listing {
+    /// There are none.
+    Nothing,
+    /// Everything the receiver may read. What it has from the sender and is not listed, it may not read any more.
+    Whole,
+    /// What it may read beside what it has heard of.
+    More,
+}
+
+/// Rows of the receiver that the sender did not take because its rules do not allow them, nor anything that stands on
+/// them.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Denied {
+    /// Which.
+    pub rows: Vec<DeniedRow>,
+}
+
+/// One row that was denied.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct DeniedRow {
+    /// Of which document.
+    pub document: DocumentId,
+    /// Which change; a statement about the document's life when absent.
+    pub change: Option<ChangeHash>,
+    /// It is denied for what it stands on alone; it has not been looked at.
+    pub is_behind: bool,
+    /// Why, at most 200 bytes.
+    pub why: String,
+}
+
+impl Checked for Auth {
+    fn check(&self) -> Result<(), &'static str> {
+        require(self.token.0.len() <= TOKEN_BYTES_MAX, "the token is too long")
+    }
+}
+
+impl Checked for Access {
+    fn check(&self) -> Result<(), &'static str> {
+        require(self.withheld.len() <= DENIED_MAX, "too many documents are withheld at once")
+    }
+}
+
+impl Checked for Denied {
+    fn check(&self) -> Result<(), &'static str> {
+        require(self.rows.len() <= DENIED_MAX, "too many rows are denied at once")?;
+        require(self.rows.iter().all(|row| row.why.len() <= WHY_BYTES_MAX), "a reason is too long")
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Token({} bytes)", self.0.len())
+    }
+}
