@@ -86,6 +86,7 @@ fn message() -> impl Strategy<Value = Message<'static>> {
             Message::Create(Create { sender, document, collection, name })
         }),
         option::of(word()).prop_map(|sender| Message::Denials { sender }),
+        (option::of(word()), word()).prop_map(|(sender, token)| Message::Auth { sender, token }),
         (route(), document(), words(), word()).prop_map(|(route, document, changes, message)| Message::Denied(
             Denied { route, document, changes, message }
         )),
@@ -339,6 +340,7 @@ fn every_message_has_the_bytes_that_are_promised() {
             }),
         ),
         ("tidelog_denials", Message::Denials { sender: Some("client".into()) }),
+        ("tidelog_auth", Message::Auth { sender: Some("client".into()), token: "a.b.c".into() }),
         (
             "tidelog_denied",
             Message::Denied(Denied {

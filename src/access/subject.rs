@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::facts::{Extract, Others, Whole};
-use super::shared::Access;
+use super::shared::{Access, Refusal};
 use crate::auth::Identity;
 use crate::engine::{Claims, Database, Judge, now_ms};
 use crate::error::Error;
@@ -107,6 +107,14 @@ impl Subject {
             () if ends.is_some_and(|ends| now_ms >= ends) => Some(Leave::Expired),
             () => None,
         }
+    }
+
+    /// The same connection's, with another token.
+    ///
+    /// # Errors
+    /// As [`Access::admit`].
+    pub(crate) fn renewed(&self, token: &str) -> Result<Self, Refusal> {
+        self.0.access.admit(Some(token))
     }
 
     /// Waits, on a connection that stands, for whatever changes what he may do.

@@ -358,6 +358,7 @@ impl Conversation {
         };
         match admitted {
             Ok(visitor) if is_same(&visitor) => {
+                self.link.open_window();
                 self.proven = Some(visitor.proven.clone());
                 self.visitor = Some(visitor);
             }

@@ -56,7 +56,13 @@ impl Arrival {
     /// Makes it a link, with all that a link may use.
     #[must_use]
     pub fn admit(self) -> Link {
-        self.0.connection.set_receive_window(transport::RECEIVE_WINDOW);
+        self.0.open_window();
+        self.0
+    }
+
+    /// Makes it a link that may use no more than a stranger, until its user is proven.
+    #[must_use]
+    pub(super) fn hear(self) -> Link {
         self.0
     }
 
@@ -186,6 +192,11 @@ impl Link {
     #[must_use]
     pub fn close_reason(&self) -> Option<NetError> {
         self.connection.close_reason().map(|e| self.ends.explain(&e))
+    }
+
+    /// Lets the peer have all under way that a link may.
+    pub(super) fn open_window(&self) {
+        self.connection.set_receive_window(transport::RECEIVE_WINDOW);
     }
 
     /// How many bytes we keep for the peer until it acknowledges them; 256 KiB unless told otherwise.

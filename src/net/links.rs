@@ -276,7 +276,10 @@ impl Links {
         if admission.by == AdmittedBy::Invite {
             self.changed();
         }
-        self.converse(arrival.admit(), admission.role, None, opening).await;
+        // Whose user has to be proven has as little as a stranger until he is.
+        let is_guarded = admission.role == Role::Client && self.shared.door.is_some();
+        let link = if is_guarded { arrival.hear() } else { arrival.admit() };
+        self.converse(link, admission.role, None, opening).await;
     }
 
     /// Reads the first frame and judges again if it holds an invite.

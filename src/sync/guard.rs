@@ -22,7 +22,7 @@ pub(super) struct Guard {
 }
 
 /// Tokens that one session may show: one for each minute of a day, about.
-const TOKENS_MAX: usize = 1024;
+pub(super) const TOKENS_MAX: usize = 1024;
 
 impl Guard {
     pub(super) fn prove(&mut self, proven: Proven) {

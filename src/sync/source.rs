@@ -62,6 +62,8 @@ pub(super) struct Source {
     opened: u64,
     paused_until: Option<Instant>,
     audience: Audience,
+    /// The footer that the peer was told everything up to, where it is one.
+    reached: Option<LogCursor>,
     /// Documents in batches that are not acknowledged, by the batch's number.
     unacknowledged: VecDeque<(u64, Vec<DocumentId>)>,
 }
@@ -135,6 +137,7 @@ impl Source {
             opened: 0,
             paused_until: None,
             audience: Audience::default(),
+            reached: None,
             unacknowledged: VecDeque::new(),
         }
     }
@@ -264,10 +267,15 @@ impl Source {
             self.decide(want, reader, out, exchanges)?;
             return Ok(true);
         }
+        if let Phase::Streaming(after) | Phase::Resting(after) = self.phase
+            && self.list_again(after, out)?
+        {
+            return Ok(true);
+        }
         match &self.phase {
             Phase::Waiting => Ok(false),
             Phase::Listing(_) => self.list(reader, out),
-            Phase::Resting(after) => self.look_for_changes(*after, reader, out),
+            Phase::Resting(after) => self.look_for_changes(*after, reader),
             Phase::Streaming(after) => self.stream(*after, reader, out),
         }
     }
@@ -277,6 +285,7 @@ impl Source {
         let Phase::Listing(listing) = &mut self.phase else { return Ok(false) };
         if listing.done {
             if self.answered == self.page && self.wants.is_empty() {
+                self.reached = Some(listing.at);
                 let at = listing.at.lsn;
                 self.phase = if self.strict { Phase::Resting(at) } else { Phase::Streaming(at) };
                 return Ok(true);
@@ -330,12 +339,9 @@ impl Source {
     }
 
     /// Begins to list what changed, when something did.
-    fn look_for_changes(&mut self, after: Lsn, reader: &Reader, out: &mut Outbox) -> Result<bool, SessionError> {
+    fn look_for_changes(&mut self, after: Lsn, reader: &Reader) -> Result<bool, SessionError> {
         if !std::mem::take(&mut self.awake) {
             return Ok(false);
-        }
-        if self.list_again(after, reader, out)? {
-            return Ok(true);
         }
         let Some((changed, at)) = reader.changed_since(after, CHANGED_RECORDS_MAX)? else { return Ok(false) };
         self.awake = true;
@@ -363,13 +369,15 @@ impl Source {
         }
         let Some(last) = entries.last() else {
             self.awake = false;
-            return self.list_again(after, reader, out);
+            return Ok(false);
         };
         let end = match last.kind {
             EntryKind::Footer { chain } => Some(Position { lsn: last.lsn, chain }),
             _ => None,
         };
         let last_lsn = last.lsn;
+        let log_id = reader.log_id();
+        self.reached = end.map(|Position { lsn, chain }| LogCursor { log_id, lsn, chain });
         self.phase = Phase::Streaming(last_lsn);
         self.skipped += entries.len();
         let (mut rows, mut withheld) = (Rows::default(), Vec::new());
@@ -401,18 +409,12 @@ impl Source {
         Ok(true)
     }
 
-    /// Begins to list what the peer may read now, if that is due and everything before was sent.
-    fn list_again(&mut self, after: Lsn, reader: &Reader, out: &mut Outbox) -> Result<bool, SessionError> {
-        if !self.audience.is_listing_due() {
-            return Ok(false);
-        }
-        let at = reader.tail();
-        self.awake = true;
-        if at.lsn != after {
-            // What came meanwhile goes first.
-            return Ok(!self.strict);
-        }
+    /// Begins to list what the peer may read now, if that is due and a footer was reached: from there the log goes on.
+    fn list_again(&mut self, after: Lsn, out: &mut Outbox) -> Result<bool, SessionError> {
+        let reached = self.reached.filter(|reached| reached.lsn == after);
+        let Some(at) = reached.filter(|_| self.audience.is_listing_due()) else { return Ok(false) };
         let only_new = self.audience.begin_listing(out)?;
+        self.awake = true;
         let changed = VecDeque::new();
         self.phase = Phase::Listing(Listing { since: None, changed, after: None, at, done: false, only_new });
         Ok(true)

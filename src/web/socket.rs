@@ -22,7 +22,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::{CloseCode, Data, O
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Bytes, Error as SocketError, Message};
 
-use super::guest::Payer;
+use super::guest::{Payer, Paying};
 use super::meter::{Meter, Metered, ReceiveBudget};
 use super::server::stopped;
 use super::switchboard::{Mailbox, Switchboard};
@@ -102,6 +102,8 @@ pub(super) struct Socket<S> {
     heard: (u64, Instant),
     /// Whose it is, where that makes a difference.
     subject: Option<Subject>,
+    /// Hears when that becomes otherwise.
+    vigil: Option<Vigil>,
     /// Who pays for what is read.
     payer: Option<Arc<Account>>,
     /// Bytes read that are paid for.
@@ -177,6 +179,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             receiving: None,
             heard: (0, Instant::now()),
             subject,
+            vigil: None,
             payer,
             paid: 0,
             held_until: None,
@@ -193,6 +196,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     fn judged(&self) -> Option<Arc<dyn Judge>> {
         let subject = self.subject.as_ref().filter(|subject| subject.is_restricted())?;
         Some(Arc::new(subject.clone()))
+    }
+
+    /// Takes another token of the same user. Where none counts, it is not looked at.
+    fn prove(&mut self, token: &str) {
+        let Some(before) = self.subject.as_ref().filter(|subject| subject.is_restricted()) else { return };
+        match before.renewed(token) {
+            Ok(subject) if subject.principal() == before.principal() => {
+                let permits = self.payer.clone().map(|account| Paying { subject: subject.clone(), account });
+                self.session.handle_permits(permits.map(|permits| Arc::new(permits) as _));
+                self.vigil = Some(subject.vigil());
+                self.subject = Some(subject);
+            }
+            Ok(_) => self.end(RepoFault::Unauthenticated("the token is somebody else's".to_owned())),
+            Err(refusal) => self.end(RepoFault::Unauthenticated(refusal.to_string())),
+        }
     }
 
     /// Takes note that the client may be allowed other things than before, or may not be here any more.
@@ -231,7 +249,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         let mut ticks = tokio::time::interval_at(Instant::now() + PING_EVERY, PING_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut stop = self.shared.stop.clone();
-        let mut vigil = self.subject.as_ref().map(Subject::vigil);
+        self.vigil = self.subject.as_ref().map(Subject::vigil);
         loop {
             // Each time, not only when nothing else happens: a client that never pauses must hear it too.
             self.take_mail();
@@ -253,7 +271,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                 self.held_until = None;
             }
             let held_until = self.held_until;
-            let Self { stream, mailbox, session, admitting, saving, is_unflushed, .. } = self;
+            let Self { stream, mailbox, session, admitting, saving, is_unflushed, vigil, .. } = self;
             let ended = tokio::select! {
                 biased;
                 () = stopped(&mut stop) => Err(Ended::Stopped),
@@ -280,7 +298,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                     Ok(())
                 }
                 _ = ticks.tick() => self.tick(),
-                leave = watched(&mut vigil), if is_heard => {
+                leave = watched(vigil), if is_heard => {
                     self.look_again(leave);
                     Ok(())
                 }
@@ -326,6 +344,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                         document
                     });
                 }
+                Some(RepoOutput::Prove(token)) => self.prove(&token),
                 Some(RepoOutput::Event(event)) => {
                     // What the hub answers is in the mailbox.
                     self.shared.switchboard.handle(self.name, event);

@@ -111,6 +111,12 @@ export class TidelogAdapter extends WebSocketClientAdapter {
     this.#ready()
   }
 
+  /** Shows the server another token, on the connection that stands. */
+  authenticate(token: string): void {
+    if (this.socket?.readyState !== 1 || this.#connection.status !== "connected") return
+    super.send({ type: "tidelog-auth", senderId: this.peerId, token } as unknown as Sent)
+  }
+
   override receiveMessage(bytes: Uint8Array): void {
     const isShort = bytes.byteLength > 0 && bytes.byteLength <= ERROR_BYTES_MAX
     if (!isShort || !this.#takes(bytes)) super.receiveMessage(bytes)

@@ -50,6 +50,7 @@ export class Client {
       this.#denials.set(denial.documentId, { ...denial, changes })
       for (const told of [...this.#denied]) told(denial)
     }
+    this.connection.onExpiring = () => void this.authenticate().catch(() => {})
     this.repo = new Repo({ network: [this.#adapter], ...(options.storage ? { storage: options.storage } : {}) })
     this.holdings = new Holdings(this.repo, this.#adapter, options.storage)
     void this.holdings.ready.then(() => {
@@ -83,6 +84,15 @@ export class Client {
   onDenied(told: (denial: Denial) => void): () => void {
     this.#denied.add(told)
     return () => void this.#denied.delete(told)
+  }
+
+  /**
+   * Asks the token callback again, and shows the server what it gives: the connection stays. Done by itself half a minute
+   * before a JSON Web Token ends; of use when the user's rights are others.
+   */
+  async authenticate(): Promise<void> {
+    const token = await this.connection.currentToken()
+    if (token !== undefined) this.#adapter.authenticate(token)
   }
 
   /** What went wrong last with the connection. */

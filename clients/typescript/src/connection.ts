@@ -5,6 +5,23 @@ import { closed, problem, TidelogError, unreachable } from "./error.js"
 /** How things stand with the server. `denied`: it said no, and why is in `client.lastError`; it is asked again now and then. */
 export type Status = "connecting" | "connected" | "offline" | "denied"
 
+/** How long before its end a token is asked for anew. */
+const RENEW_BEFORE_MS = 30_000
+/** No more often than that. */
+const RENEW_AT_LEAST_MS = 5_000
+
+/** When a JSON Web Token ends, in milliseconds from now; nothing when it does not say. */
+export function expiresIn(token: string | undefined, now: number): number | undefined {
+  const payload = token?.split(".")[1]
+  if (payload === undefined) return undefined
+  try {
+    const { exp } = JSON.parse(atob(payload.replaceAll("-", "+").replaceAll("_", "/"))) as { exp?: unknown }
+    return typeof exp === "number" ? exp * 1000 - now : undefined
+  } catch {
+    return undefined
+  }
+}
+
 /** A token, or what gets one. */
 export type Token = string | (() => string | Promise<string>)
 
@@ -140,8 +157,22 @@ export class Connection {
     while (!this.isUp && !this.isClosed && !signal?.aborted) await this.pauseFor(0x7fff_ffff, signal)
   }
 
+  /** Called when the token that was given last will end soon, and another can be had. */
+  onExpiring: (() => void) | undefined
+  #expiring: ReturnType<typeof setTimeout> | undefined
+
   async currentToken(): Promise<string | undefined> {
-    return typeof this.token === "function" ? await this.token() : this.token
+    if (typeof this.token !== "function") return this.token
+    const token = await this.token()
+    clearTimeout(this.#expiring)
+    const ms = expiresIn(token, Date.now())
+    if (ms !== undefined && !this.isClosed) {
+      const early = Math.max(ms - RENEW_BEFORE_MS, RENEW_AT_LEAST_MS)
+      this.#expiring = setTimeout(() => this.onExpiring?.(), Math.min(early, 0x7fff_ffff))
+      // In node it keeps no process alive.
+      ;(this.#expiring as { unref?: () => void }).unref?.()
+    }
+    return token
   }
 
   /** The address of the sync socket. */

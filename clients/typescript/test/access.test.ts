@@ -76,6 +76,44 @@ test("what is not allowed is told, stays here, and arrives once it is", { skip }
   }
 })
 
+test("another token counts on the connection that stands", { skip }, async () => {
+  const rules = join(folder, "rooms.tidelog")
+  writeFileSync(rules, "match /notes/{id} { allow create: if true; allow read: if resource.data.room in request.auth.token.rooms; }")
+  const server = await Server.start("--auth", "--rules", rules)
+  try {
+    const token = (user: string, ...rooms: string[]) =>
+      server.run("token", "new", "--user", user, "--claim", `rooms=${JSON.stringify(rooms)}`, "-q")
+    const anna = server.client({ token: await token("ann", "hall", "attic") })
+    for (const room of ["hall", "attic"]) {
+      const note = await anna.collection<Note>("notes").add({ text: room, owner: "ann", room })
+      await note.whenSynced()
+    }
+    let current = await token("ben", "hall")
+    const benno = server.client({ token: () => Promise.resolve(current) })
+    const statuses = new Watch<string>()
+    benno.onStatus(statuses.take)
+    const seen = new Watch<string[]>()
+    const stop = benno.collection<Note>("notes").onSnapshot(shot => seen.take(shot.docs.map(doc => doc.data().text)))
+    await seen.until(texts => texts.join() === "hall", "what the first token lets him read")
+    await statuses.until(status => status === "connected", "the connection")
+    const before = statuses.all.length
+
+    current = await token("ben", "attic")
+    await benno.authenticate()
+    const attic = await benno.repo.find((await anna.collection<Note>("notes").where("room", "==", "attic").get()).docs[0]!.id as never)
+    assert.equal((attic.doc() as Note).text, "attic")
+    assert.equal(statuses.all.length, before, "over the same connection")
+
+    // Somebody else's is not taken.
+    current = await token("ann", "hall")
+    await benno.authenticate()
+    await statuses.until(status => status === "denied", "the end of the connection")
+    stop()
+  } finally {
+    await server.close()
+  }
+})
+
 test("who has too many connections waits as long as he is told, and is let in once there is room", { skip }, async () => {
   const quotas = join(folder, "quotas.json")
   writeFileSync(quotas, JSON.stringify({ user: { connections: 1 } }))

@@ -4,6 +4,7 @@ import assert from "node:assert/strict"
 import { test } from "node:test"
 import { Counter, ImmutableString, TidelogError, tidelog, where } from "../src/index.js"
 import { stepsBetween, type Ranked } from "../src/changes.js"
+import { expiresIn } from "../src/connection.js"
 import { stepsOf } from "../src/path.js"
 import { check, EVERYTHING, specToJson } from "../src/query-spec.js"
 import { compareValues, fromJson, toJson, UnknownValue, valueAt } from "../src/values.js"
@@ -142,4 +143,13 @@ test("a query is written as the server reads it", () => {
     limitToLast: 5,
     startAfter: [1],
   })
+})
+
+test("the end of a token is read off it, where it says one", () => {
+  const token = (claims: unknown) => `h.${Buffer.from(JSON.stringify(claims)).toString("base64url")}.s`
+  assert.equal(expiresIn(token({ exp: 1_000, sub: "???>>>" }), 400_000), 600_000)
+  assert.equal(expiresIn(token({ exp: 1 }), 5_000), -4_000)
+  for (const none of [undefined, "", "opaque", "a.b", "a.%%%.c", token({}), token({ exp: "soon" })]) {
+    assert.equal(expiresIn(none, 0), undefined)
+  }
 })

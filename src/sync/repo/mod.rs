@@ -14,6 +14,7 @@
 
 mod cbor;
 mod common;
+mod config;
 mod documents;
 mod ephemeral;
 mod fault;
@@ -23,8 +24,9 @@ mod session;
 pub mod wire;
 
 pub use common::RepoCommon;
+pub use config::RepoConfig;
 pub use ephemeral::Passing;
 pub use fault::RepoFault;
 pub use hub::{Hub, Notice, RepoEvent, SocketId, StoreHeadsKnown};
 pub use scope::RepoScope;
-pub use session::{Moment, RepoConfig, RepoOutput, RepoSession};
+pub use session::{Moment, RepoOutput, RepoSession};

@@ -18,51 +18,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::config::RepoConfig;
 use super::documents::{Documents, Due};
+use super::ephemeral;
 use super::fault::RepoFault;
 use super::hub::{Notice, RepoEvent, StoreHeadsKnown};
 use super::wire::{self, Create, Ephemeral, Join, Message, Metadata, Peer, Route, StoreHeads, Sync, Text, WireError};
-use super::{RepoCommon, RepoScope, ephemeral};
 use crate::history::Reader;
-use crate::id::{ChangeHash, DocumentId, Heads, NodeId};
-use crate::limits::Limits;
+use crate::id::{ChangeHash, DocumentId, Heads};
 use crate::log::record::{CreationRank, Lifecycle, LifecycleKind};
 use crate::sync::Admitted;
 use crate::sync::Permits;
+use crate::sync::guard::TOKENS_MAX;
 use crate::sync::intake::{Intake, Mark};
 use crate::sync::session::{IncomingRow, Output};
-
-/// What a session has to know from the start.
-#[derive(Debug, Clone)]
-pub struct RepoConfig {
-    /// Who we are among nodes.
-    pub node: NodeId,
-    /// Who we are among automerge-repo's peers.
-    pub peer: String,
-    /// The name of our store: a UUID that lives as long as the log.
-    pub storage: String,
-    /// What is served here and where new documents go.
-    pub scope: RepoScope,
-    /// Who the client is proven to be; empty for nobody in particular.
-    pub principal: String,
-    /// What it may see; `None` for all that is served here.
-    pub permits: Option<Arc<dyn Permits>>,
-    /// What the sessions of the server share.
-    pub common: Arc<RepoCommon>,
-    /// Every bound.
-    pub limits: Limits,
-}
-
-impl RepoConfig {
-    /// Whether anything of a document that is here may be sent to the client now.
-    pub(super) fn may_read(&self, document: DocumentId) -> bool {
-        self.permits.as_ref().is_none_or(|permits| permits.may_read(document))
-    }
-
-    fn may_announce(&self, document: DocumentId) -> bool {
-        self.permits.as_ref().is_none_or(|permits| permits.may_announce(document))
-    }
-}
 
 /// What time it is: for measuring, and for stating.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,6 +59,8 @@ pub enum RepoOutput {
     /// Have a document saved, if its snapshot is far behind, and answer with [`RepoSession::handle_saved`] when that
     /// was done, or could not be, or took too long. Until then the document is not answered.
     Save(DocumentId),
+    /// Take this token for the client's from here on: answer with [`RepoSession::handle_permits`], or end the session.
+    Prove(String),
     /// Tell the hub.
     Event(RepoEvent),
     /// Close the socket with the fault's code. Nothing follows.
@@ -105,6 +76,10 @@ pub struct RepoSession {
     /// The name of its store, if it said one.
     client_storage: Option<String>,
     owes_peer: bool,
+    /// A token that the client brought and that was not looked at yet.
+    token: Option<String>,
+    /// How many it has brought.
+    tokens: usize,
     is_sending: bool,
     intake: Intake,
     documents: Documents,
@@ -143,6 +118,8 @@ impl RepoSession {
             client: String::new(),
             client_storage: None,
             owes_peer: false,
+            token: None,
+            tokens: 0,
             is_sending: false,
             intake: Intake::new(),
             documents: Documents::default(),
@@ -228,6 +205,12 @@ impl RepoSession {
         self.documents.wake(document);
     }
 
+    /// Takes what the client may see from here on, after it brought another token.
+    pub fn handle_permits(&mut self, permits: Option<Arc<dyn Permits>>) {
+        self.config.permits = permits;
+        self.handle_permits_changed();
+    }
+
     /// Takes note that the client may be allowed other things than before.
     pub fn handle_permits_changed(&mut self) {
         self.documents.handle_permits_changed();
@@ -283,6 +266,9 @@ impl RepoSession {
     pub fn poll(&mut self, now: Moment, reader: &Reader) -> Option<RepoOutput> {
         if !self.events.is_empty() {
             return Some(RepoOutput::Event(self.events.remove(0)));
+        }
+        if let Some(token) = self.token.take() {
+            return Some(RepoOutput::Prove(token));
         }
         if matches!(self.stage, Stage::Open) {
             match self.step(now, reader) {
@@ -433,6 +419,14 @@ impl RepoSession {
             }
             Message::Denials { sender } if sender.as_ref().is_none_or(|sender| *sender == *self.client) => {
                 self.documents.tell_denials();
+                Ok(())
+            }
+            Message::Auth { sender, token } if sender.as_ref().is_none_or(|sender| *sender == *self.client) => {
+                self.tokens += 1;
+                if self.tokens > TOKENS_MAX {
+                    return Err(RepoFault::TooMany { what: "tokens", max: TOKENS_MAX });
+                }
+                self.token = Some(token.into_owned());
                 Ok(())
             }
             Message::Create(create) if create.sender.as_ref().is_none_or(|sender| *sender == *self.client) => {

@@ -119,6 +119,13 @@ pub enum Message<'a> {
         /// From whom, if that is said.
         sender: Option<Text<'a>>,
     },
+    /// tidelog's own: the sender's user has another token, which counts from here on. Never sent by a server.
+    Auth {
+        /// From whom, if that is said.
+        sender: Option<Text<'a>>,
+        /// What proves who he is.
+        token: Text<'a>,
+    },
     /// tidelog's own: changes of the receiver are not taken, since it may not make them. Sent to those who want to hear.
     Denied(Denied<'a>),
     /// A type that we do not know; it is ignored.
@@ -232,7 +239,7 @@ pub struct Denied<'a> {
 #[derive(Default)]
 struct Fields<'a>(Vec<(&'static str, Value<'a>)>);
 
-const FIELDS: [&str; 17] = [
+const FIELDS: [&str; 18] = [
     "changes",
     "type",
     "senderId",
@@ -250,6 +257,7 @@ const FIELDS: [&str; 17] = [
     "newHeads",
     "collection",
     "name",
+    "token",
 ];
 
 impl<'a> Fields<'a> {
@@ -390,6 +398,7 @@ impl<'a> Message<'a> {
             },
             "tidelog-create" => Self::Create(fields.create()?),
             "tidelog-denials" => Self::Denials { sender: fields.optional_text("senderId")? },
+            "tidelog-auth" => Self::Auth { sender: fields.optional_text("senderId")?, token: fields.text("token")? },
             "tidelog-denied" => Self::Denied(Denied {
                 route: fields.route()?,
                 document: fields.document()?,
@@ -474,6 +483,11 @@ impl<'a> Message<'a> {
             Self::Denials { sender } => {
                 begin(&mut out, "tidelog-denials", u16::from(sender.is_some()));
                 sender.iter().for_each(|sender| text(&mut out, "senderId", sender));
+            }
+            Self::Auth { sender, token } => {
+                begin(&mut out, "tidelog-auth", 1 + u16::from(sender.is_some()));
+                sender.iter().for_each(|sender| text(&mut out, "senderId", sender));
+                text(&mut out, "token", token);
             }
             Self::Denied(denied) => {
                 begin(&mut out, "tidelog-denied", 5);
