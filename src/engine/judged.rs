@@ -76,7 +76,6 @@ enum Owner {
 }
 
 const FOREIGN: &str = "its author's name belongs to somebody else";
-const BEHIND: &str = "it stands on a change that was denied";
 
 impl Database {
     /// Takes a statement about a document's life, if its sender may make it.
@@ -240,7 +239,7 @@ impl Judging<'_> {
             let verdict = match stands_on {
                 Some(dep) => Err(Denial {
                     detail: format!("change {dep}"),
-                    ..Denial::beside_rules(RefusedReason::Behind, BEHIND)
+                    ..Denial::beside_rules(RefusedReason::Behind, Denied::BEHIND)
                 }),
                 // What was denied is in the view, and this does not stand on it: it comes again.
                 None if must_see && !denied.is_empty() => {

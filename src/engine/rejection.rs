@@ -125,7 +125,7 @@ impl Database {
         for _ in 0..ATTEMPTS_MAX {
             // Nobody edits it meanwhile.
             let is_done = handle.with_view(|view| {
-                self.flush(via)?;
+                self.flush()?;
                 match self.plan(via, document, &refused, view)? {
                     Plan::Nothing => Ok(true),
                     Plan::Later => Ok(false),
@@ -150,8 +150,8 @@ impl Database {
     }
 
     /// Waits until everything that was sent to the writer is durable.
-    fn flush(&self, via: NodeId) -> Result<(), Error> {
-        block_on(self.ask(Input::Withhold { documents: Vec::new(), withheld: false, via })).map(|_| ())
+    fn flush(&self) -> Result<(), Error> {
+        block_on(self.admit(Vec::new(), None, None)).map(|_| ())
     }
 
     /// What to take back of a document, and what to put in its place; nothing when nothing of it is here.
@@ -263,7 +263,7 @@ impl Database {
             match handle.restore() {
                 // It may not be read either, and stays as it is.
                 Err(Error::Withheld(_)) => return Ok(()),
-                Err(Error::Busy) => self.flush(via)?,
+                Err(Error::Busy) => self.flush()?,
                 commit => return commit?.wait().map(|_| ()),
             }
         }
@@ -301,7 +301,7 @@ impl Database {
         let beneath = beneath.collect::<Result<Vec<_>, _>>()?;
         let (change, _) = self.logged_change(Lsn(row.lsn))?;
         let made = handle.change_raw(|view| {
-            self.flush(NodeId(row.by))?;
+            self.flush()?;
             let base = {
                 let graph = self.reader().graph(document)?;
                 let graph = graph.lock().unwrap_or_else(PoisonError::into_inner);

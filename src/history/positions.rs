@@ -64,9 +64,22 @@ impl Reader {
         bytes_max: usize,
         records_max: usize,
     ) -> Result<Vec<(Lsn, Record)>, HistoryError> {
-        let (mut records, mut bytes) = (Vec::new(), 0);
         let to = log_key(before.min(self.tail().lsn.next()));
-        self.storage().scan(Keyspace::Log, &log_key(Lsn::ZERO), &to, true, &mut |key, value| {
+        self.scan_records(&log_key(Lsn::ZERO), &to, true, bytes_max, records_max)
+    }
+
+    /// The records between two keys, forwards or backwards, at most `records_max`, and no further one once `bytes_max`
+    /// bytes were read.
+    pub(super) fn scan_records(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        backwards: bool,
+        bytes_max: usize,
+        records_max: usize,
+    ) -> Result<Vec<(Lsn, Record)>, HistoryError> {
+        let (mut records, mut bytes) = (Vec::new(), 0);
+        self.storage().scan(Keyspace::Log, from, to, backwards, &mut |key, value| {
             if records.len() >= records_max || (bytes > 0 && bytes + value.len() > bytes_max) {
                 return ControlFlow::Break(());
             }

@@ -14,7 +14,7 @@ use crate::id::{
 use crate::limits::Limits;
 use crate::log::record::{Admission, ChangeHeader, LifecycleHeader, NameRef, Record, StateDigest};
 use crate::log::rows::{DocumentRow, IndexRow, PeerRow, StatementRow, decode_row};
-use crate::log::{Keyspace, LogError, Storage, log_key, lsn_of_key};
+use crate::log::{Keyspace, LogError, Storage, log_key};
 
 /// The committed state of a store. Cheap to clone; clones share their caches and move with the log's tail.
 #[derive(Clone)]
@@ -276,21 +276,7 @@ impl Reader {
         bytes_max: usize,
         records_max: usize,
     ) -> Result<Vec<(Lsn, Record)>, HistoryError> {
-        let mut records = Vec::new();
-        let mut bytes = 0;
-        let (from, to) = (log_key(after.next()), log_key(self.tail().lsn.next()));
-        self.shared.storage.scan(Keyspace::Log, &from, &to, false, &mut |key, value| {
-            if records.len() >= records_max || (bytes > 0 && bytes + value.len() > bytes_max) {
-                return ControlFlow::Break(());
-            }
-            bytes += value.len();
-            records.push(lsn_of_key(key).and_then(|lsn| {
-                let record = Record::read(lsn, value).map_err(|error| LogError::Record { lsn, error })?;
-                Ok((lsn, record))
-            }));
-            ControlFlow::Continue(())
-        })?;
-        Ok(records.into_iter().collect::<Result<_, _>>()?)
+        self.scan_records(&log_key(after.next()), &log_key(self.tail().lsn.next()), false, bytes_max, records_max)
     }
 
     fn entry_kind(&self, lsn: Lsn, record: Record) -> Result<EntryKind, HistoryError> {

@@ -87,6 +87,26 @@ impl AccessConfig {
 
 /// Reads the rules again whenever their file changes. Those that cannot be read replace nothing.
 async fn watch(path: PathBuf, access: Access) {
+    let file = path.clone();
+    let take = move |found: Result<Rules, CommandError>| match found {
+        Ok(rules) if access.rules().is_some_and(|before| before.digest() == rules.digest()) => {}
+        Ok(rules) => {
+            access.set_rules(rules);
+            tracing::info!(file = %file.display(), "other rules are in force");
+        }
+        Err(error) => {
+            tracing::error!(file = %file.display(), %error, "rules that cannot be read replace nothing");
+        }
+    };
+    follow_file(path, read, take).await;
+}
+
+/// Reads a file again whenever it changes, and gives what was read.
+async fn follow_file<T: Send + 'static>(
+    path: PathBuf,
+    read: fn(&Path) -> Result<T, CommandError>,
+    mut take: impl FnMut(Result<T, CommandError>),
+) {
     let mut seen = stamp(&path);
     let mut looks = tokio::time::interval(LOOK_EVERY);
     loop {
@@ -98,17 +118,7 @@ async fn watch(path: PathBuf, access: Access) {
         };
         let Ok((now, found)) = tokio::task::spawn_blocking(look).await else { return };
         seen = now;
-        match found {
-            None => {}
-            Some(Ok(rules)) if access.rules().is_some_and(|before| before.digest() == rules.digest()) => {}
-            Some(Ok(rules)) => {
-                access.set_rules(rules);
-                tracing::info!(file = %path.display(), "other rules are in force");
-            }
-            Some(Err(error)) => {
-                tracing::error!(file = %path.display(), %error, "rules that cannot be read replace nothing");
-            }
-        }
+        found.into_iter().for_each(&mut take);
     }
 }
 
@@ -125,28 +135,17 @@ pub(super) fn read_token(path: &Path) -> Result<Token, CommandError> {
 
 /// Shows the token again whenever its file changes. One that cannot be read replaces nothing.
 pub(super) async fn follow_token(path: PathBuf, links: Links) {
-    let mut seen = stamp(&path);
-    let mut looks = tokio::time::interval(LOOK_EVERY);
-    loop {
-        looks.tick().await;
-        let (file, before) = (path.clone(), seen);
-        let look = move || {
-            let now = stamp(&file);
-            (now, (now != before && now.is_some()).then(|| read_token(&file)))
-        };
-        let Ok((now, found)) = tokio::task::spawn_blocking(look).await else { return };
-        seen = now;
-        match found {
-            None => {}
-            Some(Ok(token)) => match links.set_token(token) {
-                Ok(()) => tracing::info!(file = %path.display(), "another token is shown"),
-                Err(error) => tracing::error!(%error, "the token is not shown"),
-            },
-            Some(Err(error)) => {
-                tracing::error!(file = %path.display(), %error, "a token that cannot be read replaces nothing");
-            }
+    let file = path.clone();
+    let take = move |found| match found {
+        Ok(token) => match links.set_token(token) {
+            Ok(()) => tracing::info!(file = %file.display(), "another token is shown"),
+            Err(error) => tracing::error!(%error, "the token is not shown"),
+        },
+        Err(error) => {
+            tracing::error!(file = %file.display(), %error, "a token that cannot be read replaces nothing");
         }
-    }
+    };
+    follow_file(path, read_token, take).await;
 }
 
 /// What changes when a file does.

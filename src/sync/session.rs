@@ -285,6 +285,11 @@ pub struct Denied {
     pub why: String,
 }
 
+impl Denied {
+    /// Why a change is denied that may not even be looked at.
+    pub(crate) const BEHIND: &'static str = "it stands on a change that was denied";
+}
+
 /// Something the node may want to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]

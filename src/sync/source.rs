@@ -311,9 +311,11 @@ impl Source {
                 found
             };
             found.retain(|(document, _)| {
-                withheld
-                    .extend((!self.audience.may_read(*document)).then(|| self.audience.forget(*document)).flatten());
-                self.audience.may_hear_of(*document, listing.only_new)
+                let may_read = self.audience.may_read(*document);
+                if !may_read {
+                    withheld.extend(self.audience.forget(*document));
+                }
+                may_read && !(listing.only_new && self.audience.has_heard_of(*document))
             });
             rows.append(&mut found);
             if listing.done || rows.len() >= max {

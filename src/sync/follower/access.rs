@@ -40,8 +40,6 @@ struct Refused {
     changes: HashSet<ChangeHash>,
 }
 
-const BEHIND: &str = "it stands on a change that was denied";
-
 impl Rights {
     pub(super) fn of(role: Role) -> Self {
         // A client brings its own changes, and whose they are it has to prove.
@@ -75,7 +73,7 @@ impl Rights {
             refused.changes.insert(hash);
             // Of a document that may not be created, the first changes stand on nothing else.
             let is_behind = !(refused.whole && deps.is_empty());
-            self.untold.push(DeniedRow { document, change: Some(hash), is_behind, why: BEHIND.to_owned() });
+            self.untold.push(DeniedRow { document, change: Some(hash), is_behind, why: Denied::BEHIND.to_owned() });
         }
         away
     }

@@ -39,9 +39,9 @@ impl Audience {
         self.permits.as_ref().is_none_or(|permits| permits.may_read(document))
     }
 
-    /// Whether a document may be listed.
-    pub(super) fn may_hear_of(&self, document: DocumentId, only_new: bool) -> bool {
-        !(only_new && self.heard.contains(&document)) && self.may_read(document)
+    /// Whether it is remembered that it has something of a document.
+    pub(super) fn has_heard_of(&self, document: DocumentId) -> bool {
+        self.heard.contains(&document)
     }
 
     /// Takes note that it has something of a document.
