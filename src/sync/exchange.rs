@@ -169,7 +169,6 @@ impl Exchange {
             return;
         };
         self.follow_generation(graph);
-        let their = Their { heads: self.without_denied(graph, their.heads), ..their };
         let mut shared: Vec<ChangeHash> = self.shared.as_slice().to_vec();
         for (hash, deps) in arrived {
             if graph.contains(&hash) {
@@ -178,6 +177,8 @@ impl Exchange {
                 self.waiting.insert(hash, deps);
             }
         }
+        self.deny_waiting();
+        let their = Their { heads: self.without_denied(graph, their.heads), ..their };
         self.forget_hopeless(graph);
         self.trim_sent(graph, &their.heads);
         if !their.heads.is_empty() {

@@ -1,6 +1,6 @@
 //! Changes that a peer has and may not make: it is taken for not having them, so that both come to rest without.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Arrival, Exchange, SHARED_STEPS_MAX};
 use crate::document::ChangeGraph;
@@ -36,6 +36,30 @@ impl Exchange {
         some
     }
 
+    /// Counts what waits for a change that the peer may not bring as such a change too: it would wait for ever, and what
+    /// it waits for would be asked for with every message.
+    pub(super) fn deny_waiting(&mut self) {
+        if self.denied.is_empty() || self.waiting.is_empty() {
+            return;
+        }
+        let mut waiting_for: BTreeMap<ChangeHash, Vec<ChangeHash>> = BTreeMap::new();
+        for (hash, deps) in &self.waiting {
+            for dep in deps {
+                waiting_for.entry(*dep).or_default().push(*hash);
+            }
+        }
+        let mut left: Vec<ChangeHash> =
+            waiting_for.keys().filter(|dep| self.denied.contains_key(dep)).copied().collect();
+        while let Some(dep) = left.pop() {
+            for hash in waiting_for.remove(&dep).unwrap_or_default() {
+                if let Some(deps) = self.waiting.remove(&hash) {
+                    self.denied.insert(hash, deps);
+                    left.push(hash);
+                }
+            }
+        }
+    }
+
     /// A peer's heads as they are without what it may not bring.
     pub(super) fn without_denied(&self, graph: &ChangeGraph, heads: Heads) -> Heads {
         let is_denied = |hash: &ChangeHash| self.denied.contains_key(hash) && !graph.contains(hash);
@@ -63,9 +87,9 @@ impl Exchange {
 mod tests {
     use std::collections::HashSet;
 
-    use automerge::sync::{Message, State, SyncDoc as _};
+    use automerge::sync::{Message, MessageVersion, State, SyncDoc as _};
     use automerge::transaction::Transactable as _;
-    use automerge::{AutoCommit, Automerge};
+    use automerge::{ActorId, AutoCommit, Automerge};
     use proptest::prelude::*;
 
     use super::*;
@@ -121,6 +145,38 @@ mod tests {
             }
             panic!("no end after {ROUNDS_MAX} rounds");
         }
+    }
+
+    /// As it is when a Bloom filter took the first of two changes for one that we have: the second comes before it.
+    #[test]
+    fn what_waits_for_a_change_that_is_denied_is_not_asked_for_again() {
+        let mut theirs = AutoCommit::new().with_actor(ActorId::from([1_u8]));
+        theirs.put(automerge::ROOT, "first", 1).unwrap();
+        theirs.commit();
+        theirs.set_actor(ActorId::from([2_u8]));
+        theirs.put(automerge::ROOT, "second", 2).unwrap();
+        theirs.commit();
+        let [first, second]: [automerge::Change; 2] = theirs.get_changes(&[]).try_into().unwrap();
+        let heads = theirs.get_heads();
+        let says = |changes: Vec<Vec<u8>>| Message {
+            heads: heads.clone(),
+            need: Vec::new(),
+            have: Vec::new(),
+            changes: changes.into(),
+            flags: None,
+            version: MessageVersion::V1,
+        };
+        let mut strict = Strict { docless: Docless::default(), exchange: Exchange::new(), denies: HashSet::from([1]) };
+        let mut asks_for = |changes: &[&automerge::Change]| {
+            let chunks = changes.iter().map(|change| change.raw_bytes().to_vec()).collect();
+            strict.receive(&says(chunks).encode());
+            let message = strict.docless.generate(&mut strict.exchange, 300);
+            message.map(|message| Message::decode(&message).unwrap().need)
+        };
+        assert_eq!(asks_for(&[&second]), Some(vec![first.hash()]));
+        asks_for(&[&first]);
+        assert_eq!(asks_for(&[]).unwrap_or_default(), []);
+        assert_eq!(asks_for(&[]), None);
     }
 
     proptest! {
