@@ -10,6 +10,7 @@ use automerge::Automerge;
 use proptest::prelude::*;
 use tidelog::document::Change;
 use tidelog::engine::{Incoming, IncomingBody as Body};
+use tidelog::history::Reader;
 use tidelog::id::{DocumentId, NodeId};
 use tidelog::log::MemoryStorage;
 use tidelog::sync::wire::Role;
@@ -110,17 +111,67 @@ impl Replica {
 
 /// A frame, or the end of a channel.
 #[derive(Clone)]
-pub(super) enum Wire {
+enum Wire {
     Frame(Vec<u8>),
     End,
 }
 
 /// One side of a link: its session, what is on its way to it, and what its writer has not done yet.
-struct End {
-    session: Session,
+pub(super) struct End {
+    pub(super) session: Session,
     incoming: BTreeMap<Channel, VecDeque<Wire>>,
-    writer: VecDeque<Output>,
+    pub(super) writer: VecDeque<Output>,
     caught_up: bool,
+}
+
+impl End {
+    pub(super) fn new(session: Session) -> Self {
+        Self { session, incoming: BTreeMap::new(), writer: VecDeque::new(), caught_up: false }
+    }
+
+    /// What may be done next: channels of which a frame may be read, and the writer's work, which is none.
+    pub(super) fn ready(&self) -> Vec<Option<Channel>> {
+        let mut ready: Vec<Option<Channel>> = self
+            .incoming
+            .iter()
+            .filter(|(channel, frames)| !frames.is_empty() && self.session.accepts(**channel))
+            .map(|(channel, _)| Some(*channel))
+            .collect();
+        ready.extend((!self.writer.is_empty()).then_some(None));
+        ready
+    }
+
+    /// Gives the session what is next on a channel.
+    pub(super) fn deliver(&mut self, now: Instant, channel: Channel, reader: &Reader) -> Result<(), SessionError> {
+        match self.incoming.get_mut(&channel).unwrap().pop_front().unwrap() {
+            Wire::Frame(bytes) => self.session.handle_frame(now, channel, &bytes, reader),
+            Wire::End => self.session.handle_channel_closed(channel),
+        }
+    }
+
+    fn take(&mut self, channel: Channel, frame: Vec<u8>, finish: bool) {
+        let wire = self.incoming.entry(mirrored(channel)).or_default();
+        if !frame.is_empty() {
+            wire.push_back(Wire::Frame(frame));
+        }
+        if finish {
+            wire.push_back(Wire::End);
+        }
+    }
+}
+
+/// Takes a frame from one end to the other.
+pub(super) fn send(ends: &mut [End; 2], side: usize, channel: Channel, frame: Vec<u8>, finish: bool) {
+    ends[side].session.handle_sent(channel);
+    ends[1 - side].take(channel, frame, finish);
+}
+
+/// Drops a channel.
+pub(super) fn reset(ends: &mut [End; 2], side: usize, channel: Channel) {
+    // What is under way may arrive or not: nothing of it does.
+    ends[side].incoming.remove(&channel);
+    ends[1 - side].incoming.remove(&mirrored(channel));
+    ends[1 - side].take(channel, Vec::new(), true);
 }
 
 struct Link {
@@ -147,7 +198,7 @@ impl Link {
                 agent: "test".into(),
                 limits: limits.clone(),
             });
-            End { session, incoming: BTreeMap::new(), writer: VecDeque::new(), caught_up: false }
+            End::new(session)
         };
         let ends = [end(sides[0], sides[1], strict), end(sides[1], sides[0], false)];
         Self { sides, ends, bytes: 0, now: Instant::now() }
@@ -159,19 +210,10 @@ impl Link {
         let (replica, peer) = (&replicas[self.sides[side]], replicas[self.sides[1 - side]].node);
         let reader = replica.database.reader();
         let end = &mut self.ends[side];
-        let mut ready: Vec<Option<Channel>> = end
-            .incoming
-            .iter()
-            .filter(|(channel, frames)| !frames.is_empty() && end.session.accepts(**channel))
-            .map(|(channel, _)| Some(*channel))
-            .collect();
-        ready.extend((!end.writer.is_empty()).then_some(None));
+        let ready = end.ready();
         if !ready.is_empty() {
             match ready[(pick / 2) % ready.len()] {
-                Some(channel) => match end.incoming.get_mut(&channel).unwrap().pop_front().unwrap() {
-                    Wire::Frame(bytes) => end.session.handle_frame(self.now, channel, &bytes, reader).unwrap(),
-                    Wire::End => end.session.handle_channel_closed(channel).unwrap(),
-                },
+                Some(channel) => end.deliver(self.now, channel, reader).unwrap(),
                 None => match end.writer.pop_front().unwrap() {
                     Output::Admit { ticket, rows, cursor } => {
                         end.session.handle_admitted(ticket, replica.admit(rows, peer, cursor));
@@ -197,22 +239,9 @@ impl Link {
         match output {
             Output::Send { channel, frame, finish } => {
                 self.bytes += frame.len() + 4;
-                self.ends[side].session.handle_sent(channel);
-                let wire = self.ends[1 - side].incoming.entry(mirrored(channel)).or_default();
-                if !frame.is_empty() {
-                    wire.push_back(Wire::Frame(frame));
-                }
-                if finish {
-                    wire.push_back(Wire::End);
-                }
+                send(&mut self.ends, side, channel, frame, finish);
             }
-            Output::Reset(channel) => {
-                // What is under way may arrive or not: nothing of it does.
-                self.ends[side].incoming.remove(&channel);
-                let wire = self.ends[1 - side].incoming.entry(mirrored(channel)).or_default();
-                wire.clear();
-                wire.push_back(Wire::End);
-            }
+            Output::Reset(channel) => reset(&mut self.ends, side, channel),
             Output::Event(SessionEvent::CaughtUp) => self.ends[side].caught_up = true,
             Output::Event(_) => {}
             work => self.ends[side].writer.push_back(work),
@@ -234,7 +263,7 @@ impl Link {
     }
 }
 
-pub(super) fn mirrored(channel: Channel) -> Channel {
+fn mirrored(channel: Channel) -> Channel {
     let turn = |opened: Opened| Opened {
         by: if opened.by == Side::Us { Side::Peer } else { Side::Us },
         number: opened.number,

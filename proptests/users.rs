@@ -4,7 +4,7 @@
 //! What is checked on the wire is each frame as the node gives it out, taken apart: the documents that it names must be
 //! readable at that moment, but for those of which the client is told that they are not.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -18,7 +18,7 @@ use tidelog::sync::{
 };
 use tidelog::{Limits, NodeId};
 
-use super::sync_sessions::{Replica, Wire, mirrored, picks, tight};
+use super::sync_sessions::{End, Replica, picks, reset, send, tight};
 
 /// What the user may read, and changes that he may not make: those with a message.
 #[derive(Debug, Default)]
@@ -74,13 +74,6 @@ impl Permits for Rights {
 const NODE: usize = 0;
 const CLIENT: usize = 1;
 
-/// One side of the link.
-struct End {
-    session: Session,
-    incoming: BTreeMap<Channel, VecDeque<Wire>>,
-    writer: VecDeque<Output>,
-}
-
 struct World {
     replicas: [Replica; 2],
     rights: Arc<Rights>,
@@ -114,7 +107,7 @@ impl World {
                 agent: "test".into(),
                 limits: self.limits.clone(),
             });
-            End { session, incoming: BTreeMap::new(), writer: VecDeque::new() }
+            End::new(session)
         };
         self.ends = Some([end(NODE, CLIENT), end(CLIENT, NODE)]);
     }
@@ -138,19 +131,10 @@ impl World {
         let (replica, peer) = (&self.replicas[side], self.replicas[1 - side].node);
         let reader = replica.database.reader();
         let end = &mut ends[side];
-        let mut ready: Vec<Option<Channel>> = end
-            .incoming
-            .iter()
-            .filter(|(channel, frames)| !frames.is_empty() && end.session.accepts(**channel))
-            .map(|(channel, _)| Some(*channel))
-            .collect();
-        ready.extend((!end.writer.is_empty()).then_some(None));
+        let ready = end.ready();
         if !ready.is_empty() {
             match ready[pick % ready.len()] {
-                Some(channel) => match end.incoming.get_mut(&channel).unwrap().pop_front().unwrap() {
-                    Wire::Frame(bytes) => end.session.handle_frame(self.now, channel, &bytes, reader)?,
-                    Wire::End => end.session.handle_channel_closed(channel)?,
-                },
+                Some(channel) => end.deliver(self.now, channel, reader)?,
                 None => {
                     let work = end.writer.pop_front().unwrap();
                     carry_out(end, replica, peer, &self.rights, side, work);
@@ -172,24 +156,12 @@ impl World {
         let ends = self.ends.as_mut().unwrap();
         match output {
             Output::Send { channel, frame, finish } => {
-                ends[side].session.handle_sent(channel);
                 if side == NODE && !frame.is_empty() {
                     check_frame(&frame, channel, &self.rights, &self.replicas);
                 }
-                let wire = ends[1 - side].incoming.entry(mirrored(channel)).or_default();
-                if !frame.is_empty() {
-                    wire.push_back(Wire::Frame(frame));
-                }
-                if finish {
-                    wire.push_back(Wire::End);
-                }
+                send(ends, side, channel, frame, finish);
             }
-            Output::Reset(channel) => {
-                ends[side].incoming.remove(&channel);
-                let wire = ends[1 - side].incoming.entry(mirrored(channel)).or_default();
-                wire.clear();
-                wire.push_back(Wire::End);
-            }
+            Output::Reset(channel) => reset(ends, side, channel),
             Output::Prove { .. } => {
                 let permits = Some(self.rights.clone() as Arc<dyn Permits>);
                 let proven = Proven { principal: "ada".into(), permits };

@@ -20,4 +20,4 @@ pub use replay::{Difference, Found, ReplayOptions, Replayed, replay};
 #[cfg(feature = "node")]
 pub(crate) use replay::{claims_at, kept, with_change};
 pub use shared::{Access, AccessOptions, Admittance, Refusal};
-pub(crate) use subject::{Leave, Subject, Vigil};
+pub(crate) use subject::{Subject, Vigil};

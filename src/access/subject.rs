@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::id::{CollectionName, DocumentId, Lsn};
 use crate::query::{Document, Sieve};
 use crate::rules::{Auth, Decision, Operation, Request, Rules};
-use crate::sync::Permits;
+use crate::sync::{Leave, Permits};
 
 /// One who came in, on one connection. Cheap to clone.
 #[derive(Clone)]
@@ -47,15 +47,6 @@ struct Decided {
     rests_on: Vec<(DocumentId, Lsn)>,
     /// Rules that ask for the time are asked again.
     until_ms: Option<u64>,
-}
-
-/// Why somebody who came in has to go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Leave {
-    /// His token has expired.
-    Expired,
-    /// His token was revoked.
-    Revoked,
 }
 
 /// Decisions that one connection remembers. Beyond, it begins anew.

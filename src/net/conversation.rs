@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 
 use self::admissions::{Admission, admit_in_order};
 use super::close::CloseCode;
-use super::door::{Doorkeeper, Leave, Visitor, next_change};
+use super::door::{Doorkeeper, Visitor, next_change};
 use super::error::NetError;
 use super::frames::{FrameReader, FrameWriter};
 use super::link::Link;
@@ -26,7 +26,8 @@ use crate::id::LogCursor;
 use crate::limits::queues;
 use crate::sync::wire::{Role, Token};
 use crate::sync::{
-    Admitted, Channel, IncomingRow, Opened, Output, Proven, Session, SessionConfig, SessionError, SessionEvent, Side,
+    Admitted, Channel, IncomingRow, Leave, Opened, Output, Proven, Session, SessionConfig, SessionError, SessionEvent,
+    Side,
 };
 
 /// What may wait for the writer's task before no frame is taken.

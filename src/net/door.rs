@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use crate::engine::Judge;
-use crate::sync::Proven;
+use crate::sync::{Leave, Proven};
 
 /// Says who may come in as a client, and as whom.
 pub(crate) trait Doorkeeper: fmt::Debug + Send + Sync {
@@ -34,15 +34,6 @@ pub(crate) trait Watch: Send {
     /// # Cancel safety
     /// Nothing is missed when it is dropped.
     fn next(&mut self) -> Pin<Box<dyn Future<Output = Option<Leave>> + Send + '_>>;
-}
-
-/// Why somebody who came in has to go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Leave {
-    /// His token has expired.
-    Expired,
-    /// His token was revoked.
-    Revoked,
 }
 
 /// Waits for whatever changes what a visitor may do; for ever where there is none.

@@ -4,8 +4,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use crate::access::{Access, Vigil};
-use crate::net::{Doorkeeper, Leave, Visitor, Watch};
-use crate::sync::{Permits, Proven};
+use crate::net::{Doorkeeper, Visitor, Watch};
+use crate::sync::{Leave, Permits, Proven};
 
 /// Lets users in over QUIC.
 #[derive(Debug)]
@@ -33,11 +33,6 @@ struct Changes(Vigil);
 
 impl Watch for Changes {
     fn next(&mut self) -> Pin<Box<dyn Future<Output = Option<Leave>> + Send + '_>> {
-        Box::pin(async {
-            self.0.next().await.map(|leave| match leave {
-                crate::access::Leave::Expired => Leave::Expired,
-                crate::access::Leave::Revoked => Leave::Revoked,
-            })
-        })
+        Box::pin(self.0.next())
     }
 }

@@ -22,7 +22,7 @@ pub use composed::{Chunks, Composed, State};
 pub use exchange::{Arrival, Exchange, ExchangeError, GenerateError, Received};
 pub use gate::GateError;
 pub use guard::Proven;
-pub use permits::Permits;
+pub use permits::{Leave, Permits};
 pub use session::{
     Admitted, Channel, Denied, IncomingBody, IncomingRow, Opened, Output, Session, SessionConfig, SessionError,
     SessionEvent, Side,

@@ -11,3 +11,12 @@ pub trait Permits: std::fmt::Debug + Send + Sync {
     /// Whether it may say something, that is not kept, to those who have a document open.
     fn may_announce(&self, document: DocumentId) -> bool;
 }
+
+/// Why somebody who came in has to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leave {
+    /// His token has expired.
+    Expired,
+    /// His token was revoked.
+    Revoked,
+}

@@ -27,15 +27,14 @@ use super::meter::{Meter, Metered, ReceiveBudget};
 use super::server::stopped;
 use super::switchboard::{Mailbox, Switchboard};
 use super::upgrade::fault_of;
-use crate::access::{Leave, Subject, Vigil};
+use crate::access::{Subject, Vigil};
 use crate::engine::{Clash, Database, Judge, Source, now_ms};
 use crate::error::Error;
 use crate::id::{DocumentId, truncated};
 use crate::limits::quotas::PATIENCE_MS;
 use crate::quota::{Account, Busy, Kind};
-use crate::sync::Admitted;
-use crate::sync::IncomingRow;
 use crate::sync::repo::{Moment, RepoConfig, RepoFault, RepoOutput, RepoSession, SocketId};
+use crate::sync::{Admitted, IncomingRow, Leave};
 
 /// How often a client is asked whether it is there. Its browser answers without the application's doing; and it is the
 /// only way by which either side learns that the other is gone without a word.

@@ -41,6 +41,13 @@ struct Minute {
     is_told: bool,
 }
 
+impl Minute {
+    fn beginning(now_ms: u64) -> Self {
+        let until_ms = now_ms.saturating_add(MINUTE_MS);
+        Self { until_ms, listed: 0, kept_bytes: 0, more: 0, is_told: false }
+    }
+}
+
 /// What was listed: a change, or a statement about a document, with who sent it and under which rules.
 type Known = ([u8; 32], NameRef, u32);
 
@@ -215,22 +222,11 @@ impl Core {
             {
                 self.tell_minutes(work, |_, _| true)?;
             }
-            let minute = self.auditor.minutes.entry(refusal.principal.clone()).or_insert_with(|| Minute {
-                until_ms: work.now_ms.saturating_add(MINUTE_MS),
-                listed: 0,
-                kept_bytes: 0,
-                more: 0,
-                is_told: false,
-            });
+            let begin = || Minute::beginning(work.now_ms);
+            let minute = self.auditor.minutes.entry(refusal.principal.clone()).or_insert_with(begin);
             if work.now_ms >= minute.until_ms {
                 // What it had to tell was told at the beginning of this step.
-                *minute = Minute {
-                    until_ms: work.now_ms.saturating_add(MINUTE_MS),
-                    listed: 0,
-                    kept_bytes: 0,
-                    more: 0,
-                    is_told: false,
-                };
+                *minute = begin();
             }
             if minute.listed >= self.limits.refusals_per_minute {
                 // That there were more is on the disk before the first of them is told; how many, when it is over.

@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use serde_json::{Value, json};
 
 use super::request::{AuditFilter, RulesText};
+use super::watch::kind_text;
 use super::{Cancel, CommandError, Exit, Output, Progress};
 use crate::access::{Difference, Found, ReplayOptions, claims_at, kept, replay as replay_rules, with_change};
 use crate::document::{Change, Touched};
@@ -173,7 +174,7 @@ fn statement_row(
         "time": header.received_ms / 1000,
         "verdict": "accepted",
         "operation": if said.kind == LifecycleKind::Created { "create" } else { "delete" },
-        "statement": statement_text(said.kind as u8),
+        "statement": kind_text(said.kind),
         "user": user_of(db, principal)?,
         "collection": said.collection.as_str(),
         "id": said.document.to_string(),
@@ -218,13 +219,10 @@ fn refused_row(db: &Database, lsn: Lsn, header: &RefusedHeader) -> Result<Value,
     Ok(row)
 }
 
+/// A statement as a record of what was refused has it.
 fn statement_text(kind: u8) -> &'static str {
-    match kind {
-        0 => "created",
-        1 => "deleted",
-        2 => "restored",
-        _ => "purged",
-    }
+    let kinds = [LifecycleKind::Created, LifecycleKind::Deleted, LifecycleKind::Restored];
+    kind_text(kinds.into_iter().find(|known| *known as u8 == kind).unwrap_or(LifecycleKind::Purged))
 }
 
 /// Nobody in particular is null.

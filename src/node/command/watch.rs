@@ -220,16 +220,20 @@ fn row_of(db: &Database, entry: Entry) -> Result<Option<Value>, CommandError> {
     })
 }
 
-fn lifecycle_row(lsn: u64, document: DocumentId, via: Option<NodeId>, statement: &Lifecycle) -> Value {
-    let kind = match statement.kind {
+/// What a statement about a document's life says.
+pub(super) fn kind_text(kind: LifecycleKind) -> &'static str {
+    match kind {
         LifecycleKind::Created => "created",
         LifecycleKind::Deleted => "deleted",
         LifecycleKind::Restored => "restored",
         LifecycleKind::Purged => "purged",
-    };
+    }
+}
+
+fn lifecycle_row(lsn: u64, document: DocumentId, via: Option<NodeId>, statement: &Lifecycle) -> Value {
     json!({
         "lsn": lsn,
-        "kind": kind,
+        "kind": kind_text(statement.kind),
         "id": document.to_string(),
         "collection": statement.collection.as_str(),
         "name": statement.name,
