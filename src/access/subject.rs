@@ -1,10 +1,12 @@
 //! One who came in: what he may see.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::facts::{Extract, Others, Whole};
 use super::shared::{Access, Refusal};
@@ -29,6 +31,8 @@ pub(super) struct Inner {
     pub(super) claims: Option<Arc<Claims>>,
     // Decisions that may be given again. Held for look-ups, never while one is made.
     known: Mutex<Known>,
+    /// Something that was decided lately rests on the time.
+    is_timed: AtomicBool,
 }
 
 #[derive(Default)]
@@ -62,7 +66,8 @@ impl Subject {
         // Not the `sub` of the token: two issuers may have one of the same name.
         let auth = identity.as_ref().map(|identity| Auth::from_json(&principal, identity.claims()));
         let claims = identity.as_ref().map(|identity| Arc::new(Claims::of(&principal, identity.claims())));
-        Self(Arc::new(Inner { access, identity, auth, principal, claims, known: Mutex::default() }))
+        let (known, is_timed) = (Mutex::default(), AtomicBool::new(false));
+        Self(Arc::new(Inner { access, identity, auth, principal, claims, known, is_timed }))
     }
 
     /// Who that is, as the log records it; empty for nobody in particular.
@@ -110,7 +115,8 @@ impl Subject {
 
     /// Waits, on a connection that stands, for whatever changes what he may do.
     pub(crate) fn vigil(&self) -> Vigil {
-        Vigil { subject: self.clone(), epoch: self.0.access.epoch() }
+        let (now, epoch) = (Instant::now(), self.0.access.epoch());
+        Vigil { subject: self.clone(), revocations: epoch.clone(), epoch, rests_until: now, asks_at: now + ASK_AGAIN }
     }
 
     /// How long his token counts from now on, ms; `None` for ever.
@@ -164,6 +170,7 @@ impl Subject {
             *known = Known { epoch, ..Known::default() };
         }
         let Some(decided) = known.decided.get(&(operation, document)) else { return Ok(None) };
+        self.note_time(decided.until_ms.is_some());
         if decided.collection != collection || decided.until_ms.is_some_and(|until| now_ms() >= until) {
             return Ok(None);
         }
@@ -201,6 +208,7 @@ impl Subject {
         let (decision, seen) = self.ask(rules, request);
         decided.allowed = decision.allowed;
         decided.until_ms = needs.time.then(|| now_ms() + TIMED_MS);
+        self.note_time(needs.time);
         decided.rests_on.extend(seen);
         Ok(decided)
     }
@@ -229,13 +237,21 @@ impl Subject {
         self.is_restricted().then_some(self as &dyn Judge)
     }
 
-    /// What he may see of results; `None` for everything.
-    pub(crate) fn sieve(&self) -> Option<Arc<dyn Sieve>> {
-        self.0.access.rules().is_some().then(|| Arc::new(self.clone()) as Arc<dyn Sieve>)
+    /// What he may see of results in a collection; `None` for everything.
+    pub(crate) fn sieve(&self, collection: &CollectionName) -> Option<Arc<dyn Sieve>> {
+        let seer = || Seer { subject: self.clone(), collection: collection.clone() };
+        self.0.access.rules().is_some().then(|| Arc::new(seer()) as Arc<dyn Sieve>)
     }
 
     fn known(&self) -> std::sync::MutexGuard<'_, Known> {
         self.0.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes note that a decision rests on the time, if it does.
+    fn note_time(&self, is_timed: bool) {
+        if is_timed {
+            self.0.is_timed.store(true, Ordering::Relaxed);
+        }
     }
 
     /// [`Self::may`], where what cannot be read is not allowed.
@@ -251,10 +267,22 @@ impl Subject {
 pub(crate) struct Vigil {
     subject: Subject,
     epoch: watch::Receiver<u64>,
+    /// The same, for whether he has to go: that is looked at without a rest.
+    revocations: watch::Receiver<u64>,
+    /// Nothing else is told before: finding every answer anew is dear, and documents that rules look at may change all the
+    /// time.
+    rests_until: Instant,
+    /// When he is to be asked about again if anything rests on the time.
+    asks_at: Instant,
 }
 
 /// Timers are set no further ahead than this, ms: a day.
 const FAR_MS: u64 = 86_400_000;
+/// How long nothing is told after a change was. Answers are found anew meanwhile whenever one is needed, so nothing is
+/// sent that may not be; it is only later that somebody hears what he lost or gained.
+const REST: Duration = Duration::from_millis(500);
+/// How often every answer is found anew where some rest on the time.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 impl Vigil {
     /// Waits until every answer has to be found anew, or until he has to go.
@@ -269,12 +297,20 @@ impl Vigil {
         loop {
             let ends = self.subject.leaves_in(now_ms()).unwrap_or(FAR_MS).min(FAR_MS);
             tokio::select! {
-                changed = self.epoch.changed() => {
+                changed = changed_after(self.rests_until, &mut self.epoch) => {
                     if changed.is_err() {
                         // Nothing changes any more but the time.
                         std::future::pending::<()>().await;
                     }
-                    return self.subject.must_leave(now_ms());
+                    return self.told();
+                }
+                Ok(()) = self.revocations.changed() => {
+                    if let Some(leave) = self.subject.must_leave(now_ms()) {
+                        return Some(leave);
+                    }
+                }
+                () = tokio::time::sleep_until(self.asks_at), if self.subject.0.is_timed.load(Ordering::Relaxed) => {
+                    return self.told();
                 }
                 () = tokio::time::sleep(Duration::from_millis(ends)) => {
                     if let Some(leave) = self.subject.must_leave(now_ms()) {
@@ -284,6 +320,19 @@ impl Vigil {
             }
         }
     }
+
+    fn told(&mut self) -> Option<Leave> {
+        let now = Instant::now();
+        (self.rests_until, self.asks_at) = (now + REST, now + ASK_AGAIN);
+        self.subject.0.is_timed.store(false, Ordering::Relaxed);
+        self.subject.must_leave(now_ms())
+    }
+}
+
+/// Waits for another epoch, but not before a moment. What came until then is not lost when this is dropped.
+async fn changed_after(moment: Instant, epoch: &mut watch::Receiver<u64>) -> Result<(), watch::error::RecvError> {
+    tokio::time::sleep_until(moment).await;
+    epoch.changed().await
 }
 
 impl Permits for Subject {
@@ -296,28 +345,89 @@ impl Permits for Subject {
     }
 }
 
-impl Sieve for Subject {
+/// One who looks at results in a collection.
+#[derive(Debug)]
+struct Seer {
+    subject: Subject,
+    collection: CollectionName,
+}
+
+impl Sieve for Seer {
     fn passes(&self, document: &Document) -> bool {
-        let Some(rules) = self.0.access.rules() else { return true };
-        let Ok(Some(state)) = self.database().reader().document(document.id) else { return false };
-        let collection = state.collection.as_str();
+        let Self { subject, collection } = self;
+        let collection = collection.as_str();
+        let Some(rules) = subject.0.access.rules() else { return true };
         let needs = rules.needs(Operation::List, collection);
         if let Some(allowed) = needs.constant {
             return allowed;
         }
+        subject.note_time(needs.time);
         // What was not kept of a large value may be what counts.
         if document.is_in_part() {
-            return self.may_surely(Operation::List, document.id);
+            return subject.may_surely(Operation::List, document.id);
         }
         let id = document.name.clone().unwrap_or_else(|| document.id.to_string());
         let value = Whole(&document.value);
         let request = Request { before: Some(&value), ..Request::new(Operation::List, collection, &id) };
-        self.ask(&rules, request).0.allowed
+        subject.ask(&rules, request).0.allowed
     }
 }
 
 impl std::fmt::Debug for Subject {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Subject").field("principal", &self.0.principal).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::access::{AccessOptions, Admittance};
+    use crate::log::MemoryStorage;
+
+    fn access(condition: &str) -> (Access, DocumentId) {
+        let database = Database::on(MemoryStorage::new()).open().unwrap();
+        let (handle, commit) =
+            database.collection("things").unwrap().create(serde_json::json!({ "open": true })).unwrap();
+        commit.wait().unwrap();
+        let text = format!("service tidelog {{ match /things/{{id}} {{ allow read: if {condition}; }} }}");
+        let rules = Some(Rules::parse("rules", &text).unwrap());
+        let options = AccessOptions { admittance: Admittance::Anybody, authority: None, rules };
+        (Access::new(database, options), handle.id())
+    }
+
+    /// How long a vigil goes on before it tells of something, up to an hour.
+    async fn told_after(vigil: &mut Vigil) -> Option<Duration> {
+        let began = Instant::now();
+        let told = tokio::time::timeout(Duration::from_secs(3600), vigil.next()).await;
+        told.ok().map(|leave| assert_eq!(leave, None)).map(|()| began.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_is_told_at_once_and_those_that_follow_after_a_rest() {
+        let (access, _) = access("resource.data.open");
+        let mut vigil = access.admit(None).unwrap().vigil();
+        assert_eq!(told_after(&mut vigil).await, None);
+        access.renew();
+        assert_eq!(told_after(&mut vigil).await, Some(Duration::ZERO));
+        access.renew();
+        access.renew();
+        // One who is asked for something else meanwhile misses nothing.
+        assert!(tokio::time::timeout(REST / 2, vigil.next()).await.is_err());
+        assert_eq!(told_after(&mut vigil).await, Some(REST / 2));
+        assert_eq!(told_after(&mut vigil).await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_rests_on_the_time_is_asked_for_again_now_and_then_while_it_does() {
+        let (access, document) = access("request.time < timestamp('2200-01-01T00:00:00Z')");
+        let subject = access.admit(None).unwrap();
+        let mut vigil = subject.vigil();
+        for _ in 0..2 {
+            // The second answer is the first one, which is remembered.
+            assert!(subject.may(Operation::Get, document).unwrap());
+            assert_eq!(told_after(&mut vigil).await, Some(ASK_AGAIN));
+        }
+        assert_eq!(told_after(&mut vigil).await, None);
     }
 }

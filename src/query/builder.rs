@@ -8,7 +8,7 @@ use super::index::{Index, IndexState, Part};
 use super::listener::{ListenOptions, Listener};
 use super::predicate::Predicate;
 use super::run::Search;
-use super::snapshot::{Metadata, Placed, QuerySnapshot, changes_between};
+use super::snapshot::{Metadata, QuerySnapshot, changes_between};
 use super::spec::{Asked, Edge, Ordering, Shape, Sieve, from_json};
 use super::view::{View, Wish};
 use super::views::Views;
@@ -336,8 +336,7 @@ impl Query {
         }
         let database = self.collection.database();
         let found = found.complete(database)?;
-        let placed: Placed = found.documents.into_iter().map(|(place, document)| (place, Arc::new(document))).collect();
-        let placed = in_order(placed, &shape);
+        let placed = in_order(found.documents.into_iter().collect(), &shape);
         let has_pending_writes = placed.iter().any(|(_, document)| database.has_edits_in_flight(document.id));
         let metadata = Metadata { position, from_cache: !views.is_in_touch(), has_pending_writes };
         let changes = changes_between(&Vec::new(), &placed);

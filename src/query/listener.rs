@@ -1,6 +1,6 @@
 //! Listeners: queries whose result is told again whenever it changed.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
@@ -217,6 +217,12 @@ impl Listener {
         }
     }
 
+    /// The collection whose documents it tells of.
+    #[cfg(feature = "web")]
+    pub(crate) fn collection(&self) -> &CollectionName {
+        self.query.collection.name()
+    }
+
     /// The same listener for somebody who may see other documents now: its next snapshot says what came and what went.
     ///
     /// # Errors
@@ -252,7 +258,7 @@ impl Listener {
         let (changed, receiver) = watch::channel(0);
         let standing = view.answering(self.query.tail())?;
         let missed = |parts| self.query.learn(&view, &views, parts);
-        let found = Search { missed: &missed, ..standing.search(&self.shape, wanted(&self.shape)) }.run()?;
+        let found = standing.beginning(&self.query.asked, &self.shape, &missed)?;
         view.note_use(&found.used);
         let at = standing.at();
         let before = match past {
@@ -383,8 +389,7 @@ impl Listener {
         }
         let changed: HashSet<DocumentId> = past.documents.keys().copied().collect();
         let found = Search { without: Some(&changed), ..standing.search(&self.shape, wanted(&self.shape)) }.run()?;
-        let mut placed: BTreeMap<Vec<u8>, Arc<Document>> =
-            found.documents.into_iter().map(|(place, document)| (place, Arc::new(document))).collect();
+        let mut placed = found.documents;
         for document in past.documents.into_values().flatten() {
             if let Some(place) = self.shape.place(document.id, document.compared()) {
                 placed.insert(place, Arc::new(document));

@@ -9,7 +9,8 @@
 //!
 //! * `builder.rs` is how queries are put, `spec.rs` what one asks for and the order that it makes, `predicate.rs` its
 //!   conditions (`text.rs` reads them as they are typed), `value.rs` the order of values that all of it rests on.
-//! * `run.rs` finds documents, by the way that `plan.rs` chooses among the indexes (`index.rs`).
+//! * `run.rs` finds documents, by the way that `plan.rs` chooses among the indexes (`index.rs`); listeners of one query
+//!   share what was found (`shared.rs`).
 //! * `view.rs` is a collection's values as those who ask see them, `worker.rs` makes them, in steps on the one thread of
 //!   `views.rs`; `rows.rs` is their rows.
 //! * `listener.rs` tells results again: what it knows of one is in `window.rs`, whom a change concerns in
@@ -25,6 +26,7 @@ mod predicate;
 mod predicates;
 mod rows;
 mod run;
+mod shared;
 mod snapshot;
 mod spec;
 mod text;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use super::document::Document;
 use super::index::{Index, Part};
@@ -34,17 +35,18 @@ pub(super) struct Search<'a> {
 }
 
 /// What a search found.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct Found {
     /// By their place in the result.
-    pub(super) documents: BTreeMap<Vec<u8>, Document>,
+    pub(super) documents: BTreeMap<Vec<u8>, Arc<Document>>,
     /// There are no others.
     pub(super) is_all: bool,
     /// Documents looked at.
     pub(super) examined: usize,
     /// Indexes that were used.
     pub(super) used: Vec<[u8; 8]>,
-    bytes: usize,
+    /// Bytes of the documents' values as text.
+    pub(super) bytes: usize,
 }
 
 impl Found {
@@ -55,10 +57,19 @@ impl Found {
     pub(super) fn complete(mut self, database: &Database) -> Result<Self, Error> {
         if self.documents.values().any(|document| document.is_partial) {
             let documents = std::mem::take(&mut self.documents).into_iter();
-            let complete = documents.map(|(place, document)| Ok((place, document.complete(database)?)));
+            let complete = documents
+                .map(|(place, document)| Ok((place, Arc::new(Arc::unwrap_or_clone(document).complete(database)?))));
             self.documents = complete.collect::<Result<_, Error>>()?;
         }
         Ok(self)
+    }
+
+    /// Takes in a document.
+    pub(super) fn put(&mut self, place: Vec<u8>, document: Arc<Document>) {
+        self.bytes += document.bytes;
+        if let Some(twice) = self.documents.insert(place, document) {
+            self.bytes -= twice.bytes;
+        }
     }
 }
 
@@ -229,10 +240,7 @@ impl Search<'_> {
         if self.after.is_some_and(|after| place.as_slice() <= after) {
             return false;
         }
-        found.bytes += document.bytes;
-        if let Some(twice) = found.documents.insert(place, document) {
-            found.bytes -= twice.bytes;
-        }
+        found.put(place, Arc::new(document));
         if found.documents.len() > self.want
             && let Some((_, last)) = found.documents.pop_last()
         {

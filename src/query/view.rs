@@ -11,6 +11,7 @@ use super::listener::Listening;
 use super::predicates::ListenerId;
 use super::rows::{Overlay, Rows};
 use super::run::Search;
+use super::shared::Shared;
 use super::spec::Shape;
 use crate::engine::Database;
 use crate::error::{Error, QueryError};
@@ -28,6 +29,7 @@ pub(super) struct View {
     // holds it alone for the moment in which the position moves.
     gate: RwLock<Gate>,
     pub(super) progress: watch::Sender<Progress>,
+    shared: Shared,
     /// When it was asked for last, in the order of askings.
     pub(super) used: AtomicU64,
     // Protects what is asked of that thread. Locked under `gate`, never the other way round.
@@ -112,6 +114,11 @@ impl Standing<'_> {
         }
     }
 
+    /// Results that others found here.
+    pub(super) fn shared(&self) -> &Shared {
+        &self.view.shared
+    }
+
     /// Where it stands.
     pub(super) fn at(&self) -> FeedCursor {
         self.gate.at
@@ -163,6 +170,7 @@ impl View {
             storage: reader.storage().clone(),
             gate: RwLock::new(Gate { overlay: Arc::default(), indexes: Arc::default(), at }),
             progress: watch::channel(Progress::default()).0,
+            shared: Shared::default(),
             used: AtomicU64::new(0),
             wanted: Mutex::default(),
         }

@@ -55,7 +55,7 @@ impl Window {
     pub(super) fn extend(&mut self, found: Found) {
         self.bound = if found.is_all { None } else { found.documents.keys().next_back().cloned() };
         for (place, document) in found.documents {
-            self.put(place, Arc::new(document));
+            self.put(place, document);
         }
     }
 

@@ -103,7 +103,9 @@ impl Docless {
 /// An author who follows from the script, as all hashes do: what a Bloom filter takes for held shows up again.
 fn author(script: &[(u8, u8)], n: usize) -> ActorId {
     let mut hasher = blake3::Hasher::new();
-    script.iter().for_each(|(who, what)| drop(hasher.update(&[*who, *what])));
+    for (who, what) in script {
+        hasher.update(&[*who, *what]);
+    }
     ActorId::from(&hasher.update(&n.to_le_bytes()).finalize().as_bytes()[..16])
 }
 

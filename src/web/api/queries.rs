@@ -40,7 +40,7 @@ pub(super) async fn query(
     let collection = app.shared.database.collection(&collection)?;
     let (query, counts) = collection.query_of_json(&asked)?;
     may_list(&subject, &collection)?;
-    let query = query.seen_through(subject.sieve());
+    let query = query.seen_through(subject.sieve(collection.name()));
     ready(&query).await?;
     let found = blocking(&app, move || {
         if counts {
@@ -100,7 +100,7 @@ pub(super) async fn listen(
     let collection = app.shared.database.collection(&collection)?;
     let (query, counts) = collection.query_of_json(&asked)?;
     may_list(&subject, &collection)?;
-    let query = query.seen_through(subject.sieve());
+    let query = query.seen_through(subject.sieve(collection.name()));
     if counts {
         let why = "a listener tells documents, and not only their number";
         return Err(Error::from(QueryError::malformed(why, "leave `count` out, or ask once")).into());
@@ -165,7 +165,8 @@ impl Told {
 
     /// The listener under what he may see now.
     fn again(&mut self) -> Result<Listener, Error> {
-        self.listener.seen_through(self.subject.sieve())
+        let sieve = self.subject.sieve(self.listener.collection());
+        self.listener.seen_through(sieve)
     }
 }
 
