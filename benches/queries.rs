@@ -200,6 +200,66 @@ fn fanout() {
     };
     let server = runtime.block_on(WebServer::start(database.clone(), options)).unwrap();
     let address = server.address();
+    let mut sockets: Vec<BufReader<TcpStream>> = Vec::new();
+    for _ in 0..SOCKETS {
+        let mut stream = TcpStream::connect(address).unwrap();
+        let head = format!("GET /v1/collections/things/listen HTTP/1.1\r\nhost: {address}\r\n\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut reader = BufReader::with_capacity(4096, stream);
+        event(&mut reader);
+        sockets.push(reader);
+    }
+    let mut taken = Vec::new();
+    let cpu = process_time();
+    for n in 0..CHANGES {
+        let began = Instant::now();
+        handle.change(|edit| Ok(edit.put("n", n + 1)?)).unwrap().wait().unwrap();
+        sockets.iter_mut().for_each(event);
+        taken.push(began.elapsed().as_secs_f64());
+    }
+    let cpu = (process_time() - cpu).as_secs_f64();
+    println!(
+        "server-sent events to {SOCKETS}: {:.1} ms from the edit until the last was read (median), {:.0} events/s, {:.1} us of processor an event (readers included)",
+        median(taken.clone()) * 1e3,
+        SOCKETS as f64 * CHANGES as f64 / taken.iter().sum::<f64>(),
+        cpu / (SOCKETS * CHANGES) as f64 * 1e6,
+    );
+    drop(sockets);
+    runtime.block_on(server.close());
+}
+
+/// Other rules, and 9,500 listeners of ten queries that lose or gain a document by them, each with its own socket (client
+/// and server are one process, which may have 20,000 files open).
+fn rights() {
+    const SOCKETS: usize = 9_500;
+    const ROOMS: usize = 10;
+    const TURNS: usize = 6;
+    let mut limits = Limits::DEFAULT;
+    limits.connections_max = 10_000;
+    let database = Database::builder(fresh_folder("rights")).limits(limits).open().unwrap();
+    let collection = database.collection("things").unwrap();
+    for n in 0..10 * ROOMS {
+        let value =
+            json!({ "room": format!("room-{}", n % ROOMS), "secret": n < ROOMS, "text": "some forty letters or so" });
+        collection.create(value).unwrap().1.wait().unwrap();
+    }
+    // Every listener loses one of its ten documents, and has it again.
+    let rules = ["true", "resource.data.secret == false"]
+        .map(|condition| format!("service tidelog {{ match /things/{{id}} {{ allow read: if {condition}; }} }}"));
+    let parse = |n: usize| Rules::parse("rules", &rules[n % 2]).unwrap();
+    let options = AccessOptions { admittance: Admittance::Anybody, authority: None, rules: Some(parse(0)) };
+    let access = Access::new(database.clone(), options);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let options = WebOptions {
+        listen: ([127, 0, 0, 1], 0).into(),
+        origins: AllowedOrigins::default(),
+        structural: false,
+        access: Some(access.clone()),
+        quotas: Quotas { address: Quota::NONE, user: Quota::NONE },
+        proxies: Vec::new(),
+    };
+    let server = runtime.block_on(WebServer::start(database.clone(), options)).unwrap();
+    let address = server.address();
     let mut number = 0;
     for own_queries in [false, true] {
         let mut sockets: Vec<BufReader<TcpStream>> = Vec::new();

@@ -264,7 +264,7 @@ fn incoming(row: sync::IncomingRow) -> Vec<Incoming> {
     let bodies = match row.body {
         sync::IncomingBody::Change(change) => vec![IncomingBody::Change(change)],
         sync::IncomingBody::Lifecycle(bytes) => vec![IncomingBody::Lifecycle(bytes)],
-        sync::IncomingBody::Document(chunk) => split(&chunk, &Limits::DEFAULT)
+        sync::IncomingBody::Document { bytes: chunk, .. } => split(&chunk, &Limits::DEFAULT)
             .unwrap()
             .into_iter()
             .map(|change| IncomingBody::Change(Box::new(change)))

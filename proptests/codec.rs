@@ -5,9 +5,9 @@ use proptest::option;
 use proptest::prelude::*;
 use tidelog::id::{Chain, ChangeHash, DocumentId, Heads, LogCursor, LogId, Lsn, NodeId};
 use tidelog::sync::wire::{
-    Access, Ack, Auth, Busy, ChangeBatch, Denied, DeniedRow, DocSync, DocumentBatch, Frame, Hello, HelloAck, Inventory,
-    InventoryRow, Judgement, Listing, Origin, Outcome, Part, Position, Role, Row, RowKind, StreamBegin, StreamPart,
-    Token, Want, Wanted,
+    Access, Ack, Auth, Author, Authors, Busy, ChangeBatch, Denied, DeniedRow, DocSync, DocumentBatch, Frame, Hello,
+    HelloAck, Inventory, InventoryRow, Judgement, Listing, Origin, Outcome, Part, Position, Role, Row, RowKind,
+    StreamBegin, StreamPart, Token, Want, Wanted,
 };
 
 use crate::support::Golden;
@@ -45,6 +45,8 @@ mod mirror {
         struct Access(u8, Vec<[u8; 16]>);
         struct DeniedRow([u8; 16], Option<[u8; 32]>, bool, String);
         struct Denied(Vec<DeniedRow>);
+        struct Author(Vec<u8>, u32);
+        struct Authors([u8; 16], Vec<Origin>, Vec<Author>);
     }
 
     #[derive(Debug, PartialEq, SchemaWrite, SchemaRead)]
@@ -141,6 +143,11 @@ fn written_by_wincode(frame: &Frame) -> Vec<u8> {
                 .map(|r| mirror::DeniedRow(r.document.0, r.change.map(|hash| hash.0), r.is_behind, r.why.clone()))
                 .collect(),
         )),
+        Frame::Authors(b) => write!(mirror::Authors(
+            b.document.0,
+            origins(&b.origins),
+            b.authors.iter().map(|author| mirror::Author(author.actor.clone(), author.origin)).collect(),
+        )),
         other => panic!("{other:?} has no body"),
     }
 }
@@ -217,6 +224,15 @@ fn document_batch() -> impl Strategy<Value = Frame> {
     })
 }
 
+fn authors() -> impl Strategy<Value = Frame> {
+    vec(origin(), 1..3).prop_flat_map(|origins| {
+        let author = (vec(any::<u8>(), 1..65), 0..origins.len() as u32);
+        let author = author.prop_map(|(actor, origin)| Author { actor, origin });
+        (document(), Just(origins), vec(author, 0..5))
+            .prop_map(|(document, origins, authors)| Frame::Authors(Authors { document, origins, authors }))
+    })
+}
+
 fn frame() -> impl Strategy<Value = Frame> {
     let judgement = prop_oneof![
         Just(Judgement::Known),
@@ -255,6 +271,7 @@ fn frame() -> impl Strategy<Value = Frame> {
         "[!-~]{0,200}".prop_map(|token| Frame::Auth(Auth { token: Token(token) })),
         (listing, vec(document(), 0..5)).prop_map(|(listing, withheld)| Frame::Access(Access { listing, withheld })),
         vec(denied, 0..5).prop_map(|rows| Frame::Denied(Denied { rows })),
+        authors(),
     ]
 }
 
@@ -389,7 +406,7 @@ fn golden() -> Vec<(&'static str, Frame)> {
             "document_batch",
             Frame::DocumentBatch(DocumentBatch {
                 document,
-                origins: vec![origin],
+                origins: vec![origin.clone()],
                 rows: vec![lifecycle, row],
                 streamed: Some(4),
                 heads: heads.clone(),
@@ -413,6 +430,14 @@ fn golden() -> Vec<(&'static str, Frame)> {
                     DeniedRow { document, change: Some(ChangeHash([3; 32])), is_behind: true, why: "why".into() },
                     DeniedRow { document, change: None, is_behind: false, why: String::new() },
                 ],
+            }),
+        ),
+        (
+            "authors",
+            Frame::Authors(Authors {
+                document,
+                origins: vec![origin],
+                authors: vec![Author { actor: vec![1; 16], origin: 0 }, Author { actor: vec![2], origin: 0 }],
             }),
         ),
     ]

@@ -463,7 +463,7 @@ fn admit(database: &Database, rows: Vec<IncomingRow>) -> Admitted {
                 incoming.push(Incoming { document, body: Body::Lifecycle(bytes), origin });
                 continue;
             }
-            IncomingBody::Document(bytes) => {
+            IncomingBody::Document { bytes, .. } => {
                 let changes = Automerge::load(&bytes).unwrap().get_changes(&[]);
                 changes.into_iter().map(|change| Change::from_automerge(change).unwrap()).collect()
             }

@@ -7,19 +7,22 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use automerge::Automerge;
+use automerge::transaction::Transactable as _;
 use proptest::prelude::*;
 use tidelog::document::Change;
 use tidelog::engine::{Incoming, IncomingBody as Body};
-use tidelog::history::Reader;
-use tidelog::id::{DocumentId, NodeId};
+use tidelog::history::{Origin, Reader};
+use tidelog::id::{ActorId, DocumentId, Lsn, NodeId};
 use tidelog::log::MemoryStorage;
-use tidelog::sync::wire::Role;
+use tidelog::log::record::Admission;
+use tidelog::sync::wire::{self, Role};
 use tidelog::sync::{
-    Admitted, Channel, IncomingBody, IncomingRow, Opened, Output, Session, SessionConfig, SessionError, SessionEvent,
-    Side,
+    Admitted, Authors, Channel, IncomingBody, IncomingRow, Opened, Output, Session, SessionConfig, SessionError,
+    SessionEvent, Side,
 };
 use tidelog::{Database, Limits};
 
+#[derive(Clone)]
 pub(super) struct Replica {
     pub(super) node: NodeId,
     pub(super) database: Database,
@@ -72,6 +75,17 @@ impl Replica {
         self.documents().into_iter().map(state).collect()
     }
 
+    /// Whose each author of each document is that can be found: where the first change of his entered.
+    fn owners(&self) -> BTreeMap<(DocumentId, ActorId), (NodeId, String, Admission)> {
+        let found = self.documents().into_iter().filter_map(|id| self.database.find(id).ok());
+        let first = found.flat_map(|handle| {
+            let history = handle.history(Lsn::ZERO, usize::MAX).unwrap();
+            history.into_iter().filter(|entry| entry.seq == 1).map(move |entry| (handle.id(), entry))
+        });
+        let owner = |origin: Origin| (origin.node, origin.principal, origin.admission);
+        first.map(|(id, entry)| ((id, entry.actor), owner(entry.origin))).collect()
+    }
+
     pub(super) fn admit(
         &self,
         rows: Vec<IncomingRow>,
@@ -80,21 +94,20 @@ impl Replica {
     ) -> Admitted {
         let mut incoming = Vec::new();
         for IncomingRow { document, body, origin } in rows {
-            let changes = match body {
-                IncomingBody::Change(change) => vec![*change],
+            let (changes, authors) = match body {
+                IncomingBody::Change(change) => (vec![*change], Authors::default()),
                 IncomingBody::Lifecycle(bytes) => {
                     incoming.push(Incoming { document, body: Body::Lifecycle(bytes), origin });
                     continue;
                 }
-                IncomingBody::Document(bytes) => Automerge::load(&bytes)
-                    .unwrap()
-                    .get_changes(&[])
-                    .into_iter()
-                    .map(|change| Change::from_automerge(change).unwrap())
-                    .collect(),
+                IncomingBody::Document { bytes, authors } => {
+                    let changes = Automerge::load(&bytes).unwrap().get_changes(&[]).into_iter();
+                    (changes.map(|change| Change::from_automerge(change).unwrap()).collect(), authors)
+                }
             };
             for change in changes {
-                incoming.push(Incoming { document, body: Body::Change(Box::new(change)), origin: origin.clone() });
+                let origin = authors.origin(&change, &origin);
+                incoming.push(Incoming { document, body: Body::Change(Box::new(change)), origin });
             }
         }
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -179,17 +192,24 @@ struct Link {
     ends: [End; 2],
     bytes: usize,
     now: Instant,
+    /// What the first side says on every document's stream before anything else.
+    forged: Option<Vec<u8>>,
 }
 
 impl Link {
     fn new(replicas: &[Replica], sides: [usize; 2], strict: bool, limits: &Limits) -> Self {
-        let end = |here: usize, there: usize, strict: bool| {
+        Self::of(Role::Node, replicas, sides, strict, limits)
+    }
+
+    /// A link whose first side is to the other what `role` says.
+    fn of(role: Role, replicas: &[Replica], sides: [usize; 2], strict: bool, limits: &Limits) -> Self {
+        let end = |here: usize, there: usize, role: Role, strict: bool| {
             let (us, peer) = (&replicas[here], replicas[there].node);
             let cursor = us.database.reader().peer_cursor(peer).unwrap();
             let session = Session::new(SessionConfig {
                 node: us.node,
                 peer,
-                role: Role::Node,
+                role,
                 strict,
                 invite: None,
                 token: None,
@@ -200,8 +220,8 @@ impl Link {
             });
             End::new(session)
         };
-        let ends = [end(sides[0], sides[1], strict), end(sides[1], sides[0], false)];
-        Self { sides, ends, bytes: 0, now: Instant::now() }
+        let ends = [end(sides[0], sides[1], Role::Node, strict), end(sides[1], sides[0], role, false)];
+        Self { sides, ends, bytes: 0, now: Instant::now(), forged: None }
     }
 
     /// Does one thing on one side, chosen by `pick`; `false` when nothing is to do there.
@@ -239,6 +259,9 @@ impl Link {
         match output {
             Output::Send { channel, frame, finish } => {
                 self.bytes += frame.len() + 4;
+                if let (0, Channel::Document(_), Some(forged)) = (side, channel, &self.forged) {
+                    self.ends[1].take(channel, forged.clone(), false);
+                }
                 send(&mut self.ends, side, channel, frame, finish);
             }
             Output::Reset(channel) => reset(&mut self.ends, side, channel),
@@ -311,6 +334,7 @@ fn settle(replicas: &[Replica], strict: bool, limits: &Limits, picks: &mut dyn F
         let ids: Vec<&DocumentId> = first.keys().chain(state.keys()).filter(unequal).collect();
         let unequal: Vec<_> = ids.into_iter().map(|id| (id, first.get(id), state.get(id))).collect();
         assert!(unequal.is_empty(), "{unequal:#?}");
+        assert_eq!(replica.owners(), replicas[0].owners(), "authors are the same people's everywhere");
     }
 }
 
@@ -368,6 +392,78 @@ proptest! {
             }
         }
         settle(&replicas, strict, &limits, &mut picks);
+    }
+}
+
+/// Users write on one node; whose their authors are is known on every other, however the document came there.
+#[test]
+fn an_author_is_the_same_users_on_every_node_however_the_document_came() {
+    let mut limits = Limits::DEFAULT;
+    (limits.snapshot_tail_min, limits.snapshot_instead_of_changes) = (4, 4);
+    let first = Replica::new(0, &limits);
+    let (handle, commit) = first.database.collection("notes").unwrap().create(serde_json::json!({})).unwrap();
+    commit.wait().unwrap();
+    // More authors than one frame names, each another user's; and one who is nobody in particular.
+    let mut document = handle.with_view(|view| Ok(view.save()?)).map(|bytes| Automerge::load(&bytes).unwrap()).unwrap();
+    let mut rows = Vec::new();
+    for n in 0..1500_u32 {
+        document.set_actor(automerge::ActorId::from(n.to_le_bytes()));
+        let mut transaction = document.transaction();
+        transaction.put(automerge::ROOT, "by", n).unwrap();
+        transaction.commit();
+        let change = Change::from_automerge(document.get_last_local_change().unwrap()).unwrap();
+        let principal = if n == 0 { String::new() } else { format!("user {}", n / 2) };
+        let origin = Origin { node: first.node, principal, admission: Admission::Full, rules_version: 7 };
+        let body = IncomingBody::Change(Box::new(change));
+        rows.push(IncomingRow { document: handle.id(), body, origin });
+    }
+    for rows in rows.chunks(100) {
+        first.admit(rows.to_vec(), NodeId([77; 32]), None);
+    }
+    while handle.state().unwrap().snapshot.is_none() {
+        std::thread::yield_now();
+    }
+    let owners = first.owners();
+    assert_eq!(owners.len(), 1500);
+    // By rows of the log, as a chunk on a stream, in an exchange; and from there on in the same ways.
+    for [instead, strict] in [[u64::MAX, 0], [4, 0], [4, 1]] {
+        limits.snapshot_instead_of_changes = instead;
+        let replicas = [Replica::new(1, &limits), Replica::new(2, &limits)];
+        let relay = [Replica { node: first.node, database: first.database.clone() }, replicas[0].clone()];
+        Link::new(&relay, [0, 1], strict == 1, &limits).run(&relay, &mut picks(3));
+        Link::new(&replicas, [0, 1], strict == 1, &limits).run(&replicas, &mut picks(4));
+        for replica in &replicas {
+            let nobody = |(_, (_, principal, _)): &(_, (NodeId, String, Admission))| principal.is_empty();
+            let named = |owners: BTreeMap<_, _>| owners.into_iter().filter(|owner| !nobody(owner)).collect::<Vec<_>>();
+            assert_eq!(named(replica.owners()), named(owners.clone()), "{instead} {strict}");
+        }
+    }
+}
+
+/// A node is believed in whose an author is; a client is not.
+#[test]
+fn what_a_client_says_of_authors_is_passed_over() {
+    let limits = Limits::DEFAULT;
+    for role in [Role::Node, Role::Client] {
+        let replicas = [Replica::new(0, &limits), Replica::new(1, &limits)];
+        replicas[1].edit(0, 0);
+        settle(&replicas, true, &limits, &mut picks(5));
+        replicas[0].edit(0, 3);
+        let known = replicas[1].owners();
+        let new = replicas[0].owners().into_iter().find(|(author, _)| !known.contains_key(author));
+        let ((document, actor), _) = new.unwrap();
+        let origin = wire::Origin { node: NodeId([9; 32]), principal: "ben".into(), admission: 2, rules_version: 0 };
+        let authors = vec![wire::Author { actor: actor.as_bytes().to_vec(), origin: 0 }];
+        let said = wire::Frame::Authors(wire::Authors { document, origins: vec![origin], authors });
+        let mut link = Link::of(role, &replicas, [0, 1], true, &limits);
+        link.forged = Some(said.encode().unwrap());
+        link.run(&replicas, &mut picks(6));
+        assert_eq!(replicas[0].state(), replicas[1].state());
+        let said = match role {
+            Role::Node => (NodeId([9; 32]), "ben".to_owned(), Admission::Full),
+            Role::Client => (replicas[0].node, String::new(), Admission::Structural),
+        };
+        assert_eq!(replicas[1].owners()[&(document, actor)], said);
     }
 }
 

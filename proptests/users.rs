@@ -43,7 +43,7 @@ impl Rights {
                     allowed.push(row);
                     continue;
                 }
-                IncomingBody::Document(bytes) => tidelog::document::split(bytes, &Limits::DEFAULT).unwrap(),
+                IncomingBody::Document { bytes, .. } => tidelog::document::split(bytes, &Limits::DEFAULT).unwrap(),
             };
             for change in changes {
                 let hash = change.hash();

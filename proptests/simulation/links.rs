@@ -656,9 +656,10 @@ fn groups(rows: Vec<IncomingRow>, limits: &tidelog::Limits) -> Result<VecDeque<V
         match body {
             IncomingBody::Change(change) => push(Incoming { document, body: Body::Change(change), origin }),
             IncomingBody::Lifecycle(bytes) => push(Incoming { document, body: Body::Lifecycle(bytes), origin }),
-            IncomingBody::Document(chunk) => {
-                for change in split(&chunk, limits).map_err(|error| error.to_string())? {
-                    push(Incoming { document, body: Body::Change(Box::new(change)), origin: origin.clone() });
+            IncomingBody::Document { bytes, authors } => {
+                for change in split(&bytes, limits).map_err(|error| error.to_string())? {
+                    let origin = authors.origin(&change, &origin);
+                    push(Incoming { document, body: Body::Change(Box::new(change)), origin });
                 }
             }
         }

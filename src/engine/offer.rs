@@ -138,14 +138,13 @@ impl Database {
         match body {
             sync::IncomingBody::Change(change) => Ok(one(IncomingBody::Change(change))),
             sync::IncomingBody::Lifecycle(bytes) => Ok(one(IncomingBody::Lifecycle(bytes))),
-            sync::IncomingBody::Document(chunk) => {
+            sync::IncomingBody::Document { bytes: chunk, authors } => {
                 let turn = self.turns().turn(self.account_of(from), cost_of_split(chunk.len())).await?;
                 let limits = self.limits().clone();
                 let (changes, view) = aside(turn, move || split_and_keep(&chunk, &limits)).await??;
-                let row = |change| Incoming {
-                    document,
-                    body: IncomingBody::Change(Box::new(change)),
-                    origin: origin.clone(),
+                let row = |change| {
+                    let origin = authors.origin(&change, &origin);
+                    Incoming { document, body: IncomingBody::Change(Box::new(change)), origin }
                 };
                 Ok((changes.into_iter().map(row).collect(), Some(view)))
             }
@@ -283,7 +282,8 @@ mod tests {
         let id = DocumentId([7; 16]);
         let mut theirs = View::new();
         grow(&mut theirs, 100);
-        let begun = [creation(&database, id), Body::Document(theirs.save().unwrap())];
+        let chunk = |view: &View| Body::Document { bytes: view.save().unwrap(), authors: sync::Authors::default() };
+        let begun = [creation(&database, id), chunk(&theirs)];
         assert!(offer(&database, id, begun.into()).await.unwrap().missing.is_empty());
         let row = database.reader().row(id).unwrap().unwrap();
         assert_eq!((row.change_count, database.status().trial_materializations), (100, 1));
@@ -293,7 +293,7 @@ mod tests {
         offer(&database, id, vec![Body::Change(Box::new(change))]).await.unwrap();
         // And the document once more, with more in it: some of it is here.
         grow(&mut theirs, 50);
-        offer(&database, id, vec![Body::Document(theirs.save().unwrap())]).await.unwrap();
+        offer(&database, id, vec![chunk(&theirs)]).await.unwrap();
         let row = database.reader().row(id).unwrap().unwrap();
         assert_eq!((row.change_count, database.status().trial_materializations), (151, 1));
         assert_eq!(database.find(id).unwrap().read::<u64>("k4").unwrap(), Some(50_049));

@@ -313,6 +313,11 @@ impl Exchange {
             && self.their.as_ref().is_some_and(|their| their.heads == heads)
     }
 
+    /// Whether changes were sent that the peer has not said to have.
+    pub(super) fn has_changes_under_way(&self) -> bool {
+        !self.sent.is_empty() || !self.sent_whole.as_slice().is_empty()
+    }
+
     /// The peer's heads, as it last said.
     #[must_use]
     pub fn their_heads(&self) -> Option<&Heads> {

@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, PoisonError};
 
+use super::authors::{Authors, Told};
 use super::exchange::{Exchange, GenerateError};
 use super::gate::ChunkKind;
 use super::guard::Proven;
@@ -17,7 +18,7 @@ use super::permits::Permits;
 use super::session::{
     Channel, Denied, IncomingBody, IncomingRow, Opened, Outbox, Output, SessionError, Side, parse_change,
 };
-use super::wire::{DocSync, Frame};
+use super::wire::{self, DocSync, Frame, Role};
 use super::{ExchangeError, GateError};
 use crate::history::{HistoryError, Origin, Reader};
 use crate::id::{DocumentId, Heads, NodeId};
@@ -39,6 +40,10 @@ pub(super) struct Exchanges {
     /// Who writes, where the peer brings what somebody wrote.
     principal: String,
     permits: Option<Arc<dyn Permits>>,
+    /// The peer is a node: it is believed in whose authors are.
+    is_believed: bool,
+    /// The peer is a node that takes us for one: it is told whose authors are.
+    pub(super) tells_authors: bool,
 }
 
 struct Running {
@@ -51,6 +56,12 @@ struct Running {
     /// The message that is going out, and how much of it is gone.
     outgoing: Option<(Vec<u8>, usize)>,
     first_went: bool,
+    /// What has to go before it.
+    ahead: VecDeque<Vec<u8>>,
+    /// Of whom the peer was told.
+    told: Told,
+    /// Whose the authors are, as the peer says.
+    authors: Authors,
     /// There may be something to say.
     ready: bool,
     finished_here: bool,
@@ -79,7 +90,7 @@ const ENDING_MAX: usize = 8;
 const MESSAGE_BYTES_BESIDE: usize = 6 << 20;
 
 impl Exchanges {
-    pub(super) fn new(node: NodeId, peer: NodeId, limits: &Limits) -> Self {
+    pub(super) fn new(node: NodeId, peer: NodeId, role: Role, limits: &Limits) -> Self {
         Self {
             node,
             peer,
@@ -92,6 +103,9 @@ impl Exchanges {
             assembling_bytes: 0,
             principal: String::new(),
             permits: None,
+            is_believed: role == Role::Node,
+            // Until it has said what it takes us for.
+            tells_authors: role == Role::Node,
         }
     }
 
@@ -168,6 +182,25 @@ impl Exchanges {
     pub(super) fn waits_for_peer(&self) -> Option<DocumentId> {
         let waits = |running: &&Running| !running.finished_there && !running.exchange.is_unsettled();
         self.running.values().find(waits).map(|running| running.document)
+    }
+
+    /// Takes whose the authors of a document are that is being exchanged.
+    pub(super) fn handle_authors(
+        &mut self,
+        opened: Opened,
+        said: wire::Authors,
+        reader: &Reader,
+        out: &mut Outbox,
+    ) -> Result<(), SessionError> {
+        let is_new = !self.running.contains_key(&opened);
+        if !self.is_believed || is_new && !self.begin_theirs(opened, said.document, reader, out)? {
+            return Ok(());
+        }
+        match self.running.get_mut(&opened) {
+            Some(running) if running.document == said.document => running.authors.take(said),
+            Some(_) => Err(SessionError::UnexpectedFrame { frame: "Authors", why: "the stream is another document's" }),
+            None => Ok(()),
+        }
     }
 
     /// Takes a part of a message.
@@ -262,7 +295,7 @@ impl Exchanges {
             }
             return Ok(true);
         }
-        let limits = &self.limits;
+        let (limits, tells_authors) = (&self.limits, self.tells_authors);
         let (mut over, mut unreadable) = (None, None);
         for (&opened, running) in &mut self.running {
             if running.finished_here && running.finished_there && !running.exchange.is_unsettled() {
@@ -276,7 +309,7 @@ impl Exchanges {
                 unreadable = Some(opened);
                 break;
             }
-            if running.step(opened, limits, reader, out)? {
+            if running.step(opened, limits, tells_authors, reader, out)? {
                 return Ok(true);
             }
         }
@@ -355,6 +388,9 @@ impl Running {
             first_came: false,
             outgoing: None,
             first_went: false,
+            ahead: VecDeque::new(),
+            told: Told::default(),
+            authors: Authors::default(),
             ready: true,
             finished_here: false,
             finished_there: false,
@@ -375,8 +411,8 @@ impl Running {
         let document = self.document;
         let principal = principal.to_owned();
         let origin = Origin { node, principal, admission: Admission::Structural, rules_version: 0 };
-        let mut push = |body| intake.push(IncomingRow { document, body, origin: origin.clone() });
-        self.incoming_lifecycle.drain(..).for_each(|bytes| push(IncomingBody::Lifecycle(bytes)));
+        let mut push = |body, origin| intake.push(IncomingRow { document, body, origin });
+        self.incoming_lifecycle.drain(..).for_each(|bytes| push(IncomingBody::Lifecycle(bytes), origin.clone()));
         let graph = reader.graph(document)?;
         let graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
         let received =
@@ -392,9 +428,13 @@ impl Running {
                 ChunkKind::Change => {
                     let change = parse_change(document, chunk.bytes, limits)?;
                     arrived.push((change.hash(), change.deps().to_vec()));
-                    push(IncomingBody::Change(Box::new(change)));
+                    let origin = self.authors.origin(&change, &origin);
+                    push(IncomingBody::Change(Box::new(change)), origin);
                 }
-                ChunkKind::Document => push(IncomingBody::Document(chunk.bytes)),
+                ChunkKind::Document => {
+                    let (bytes, authors) = (chunk.bytes, self.authors.clone());
+                    push(IncomingBody::Document { bytes, authors }, origin.clone());
+                }
                 ChunkKind::Bundle => {
                     return Err(SessionError::MalformedChange { document, why: "bundles do not travel".into() });
                 }
@@ -415,10 +455,15 @@ impl Running {
         &mut self,
         opened: Opened,
         limits: &Limits,
+        tells_authors: bool,
         reader: &Reader,
         out: &mut Outbox,
     ) -> Result<bool, SessionError> {
         let channel = Channel::Document(opened);
+        if let Some(frame) = self.ahead.pop_front() {
+            out.send(channel, frame, false);
+            return Ok(true);
+        }
         if let Some((message, gone)) = self.outgoing.take() {
             let end = message.len().min(gone + limits.part_bytes);
             let lifecycle = if self.first_went { Vec::new() } else { reader.lifecycle_records(self.document)? };
@@ -445,6 +490,10 @@ impl Running {
                 Err(GenerateError::Read(error)) => return Err(SessionError::History(error)),
                 Err(GenerateError::Gate(error)) => return Err(self.refused(error)),
             };
+            drop(graph);
+            if tells_authors && self.exchange.has_changes_under_way() {
+                self.ahead = self.told.news(self.document, reader)?.into();
+            }
             return Ok(self.outgoing.is_some());
         }
         self.finished_here = true;

@@ -16,8 +16,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::PoisonError;
 
 use self::access::{Offered, Rights};
+use super::authors::Authors;
 use super::exchanges::{Ended, Exchanges};
 use super::intake::{Intake, Mark};
+use super::origins::origin_from_wire;
 use super::session::{IncomingBody, IncomingRow, Opened, Outbox, Output, SessionError, SessionEvent, parse_change};
 use super::wire::{
     self, Ack, ChangeBatch, DocumentBatch, Frame, Inventory, Judgement, Outcome, Position, ROW_IN_PARTS, Role, Row,
@@ -84,6 +86,8 @@ enum Wish {
 struct Incoming {
     document: DocumentId,
     bytes: Vec<u8>,
+    /// Whose its authors are, as the peer says.
+    authors: Authors,
     length: usize,
 }
 
@@ -259,8 +263,20 @@ impl Follower {
         if expected + length > 2 * max {
             return Err(SessionError::TooMany { what: "bytes on streams", max: 2 * max });
         }
-        self.streams.insert(opened, Incoming { document: begin.document, bytes: Vec::new(), length });
+        let (document, authors) = (begin.document, Authors::default());
+        self.streams.insert(opened, Incoming { document, bytes: Vec::new(), authors, length });
         Ok(())
+    }
+
+    /// Takes whose the authors of a streamed chunk are, from a node.
+    pub(super) fn handle_stream_authors(&mut self, opened: Opened, said: wire::Authors) -> Result<(), SessionError> {
+        if self.offered.is_ignored(opened) || !self.rights.may_say_origins() {
+            return Ok(());
+        }
+        match self.streams.get_mut(&opened).filter(|incoming| incoming.document == said.document) {
+            Some(incoming) => incoming.authors.take(said),
+            None => Err(unexpected("Authors", "no such document's stream began")),
+        }
     }
 
     /// Takes a piece of a streamed chunk.
@@ -283,9 +299,9 @@ impl Follower {
         if incoming.bytes.len() == incoming.length
             && let Some(incoming) = self.streams.remove(&opened)
         {
-            let document = incoming.document;
+            let Incoming { document, bytes, authors, .. } = incoming;
             let origin = self.origin_here();
-            intake.push(IncomingRow { document, body: IncomingBody::Document(incoming.bytes), origin });
+            intake.push(IncomingRow { document, body: IncomingBody::Document { bytes, authors }, origin });
             intake.mark(Mark::Stream { document });
         }
         Ok(())
@@ -567,15 +583,6 @@ fn has_all(document: DocumentId, heads: &Heads, reader: &Reader) -> Result<bool,
     let graph = reader.graph(document)?;
     let graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
     Ok(graph.contains_all(heads.as_slice()))
-}
-
-fn origin_from_wire(origin: &wire::Origin) -> Origin {
-    let admission = match origin.admission {
-        0 => Admission::Local,
-        1 => Admission::Structural,
-        _ => Admission::Full,
-    };
-    Origin { node: origin.node, principal: origin.principal.clone(), admission, rules_version: origin.rules_version }
 }
 
 fn unexpected(frame: &'static str, why: &'static str) -> SessionError {

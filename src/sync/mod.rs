@@ -5,6 +5,7 @@
 //! document's Automerge sync answered from its change graph, [`Session`] the whole conversation as a state machine
 //! that does no IO. [`repo`] is the conversation with clients that speak automerge-repo's protocol instead of ours.
 
+mod authors;
 mod composed;
 mod exchange;
 mod exchanges;
@@ -12,12 +13,14 @@ mod follower;
 pub mod gate;
 mod guard;
 mod intake;
+mod origins;
 mod permits;
 pub mod repo;
 mod session;
 mod source;
 pub mod wire;
 
+pub use authors::Authors;
 pub use composed::{Chunks, Composed, State};
 pub use exchange::{Arrival, Exchange, ExchangeError, GenerateError, Received};
 pub use gate::GateError;

@@ -22,6 +22,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::ExchangeError;
+use super::authors::Authors;
 use super::exchanges::Exchanges;
 use super::follower::Follower;
 use super::guard::{Guard, Proven};
@@ -249,7 +250,12 @@ pub enum IncomingBody {
     /// A lifecycle record, not opened.
     Lifecycle(Vec<u8>),
     /// A whole document chunk, not verified: the driver splits it into changes.
-    Document(Vec<u8>),
+    Document {
+        /// The chunk.
+        bytes: Vec<u8>,
+        /// Whose its changes are, where the peer may say that: [`Authors::origin`] of each, and the row's otherwise.
+        authors: Authors,
+    },
 }
 
 impl IncomingBody {
@@ -258,7 +264,7 @@ impl IncomingBody {
     pub fn bytes(&self) -> usize {
         match self {
             Self::Change(change) => change.bytes().len(),
-            Self::Lifecycle(bytes) | Self::Document(bytes) => bytes.len(),
+            Self::Lifecycle(bytes) | Self::Document { bytes, .. } => bytes.len(),
         }
     }
 }
@@ -400,7 +406,7 @@ impl Session {
             intake: Intake::new(),
             source: Source::new(config.peer, &config.limits),
             follower: Follower::new(config.peer, config.role, config.cursor, &config.limits),
-            exchanges: Exchanges::new(config.node, config.peer, &config.limits),
+            exchanges: Exchanges::new(config.node, config.peer, config.role, &config.limits),
             guard: Guard::default(),
             out: Outbox::default(),
             strict: config.strict,
@@ -449,6 +455,10 @@ impl Session {
             (Channel::Document(opened), Frame::DocSync(part)) => {
                 self.exchanges.handle_part(opened, part, reader, &mut self.intake, &mut self.out)
             }
+            (Channel::Document(opened), Frame::Authors(said)) => {
+                self.exchanges.handle_authors(opened, said, reader, &mut self.out)
+            }
+            (Channel::Stream(opened), Frame::Authors(said)) => self.follower.handle_stream_authors(opened, said),
             (Channel::Stream(opened), Frame::StreamBegin(begin)) => self.follower.handle_stream(opened, begin),
             (Channel::Stream(opened), Frame::StreamPart(part)) => {
                 self.follower.handle_stream_part(opened, &part.bytes, &mut self.intake)
@@ -616,6 +626,7 @@ impl Session {
             Frame::HelloAck(ack) if !self.opening.acknowledged => {
                 self.opening.acknowledged = true;
                 self.opening.ours = Some(ack.judgement);
+                self.tell_authors(ack.role);
                 self.out.put(Output::Event(SessionEvent::OurPosition(ack.judgement, ack.role)));
                 self.follower.begin(ack.judgement)?;
                 self.begin_source(reader);
@@ -709,6 +720,13 @@ impl Session {
         self.follower.meet(hello.log_id, hello.tail.lsn, self.strict);
         self.begin_source(reader);
         Ok(())
+    }
+
+    /// Nodes tell each other whose the authors are of what they exchange; nobody believes a client.
+    fn tell_authors(&mut self, our_role: Role) {
+        let tells = self.config.role == Role::Node && our_role == Role::Node;
+        self.exchanges.tells_authors = tells;
+        self.source.tells_authors = tells;
     }
 
     /// Begins to serve, once each side has said what it makes of the other.
@@ -834,6 +852,7 @@ pub(super) fn unexpected(frame: &Frame, why: &'static str) -> SessionError {
         Frame::Auth(_) => "Auth",
         Frame::Access(_) => "Access",
         Frame::Denied(_) => "Denied",
+        Frame::Authors(_) => "Authors",
         Frame::Skipped(_) => "unknown",
     };
     SessionError::UnexpectedFrame { frame, why }

@@ -20,6 +20,7 @@ use std::time::Instant;
 
 use self::audience::Audience;
 use self::rows::Rows;
+use super::authors::Told;
 use super::exchanges::Exchanges;
 use super::session::{Channel, Opened, Outbox, SessionError, Side};
 use super::wire::{
@@ -62,6 +63,8 @@ pub(super) struct Source {
     opened: u64,
     paused_until: Option<Instant>,
     audience: Audience,
+    /// The peer is a node that takes us for one: it is told whose authors are.
+    pub(super) tells_authors: bool,
     /// The footer that the peer was told everything up to, where it is one.
     reached: Option<LogCursor>,
     /// Documents in batches that are not acknowledged, by the batch's number.
@@ -100,6 +103,8 @@ struct Outgoing {
     document: DocumentId,
     snapshot: Snapshot,
     begun: bool,
+    /// What says whose its authors are.
+    authors: VecDeque<Vec<u8>>,
     gone: usize,
 }
 
@@ -137,6 +142,7 @@ impl Source {
             opened: 0,
             paused_until: None,
             audience: Audience::default(),
+            tells_authors: false,
             reached: None,
             unacknowledged: VecDeque::new(),
         }
@@ -226,6 +232,10 @@ impl Source {
                 heads: outgoing.snapshot.heads.clone(),
             });
             out.send(channel, begin.encode()?, false);
+            return Ok(true);
+        }
+        if let Some(authors) = outgoing.authors.pop_front() {
+            out.send(channel, authors, false);
             return Ok(true);
         }
         let end = bytes.len().min(outgoing.gone + self.limits.part_bytes);
@@ -557,7 +567,8 @@ impl Source {
             outcome: Outcome::More,
         }))?;
         self.unread.insert(document, snapshot.bytes.len());
-        self.streams.push(Outgoing { opened, document, snapshot, begun: false, gone: 0 });
+        let authors = if self.tells_authors { Told::default().news(document, reader)? } else { Vec::new() };
+        self.streams.push(Outgoing { opened, document, snapshot, begun: false, authors: authors.into(), gone: 0 });
         Ok(())
     }
 
@@ -584,7 +595,6 @@ impl Source {
 
 /// There is no such document, or none that the peer may see.
 fn say_unknown(document: DocumentId, out: &mut Outbox) -> Result<(), SessionError> {
-    let (origins, rows, heads) = (Vec::new(), Vec::new(), Heads::default());
-    let outcome = Outcome::UnknownDocument;
+    let (origins, rows, heads, outcome) = (Vec::new(), Vec::new(), Heads::default(), Outcome::UnknownDocument);
     out.control(&Frame::DocumentBatch(DocumentBatch { document, origins, rows, streamed: None, heads, outcome }))
 }

@@ -16,7 +16,10 @@ mod ids;
 use bincode::error::EncodeError;
 use bincode::{Decode, Encode};
 
-pub use self::access::{Access, Auth, DENIED_MAX, Denied, DeniedRow, Listing, TOKEN_BYTES_MAX, Token, WHY_BYTES_MAX};
+pub use self::access::{
+    AUTHORS_MAX, Access, Auth, Author, Authors, DENIED_MAX, Denied, DeniedRow, Listing, TOKEN_BYTES_MAX, Token,
+    WHY_BYTES_MAX,
+};
 use crate::id::{Chain, DocumentId, Heads, LogCursor, LogId, Lsn, NodeId};
 
 /// The longest frame, its length prefix not counted.
@@ -102,6 +105,8 @@ pub enum Frame {
     Access(Access),
     /// What the receiver may not write.
     Denied(Denied),
+    /// Whose a document's authors are.
+    Authors(Authors),
     /// A frame of a later protocol that this version may ignore; its type.
     Skipped(u8),
 }
@@ -376,6 +381,7 @@ mod kind {
     pub(super) const AUTH: u8 = 0x81;
     pub(super) const ACCESS: u8 = 0x82;
     pub(super) const DENIED: u8 = 0x83;
+    pub(super) const AUTHORS: u8 = 0x84;
 }
 
 impl Frame {
@@ -398,6 +404,7 @@ impl Frame {
             Self::Auth(_) => kind::AUTH,
             Self::Access(_) => kind::ACCESS,
             Self::Denied(_) => kind::DENIED,
+            Self::Authors(_) => kind::AUTHORS,
             Self::Skipped(kind) => *kind,
         }
     }
@@ -424,6 +431,7 @@ impl Frame {
             Self::Auth(body) => write(body, &mut out),
             Self::Access(body) => write(body, &mut out),
             Self::Denied(body) => write(body, &mut out),
+            Self::Authors(body) => write(body, &mut out),
             Self::Skipped(_) => Ok(()),
         };
         written.map_err(|error| WireError::Body { kind: self.kind(), reason: error.to_string() })?;
@@ -461,6 +469,7 @@ impl Frame {
             kind::AUTH => body.read().map(Self::Auth),
             kind::ACCESS => body.read().map(Self::Access),
             kind::DENIED => body.read().map(Self::Denied),
+            kind::AUTHORS => body.read().map(Self::Authors),
             other if other & kind::MAY_SKIP != 0 => Ok(Self::Skipped(other)),
             other => Err(WireError::Type(other)),
         }
@@ -555,6 +564,10 @@ fn check_rows(rows: &[Row], documents: usize, origins: &[Origin]) -> Result<(), 
     }
     let in_parts = rows.iter().filter(|row| row.flags == ROW_IN_PARTS).count();
     require(in_parts <= 1, "more than one row is in parts")?;
+    check_origins(origins)
+}
+
+fn check_origins(origins: &[Origin]) -> Result<(), &'static str> {
     require(origins.iter().all(|origin| origin.admission <= 2), "an origin has an unknown admission")?;
     let principals = origins.iter().map(|origin| origin.principal.len());
     require(principals.max().unwrap_or(0) <= PRINCIPAL_BYTES_MAX, "a principal's name is too long")

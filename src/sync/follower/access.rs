@@ -46,6 +46,11 @@ impl Rights {
         Self { principal: (role == Role::Client).then(String::new), ..Self::default() }
     }
 
+    /// Whether the peer is believed in where something entered.
+    pub(super) fn may_say_origins(&self) -> bool {
+        self.principal.is_none()
+    }
+
     /// Where a row entered, as far as the peer may say that.
     pub(super) fn origin(&self, said: Origin) -> Origin {
         match &self.principal {

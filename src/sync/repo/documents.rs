@@ -15,7 +15,7 @@ use crate::sync::exchange::{Arrival, Exchange, GenerateError};
 use crate::sync::gate::ChunkKind;
 use crate::sync::intake::{Intake, Mark};
 use crate::sync::session::{IncomingBody, IncomingRow, SessionError, parse_change};
-use crate::sync::{Chunks, Composed, Denied, ExchangeError, State};
+use crate::sync::{Authors, Chunks, Composed, Denied, ExchangeError, State};
 
 /// Messages in a row that change nothing, after which a document is answered no more until one of the two sides has
 /// something new. A Bloom filter that hides a change costs one or two.
@@ -356,7 +356,7 @@ impl Open {
                     arrived.push((change.hash(), change.deps().to_vec()));
                     IncomingBody::Change(Box::new(change))
                 }
-                ChunkKind::Document => IncomingBody::Document(chunk.bytes),
+                ChunkKind::Document => IncomingBody::Document { bytes: chunk.bytes, authors: Authors::default() },
                 ChunkKind::Bundle => {
                     return Err(RepoFault::Malformed { document, why: "bundles do not travel".into() });
                 }

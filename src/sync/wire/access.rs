@@ -4,8 +4,8 @@ use std::fmt;
 
 use bincode::{Decode, Encode};
 
-use super::{Checked, require};
-use crate::id::{ChangeHash, DocumentId};
+use super::{Checked, Origin, check_origins, require};
+use crate::id::{ActorId, ChangeHash, DocumentId};
 
 /// The longest token.
 pub const TOKEN_BYTES_MAX: usize = 8 << 10;
@@ -66,6 +66,30 @@ pub struct DeniedRow {
     pub why: String,
 }
 
+/// Authors that one [`Authors`] frame names.
+pub const AUTHORS_MAX: usize = 1024;
+
+/// Where the first changes of a document's authors entered: between nodes, before any change of theirs travels without
+/// its origin. An author who is named nowhere is nobody's in particular.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Authors {
+    /// Of which document.
+    pub document: DocumentId,
+    /// The origins that authors name by their place here.
+    pub origins: Vec<Origin>,
+    /// The authors.
+    pub authors: Vec<Author>,
+}
+
+/// An author of a document.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Author {
+    /// Automerge's actor id, 1 to 64 bytes.
+    pub actor: Vec<u8>,
+    /// The place in the frame's list of where the author's first change entered.
+    pub origin: u32,
+}
+
 impl Checked for Auth {
     fn check(&self) -> Result<(), &'static str> {
         require(self.token.0.len() <= TOKEN_BYTES_MAX, "the token is too long")
@@ -82,6 +106,18 @@ impl Checked for Denied {
     fn check(&self) -> Result<(), &'static str> {
         require(self.rows.len() <= DENIED_MAX, "too many rows are denied at once")?;
         require(self.rows.iter().all(|row| row.why.len() <= WHY_BYTES_MAX), "a reason is too long")
+    }
+}
+
+impl Checked for Authors {
+    fn check(&self) -> Result<(), &'static str> {
+        require(self.authors.len() <= AUTHORS_MAX, "too many authors are named at once")?;
+        check_origins(&self.origins)?;
+        for author in &self.authors {
+            require((1..=ActorId::BYTES_MAX).contains(&author.actor.len()), "an author's name is empty or too long")?;
+            require((author.origin as usize) < self.origins.len(), "an author names an origin that is not listed")?;
+        }
+        Ok(())
     }
 }
 
