@@ -417,12 +417,12 @@ pub(crate) mod queries {
     pub(crate) const LISTENERS_MAX: usize = 100_000;
     /// Documents changed since a position, beyond which a listener begins anew.
     pub(crate) const RESUME_MAX: usize = 10_000;
-    /// Results of one collection that listeners of the same query share.
+    /// Results of one database that listeners of the same query share.
     pub(crate) const SHARED_MAX: usize = 64;
     /// Documents in such a result. One with more is found for each listener.
     pub(crate) const SHARED_DOCUMENTS_MAX: usize = 1_000;
     /// Bytes of their JSON; as above.
-    pub(crate) const SHARED_BYTES_MAX: usize = 256 << 10;
+    pub(crate) const SHARED_BYTES_MAX: usize = 128 << 10;
     /// Documents that a listener with a limit knows beside those in its result: half the limit, and this many.
     pub(crate) const SLACK: usize = 16;
 }

@@ -116,7 +116,14 @@ impl Subject {
     /// Waits, on a connection that stands, for whatever changes what he may do.
     pub(crate) fn vigil(&self) -> Vigil {
         let (now, epoch) = (Instant::now(), self.0.access.epoch());
-        Vigil { subject: self.clone(), revocations: epoch.clone(), epoch, rests_until: now, asks_at: now + ASK_AGAIN }
+        Vigil {
+            subject: self.clone(),
+            revocations: epoch.clone(),
+            epoch,
+            told_at: None,
+            rests_until: now,
+            asks_at: None,
+        }
     }
 
     /// How long his token counts from now on, ms; `None` for ever.
@@ -269,22 +276,29 @@ pub(crate) struct Vigil {
     epoch: watch::Receiver<u64>,
     /// The same, for whether he has to go: that is looked at without a rest.
     revocations: watch::Receiver<u64>,
+    /// When somebody was told, until it is known how long that kept him busy.
+    told_at: Option<Instant>,
     /// Nothing else is told before: finding every answer anew is dear, and documents that rules look at may change all the
     /// time.
     rests_until: Instant,
-    /// When he is to be asked about again if anything rests on the time.
-    asks_at: Instant,
+    /// When he is to be asked about again if anything rests on the time; never, where nobody wants that.
+    asks_at: Option<Instant>,
 }
 
 /// Timers are set no further ahead than this, ms: a day.
 const FAR_MS: u64 = 86_400_000;
-/// How long nothing is told after a change was. Answers are found anew meanwhile whenever one is needed, so nothing is
-/// sent that may not be; it is only later that somebody hears what he lost or gained.
-const REST: Duration = Duration::from_millis(500);
+/// How long nothing is told after what followed from a change was done, at least; as long as that took, and so long at
+/// most.
+const REST: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(2)];
 /// How often every answer is found anew where some rest on the time.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 impl Vigil {
+    /// Tells as well, now and then, where what was decided rests on the time.
+    pub(crate) fn with_the_time(self) -> Self {
+        Self { asks_at: Some(Instant::now() + ASK_AGAIN), ..self }
+    }
+
     /// Waits until every answer has to be found anew, or until he has to go.
     ///
     /// # Cancel safety
@@ -294,8 +308,14 @@ impl Vigil {
         if let Some(leave) = self.subject.must_leave(now_ms()) {
             return Some(leave);
         }
+        if let Some(told_at) = self.told_at.take() {
+            let now = Instant::now();
+            self.rests_until = now + (now - told_at).clamp(REST[0], REST[1]);
+            self.asks_at = self.asks_at.map(|_| now + ASK_AGAIN);
+        }
         loop {
             let ends = self.subject.leaves_in(now_ms()).unwrap_or(FAR_MS).min(FAR_MS);
+            let far = || Instant::now() + Duration::from_millis(FAR_MS);
             tokio::select! {
                 changed = changed_after(self.rests_until, &mut self.epoch) => {
                     if changed.is_err() {
@@ -309,8 +329,11 @@ impl Vigil {
                         return Some(leave);
                     }
                 }
-                () = tokio::time::sleep_until(self.asks_at), if self.subject.0.is_timed.load(Ordering::Relaxed) => {
-                    return self.told();
+                () = tokio::time::sleep_until(self.asks_at.unwrap_or_else(far)) => {
+                    if self.subject.0.is_timed.load(Ordering::Relaxed) {
+                        return self.told();
+                    }
+                    self.asks_at = self.asks_at.map(|_| Instant::now() + ASK_AGAIN);
                 }
                 () = tokio::time::sleep(Duration::from_millis(ends)) => {
                     if let Some(leave) = self.subject.must_leave(now_ms()) {
@@ -321,9 +344,20 @@ impl Vigil {
         }
     }
 
+    /// Whether answers may be others than when something was told last: nothing that rests on them may be told before
+    /// they are found anew.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.epoch.has_changed().unwrap_or(false)
+    }
+
+    /// As if it had been told, since what follows from it is done in any case.
+    pub(crate) fn catch_up(&mut self) {
+        self.epoch.mark_unchanged();
+        self.told();
+    }
+
     fn told(&mut self) -> Option<Leave> {
-        let now = Instant::now();
-        (self.rests_until, self.asks_at) = (now + REST, now + ASK_AGAIN);
+        self.told_at = Some(Instant::now());
         self.subject.0.is_timed.store(false, Ordering::Relaxed);
         self.subject.must_leave(now_ms())
     }
@@ -413,8 +447,8 @@ mod tests {
         access.renew();
         access.renew();
         // One who is asked for something else meanwhile misses nothing.
-        assert!(tokio::time::timeout(REST / 2, vigil.next()).await.is_err());
-        assert_eq!(told_after(&mut vigil).await, Some(REST / 2));
+        assert!(tokio::time::timeout(REST[0] / 2, vigil.next()).await.is_err());
+        assert_eq!(told_after(&mut vigil).await, Some(REST[0] / 2));
         assert_eq!(told_after(&mut vigil).await, None);
     }
 
@@ -422,7 +456,7 @@ mod tests {
     async fn what_rests_on_the_time_is_asked_for_again_now_and_then_while_it_does() {
         let (access, document) = access("request.time < timestamp('2200-01-01T00:00:00Z')");
         let subject = access.admit(None).unwrap();
-        let mut vigil = subject.vigil();
+        let mut vigil = subject.vigil().with_the_time();
         for _ in 0..2 {
             // The second answer is the first one, which is remembered.
             assert!(subject.may(Operation::Get, document).unwrap());

@@ -8,6 +8,7 @@
 mod audit;
 mod clash;
 mod consume;
+mod owner;
 mod rejection;
 mod void;
 
@@ -194,6 +195,8 @@ struct Work {
     accepted: HashMap<DocumentId, Vec<Accepted>>,
     /// What is claimed of the sender of the input that is taken now.
     claims: Option<Arc<Claims>>,
+    /// Authors of documents that are not that sender's, as turned out since what he brings was judged.
+    anothers: HashSet<(DocumentId, ActorId)>,
     now_ms: u64,
 }
 
@@ -352,6 +355,7 @@ impl Core {
             }
             Input::Admit { rows, via, cursor, clash, audit } => {
                 work.claims = audit.claims;
+                work.anothers.clear();
                 for row in rows {
                     match row.body {
                         IncomingBody::Change(change) => {
@@ -455,7 +459,10 @@ impl Core {
         let mut ready = vec![arrival];
         while let Some(arrival) = ready.pop() {
             let hash = arrival.change.hash();
-            let verdict = self.admit(work, document, &arrival)?;
+            let verdict = match Self::is_anothers(work, document, &arrival) {
+                true => Verdict::Again,
+                false => self.admit(work, document, &arrival)?,
+            };
             match verdict {
                 Verdict::Accepted | Verdict::Displaces => {
                     answer.accepted += 1;
@@ -473,7 +480,10 @@ impl Core {
                         }
                     }
                 }
-                Verdict::Known => answer.known += 1,
+                Verdict::Known => {
+                    answer.known += 1;
+                    self.note_known(work, document, &arrival)?;
+                }
                 Verdict::Outranked(by) => {
                     tracing::warn!(%document, %hash, %by, actor = %arrival.change.actor(), seq = arrival.change.seq(), "a change gives way to another of its author and number");
                     answer.outranked.push((document, hash));

@@ -242,11 +242,13 @@ impl Survey {
     }
 
     fn origin(&self, header: &ChangeHeader, here: NodeId) -> Origin {
-        let principal = self.name(header.principal, NameKind::Principal).unwrap_or_default();
+        let principal = self.name(header.principal, NameKind::Principal);
+        // Whose name is lost is not nobody: nobody may write in his name then, rather than anybody.
+        let is_lost = header.principal != 0 && principal.is_none();
         Origin {
             node: self.node(header.origin, here),
-            principal: String::from_utf8_lossy(principal).into_owned(),
-            admission: header.admission,
+            principal: String::from_utf8_lossy(principal.unwrap_or_default()).into_owned(),
+            admission: if is_lost { Admission::Local } else { header.admission },
             rules_version: header.rules_version,
         }
     }

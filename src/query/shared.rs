@@ -13,7 +13,7 @@ use crate::error::{Error, QueryError};
 use crate::feed::FeedCursor;
 use crate::limits::queries;
 
-/// What was found lately, before anything was left out for the sake of who asked.
+/// What was found lately in a database's collections, before anything was left out for the sake of who asked.
 #[derive(Default)]
 pub(super) struct Shared(Mutex<VecDeque<Kept>>);
 
@@ -30,13 +30,14 @@ impl Shared {
         kept.iter().find(|kept| kept.at == at && kept.asked == *asked).map(|kept| kept.found.clone())
     }
 
-    /// Keeps a result, if it is a small one. The oldest gives way, and whatever is not as it was any more.
+    /// Keeps a result, if it is a small one. The oldest gives way, and what of its collection is not as it was any more.
     fn keep(&self, at: FeedCursor, asked: &Asked, found: &Arc<Found>) {
         if found.documents.len() > queries::SHARED_DOCUMENTS_MAX || found.bytes > queries::SHARED_BYTES_MAX {
             return;
         }
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.retain(|kept| kept.at == at && kept.asked != *asked);
+        // A position says of which collection it is.
+        kept.retain(|kept| kept.at.filter != at.filter || kept.at == at && kept.asked != *asked);
         if kept.len() >= queries::SHARED_MAX {
             kept.pop_front();
         }

@@ -29,7 +29,8 @@ pub(super) struct View {
     // holds it alone for the moment in which the position moves.
     gate: RwLock<Gate>,
     pub(super) progress: watch::Sender<Progress>,
-    shared: Shared,
+    /// Results that listeners share.
+    shared: Arc<Shared>,
     /// When it was asked for last, in the order of askings.
     pub(super) used: AtomicU64,
     // Protects what is asked of that thread. Locked under `gate`, never the other way round.
@@ -162,7 +163,7 @@ impl Progress {
 }
 
 impl View {
-    pub(super) fn new(collection: CollectionName, reader: &Reader) -> Self {
+    pub(super) fn new(collection: CollectionName, reader: &Reader, shared: Arc<Shared>) -> Self {
         let key = Filter::Collection(collection.clone()).key();
         let at = FeedCursor::beginning(reader.log_id(), key);
         Self {
@@ -170,7 +171,7 @@ impl View {
             storage: reader.storage().clone(),
             gate: RwLock::new(Gate { overlay: Arc::default(), indexes: Arc::default(), at }),
             progress: watch::channel(Progress::default()).0,
-            shared: Shared::default(),
+            shared,
             used: AtomicU64::new(0),
             wanted: Mutex::default(),
         }

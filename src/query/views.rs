@@ -13,6 +13,7 @@ use tokio::sync::{Notify, watch};
 
 use super::predicates::ListenerId;
 use super::rows::viewed;
+use super::shared::Shared;
 use super::view::{Failure, View};
 use super::worker::Worker;
 use crate::engine::{Attached, Database, WeakDatabase, block_on};
@@ -25,6 +26,7 @@ use crate::log::StorageError;
 pub(super) struct Views {
     // Protects which views there are.
     views: Mutex<HashMap<CollectionName, Arc<View>>>,
+    shared: Arc<Shared>,
     /// Something was asked of the thread.
     wanted: Notify,
     listeners: AtomicUsize,
@@ -68,7 +70,7 @@ impl Views {
         let mut thread = lock(&views.thread);
         if thread.is_none() && !views.is_closing.load(Ordering::Acquire) {
             for name in viewed(&**database.reader().storage())? {
-                let view = Arc::new(View::new(name.clone(), database.reader()));
+                let view = Arc::new(View::new(name.clone(), database.reader(), views.shared.clone()));
                 lock(&views.views).insert(name, view);
             }
             let (of, tail, database) = (views.clone(), database.tail(), database.downgrade());
@@ -83,6 +85,7 @@ impl Views {
     fn new() -> Self {
         Self {
             views: Mutex::default(),
+            shared: Arc::default(),
             wanted: Notify::new(),
             listeners: AtomicUsize::new(0),
             next_listener: AtomicU64::new(0),
@@ -119,7 +122,7 @@ impl Views {
             }
             views.remove(&idle);
         }
-        let view = Arc::new(View::new(collection.clone(), database.reader()));
+        let view = Arc::new(View::new(collection.clone(), database.reader(), self.shared.clone()));
         view.used.store(now, Ordering::Relaxed);
         views.insert(collection.clone(), view.clone());
         drop(views);

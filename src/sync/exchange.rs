@@ -139,6 +139,7 @@ impl Exchange {
         }
         self.follow_generation(graph);
         let SyncMessage { heads, need, have, chunks, flags } = read_message(message)?;
+        self.forget_made(graph);
         self.in_flight = false;
         self.reset_sent = false;
         if let Some(flags) = flags {
@@ -177,6 +178,7 @@ impl Exchange {
                 self.waiting.insert(hash, deps);
             }
         }
+        self.forget_made(graph);
         self.deny_waiting();
         let their = Their { heads: self.without_denied(graph, their.heads), ..their };
         self.forget_hopeless(graph);
@@ -313,9 +315,9 @@ impl Exchange {
             && self.their.as_ref().is_some_and(|their| their.heads == heads)
     }
 
-    /// Whether changes were sent that the peer has not said to have.
-    pub(super) fn has_changes_under_way(&self) -> bool {
-        !self.sent.is_empty() || !self.sent_whole.as_slice().is_empty()
+    /// The changes that were sent and that the peer has not said to have: those of the last message among them.
+    pub(super) fn under_way(&self) -> &BTreeSet<ChangeHash> {
+        &self.sent
     }
 
     /// The peer's heads, as it last said.

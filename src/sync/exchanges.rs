@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, PoisonError};
 
-use super::authors::{Authors, Told};
+use super::authors::{Authors, Naming};
 use super::exchange::{Exchange, GenerateError};
 use super::gate::ChunkKind;
 use super::guard::Proven;
@@ -57,10 +57,8 @@ struct Running {
     outgoing: Option<(Vec<u8>, usize)>,
     first_went: bool,
     /// What has to go before it.
-    ahead: VecDeque<Vec<u8>>,
-    /// Of whom the peer was told.
-    told: Told,
-    /// Whose the authors are, as the peer says.
+    ahead: Option<Naming>,
+    /// Whose the authors of the message that is coming in are, as the peer says.
     authors: Authors,
     /// There may be something to say.
     ready: bool,
@@ -84,6 +82,8 @@ const LIFECYCLE_MAX: usize = 8;
 /// Messages in a row that change nothing, after which an exchange is given up. A Bloom filter that hides a change
 /// costs one or two.
 const IDLE_MESSAGES_MAX: u32 = 32;
+/// Changes of one document that a peer may bring and may not make: those that stand on others do not count as denials.
+const DENIED_MAX: usize = 10_000;
 /// How many times as many exchanges may wait for the peer's end of their streams as may be under way.
 const ENDING_MAX: usize = 8;
 /// What a message holds beside changes, at most: filters and hashes.
@@ -197,7 +197,10 @@ impl Exchanges {
             return Ok(());
         }
         match self.running.get_mut(&opened) {
-            Some(running) if running.document == said.document => running.authors.take(said),
+            Some(running) if running.document == said.document => {
+                running.authors.take(said);
+                Ok(())
+            }
             Some(_) => Err(SessionError::UnexpectedFrame { frame: "Authors", why: "the stream is another document's" }),
             None => Ok(()),
         }
@@ -277,6 +280,9 @@ impl Exchanges {
             let graph = reader.graph(running.document)?;
             let graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
             running.exchange.settle(&graph, arrived);
+            if running.exchange.denied() > DENIED_MAX {
+                return Err(SessionError::TooMany { what: "changes that it may not make", max: DENIED_MAX });
+            }
             running.note_progress(graph.len());
             running.ready = true;
         }
@@ -388,8 +394,7 @@ impl Running {
             first_came: false,
             outgoing: None,
             first_went: false,
-            ahead: VecDeque::new(),
-            told: Told::default(),
+            ahead: None,
             authors: Authors::default(),
             ready: true,
             finished_here: false,
@@ -422,17 +427,17 @@ impl Running {
             self.note_progress(graph.len());
             return Ok(());
         }
-        let mut arrived = Vec::new();
+        let (mut arrived, authors) = (Vec::new(), std::mem::take(&mut self.authors));
         for chunk in received.chunks {
             match chunk.kind {
                 ChunkKind::Change => {
                     let change = parse_change(document, chunk.bytes, limits)?;
                     arrived.push((change.hash(), change.deps().to_vec()));
-                    let origin = self.authors.origin(&change, &origin);
+                    let origin = authors.origin(&change, &origin);
                     push(IncomingBody::Change(Box::new(change)), origin);
                 }
                 ChunkKind::Document => {
-                    let (bytes, authors) = (chunk.bytes, self.authors.clone());
+                    let (bytes, authors) = (chunk.bytes, authors.clone());
                     push(IncomingBody::Document { bytes, authors }, origin.clone());
                 }
                 ChunkKind::Bundle => {
@@ -460,9 +465,12 @@ impl Running {
         out: &mut Outbox,
     ) -> Result<bool, SessionError> {
         let channel = Channel::Document(opened);
-        if let Some(frame) = self.ahead.pop_front() {
-            out.send(channel, frame, false);
-            return Ok(true);
+        if let Some(naming) = &mut self.ahead {
+            if let Some(frame) = naming.next(reader)? {
+                out.send(channel, frame, false);
+                return Ok(true);
+            }
+            self.ahead = None;
         }
         if let Some((message, gone)) = self.outgoing.take() {
             let end = message.len().min(gone + limits.part_bytes);
@@ -491,8 +499,8 @@ impl Running {
                 Err(GenerateError::Gate(error)) => return Err(self.refused(error)),
             };
             drop(graph);
-            if tells_authors && self.exchange.has_changes_under_way() {
-                self.ahead = self.told.news(self.document, reader)?.into();
+            if tells_authors && self.outgoing.is_some() && !self.exchange.under_way().is_empty() {
+                self.ahead = Some(Naming::of_changes(self.document, self.exchange.under_way(), reader)?);
             }
             return Ok(self.outgoing.is_some());
         }

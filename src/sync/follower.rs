@@ -159,7 +159,12 @@ impl Follower {
     }
 
     /// Takes a slice of the peer's log.
-    pub(super) fn handle_batch(&mut self, batch: ChangeBatch, intake: &mut Intake) -> Result<(), SessionError> {
+    pub(super) fn handle_batch(
+        &mut self,
+        batch: ChangeBatch,
+        reader: &Reader,
+        intake: &mut Intake,
+    ) -> Result<(), SessionError> {
         if self.strict || self.listing {
             return Err(unexpected("ChangeBatch", "documents are listed"));
         }
@@ -173,7 +178,7 @@ impl Follower {
         self.batch = batch.number;
         for row in batch.rows {
             let document = batch.documents[row.document as usize];
-            self.take_row(document, row, &batch.origins, intake)?;
+            self.take_row(document, row, &batch.origins, reader, intake)?;
         }
         self.require_no_parts("ChangeBatch")?;
         let end = batch.end.map(|end| self.cursor_at(end));
@@ -204,14 +209,19 @@ impl Follower {
     }
 
     /// Takes an answer to a want.
-    pub(super) fn handle_document(&mut self, batch: DocumentBatch, intake: &mut Intake) -> Result<(), SessionError> {
+    pub(super) fn handle_document(
+        &mut self,
+        batch: DocumentBatch,
+        reader: &Reader,
+        intake: &mut Intake,
+    ) -> Result<(), SessionError> {
         let document = batch.document;
         let asked = |wanting: &Wanting| matches!(wanting.state, Wish::Asked | Wish::Exchanged);
         if !self.wanted.get(&document).is_some_and(asked) {
             return Err(unexpected("DocumentBatch", "the document was not asked for"));
         }
         for row in batch.rows {
-            self.take_row(document, row, &batch.origins, intake)?;
+            self.take_row(document, row, &batch.origins, reader, intake)?;
         }
         self.require_no_parts("DocumentBatch")?;
         match (batch.outcome, batch.streamed) {
@@ -274,7 +284,10 @@ impl Follower {
             return Ok(());
         }
         match self.streams.get_mut(&opened).filter(|incoming| incoming.document == said.document) {
-            Some(incoming) => incoming.authors.take(said),
+            Some(incoming) => {
+                incoming.authors.take(said);
+                Ok(())
+            }
             None => Err(unexpected("Authors", "no such document's stream began")),
         }
     }
@@ -511,6 +524,7 @@ impl Follower {
         document: DocumentId,
         row: Row,
         origins: &[wire::Origin],
+        reader: &Reader,
         intake: &mut Intake,
     ) -> Result<(), SessionError> {
         let bytes = if row.flags == ROW_IN_PARTS { std::mem::take(&mut self.parts) } else { row.bytes };
@@ -518,7 +532,7 @@ impl Follower {
             RowKind::Change => IncomingBody::Change(Box::new(parse_change(document, bytes, &self.limits)?)),
             RowKind::Lifecycle => IncomingBody::Lifecycle(bytes),
         };
-        if self.rights.turns_away(document, &body) {
+        if self.rights.turns_away(document, &body, reader)? {
             return Ok(());
         }
         let origin = self.rights.origin(origin_from_wire(&origins[row.origin as usize]));

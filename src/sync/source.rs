@@ -13,6 +13,7 @@
 
 mod audience;
 mod rows;
+mod streams;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::PoisonError;
@@ -20,14 +21,13 @@ use std::time::Instant;
 
 use self::audience::Audience;
 use self::rows::Rows;
-use super::authors::Told;
+use self::streams::Outgoing;
 use super::exchanges::Exchanges;
-use super::session::{Channel, Opened, Outbox, SessionError, Side};
+use super::session::{Outbox, SessionError};
 use super::wire::{
-    ChangeBatch, DocumentBatch, Frame, Inventory, InventoryRow, Judgement, Outcome, Position, RowKind, StreamBegin,
-    StreamPart, Want, Wanted,
+    ChangeBatch, DocumentBatch, Frame, Inventory, InventoryRow, Judgement, Outcome, Position, RowKind, Want, Wanted,
 };
-use crate::history::{Entry, EntryKind, HistoryError, Origin, Reader, Snapshot};
+use crate::history::{Entry, EntryKind, HistoryError, Origin, Reader};
 use crate::id::{DocumentId, Heads, LogCursor, Lsn, NodeId};
 use crate::limits::Limits;
 use crate::log::record::{Admission, Record, StateDigest};
@@ -96,16 +96,6 @@ struct Serving {
     remaining: VecDeque<Lsn>,
     heads: Heads,
     first: bool,
-}
-
-struct Outgoing {
-    opened: Opened,
-    document: DocumentId,
-    snapshot: Snapshot,
-    begun: bool,
-    /// What says whose its authors are.
-    authors: VecDeque<Vec<u8>>,
-    gone: usize,
 }
 
 /// Skipped records after which an empty batch moves the peer's cursor.
@@ -214,39 +204,6 @@ impl Source {
         }
         self.wants.extend(want.documents);
         Ok(())
-    }
-
-    /// Sends the next piece of a chunk; `false` when no stream is free.
-    pub(super) fn step_streams(&mut self, out: &mut Outbox) -> Result<bool, SessionError> {
-        let free = |outgoing: &Outgoing| out.is_free(Channel::Stream(outgoing.opened));
-        let Some(place) = self.streams.iter().position(free) else { return Ok(false) };
-        let outgoing = &mut self.streams[place];
-        let (channel, bytes) = (Channel::Stream(outgoing.opened), &outgoing.snapshot.bytes);
-        if !outgoing.begun {
-            outgoing.begun = true;
-            let begin = Frame::StreamBegin(StreamBegin {
-                id: outgoing.opened.number,
-                document: outgoing.document,
-                bytes: bytes.len() as u64,
-                covers: outgoing.snapshot.lsn,
-                heads: outgoing.snapshot.heads.clone(),
-            });
-            out.send(channel, begin.encode()?, false);
-            return Ok(true);
-        }
-        if let Some(authors) = outgoing.authors.pop_front() {
-            out.send(channel, authors, false);
-            return Ok(true);
-        }
-        let end = bytes.len().min(outgoing.gone + self.limits.part_bytes);
-        let part = Frame::StreamPart(StreamPart { bytes: bytes[outgoing.gone..end].to_vec() });
-        outgoing.gone = end;
-        let last = end == bytes.len();
-        out.send(channel, part.encode()?, last);
-        if last {
-            self.streams.remove(place);
-        }
-        Ok(true)
     }
 
     /// Does one thing that is due on the control channel; `false` when nothing is.
@@ -538,45 +495,6 @@ impl Source {
         }))?;
         self.serving = (outcome == Outcome::More).then_some(serving);
         Ok(())
-    }
-
-    /// Opens a stream for a document's snapshot; without one its changes are sent.
-    fn begin_stream(&mut self, want: Wanted, reader: &Reader, out: &mut Outbox) -> Result<(), SessionError> {
-        let document = want.document;
-        if !self.audience.may_read(document) {
-            return say_unknown(document, out);
-        }
-        let fits = |snapshot: &Snapshot| (1..=self.limits.document_bytes_max).contains(&snapshot.bytes.len());
-        let Some(snapshot) = reader.snapshot(document)?.filter(fits) else {
-            let graph = reader.graph(document)?;
-            let graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
-            let remaining = graph.following(&[]).into_iter().map(|index| graph.lsn_at(index)).collect();
-            self.serving = Some(Serving { document, remaining, heads: graph.heads(), first: true });
-            return Ok(());
-        };
-        self.opened += 1;
-        let opened = Opened { by: Side::Us, number: self.opened };
-        let mut rows = Rows::default();
-        self.add_lifecycle(document, reader, &mut rows)?;
-        out.control(&Frame::DocumentBatch(DocumentBatch {
-            document,
-            origins: rows.origins.items,
-            rows: rows.rows,
-            streamed: Some(opened.number),
-            heads: snapshot.heads.clone(),
-            outcome: Outcome::More,
-        }))?;
-        self.unread.insert(document, snapshot.bytes.len());
-        let authors = if self.tells_authors { Told::default().news(document, reader)? } else { Vec::new() };
-        self.streams.push(Outgoing { opened, document, snapshot, begun: false, authors: authors.into(), gone: 0 });
-        Ok(())
-    }
-
-    /// Whether a stream may be opened, beside those that together hold one document at most and that the peer has not
-    /// read to their end.
-    fn has_free_stream(&self) -> bool {
-        let bytes: usize = self.unread.values().sum();
-        self.unread.len() < self.limits.bulk_streams_per_peer && bytes < self.limits.document_bytes_max / 4
     }
 
     fn add_lifecycle(&self, document: DocumentId, reader: &Reader, rows: &mut Rows) -> Result<(), SessionError> {

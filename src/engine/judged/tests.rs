@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::document::EditOptions;
-use crate::engine::{Clash, Examined};
+use crate::engine::{Admitted, Clash, Examined};
 use crate::history::Origin;
 use crate::id::{Lsn, NodeId};
 use crate::log::MemoryStorage;
@@ -98,13 +98,21 @@ fn origin(principal: &str) -> Origin {
 
 /// Offers rows as a client of that judge does, and has what passed logged.
 fn offer(database: &Database, judge: &By, rows: Vec<Incoming>) -> Examined {
-    let rows = rows.into_iter().map(|row| Incoming { origin: origin(judge.principal), ..row }).collect();
-    let mut examined = database.examine_for(database.node(), rows, Some(judge)).unwrap();
-    let passed = std::mem::take(&mut examined.rows);
-    let audit = Audit { claims: judge.claims(), refused: std::mem::take(&mut examined.refused) };
-    let admitted = block_on(database.admit_judged(Clash::KeepFirst, passed, None, None, audit)).unwrap();
+    let mut examined = examine(database, judge, rows);
+    let admitted = log(database, judge, &mut examined);
     assert!(admitted.refused.is_empty(), "{admitted:?}");
     examined
+}
+
+fn examine(database: &Database, judge: &By, rows: Vec<Incoming>) -> Examined {
+    let rows = rows.into_iter().map(|row| Incoming { origin: origin(judge.principal), ..row }).collect();
+    database.examine_for(database.node(), rows, Some(judge)).unwrap()
+}
+
+fn log(database: &Database, judge: &By, examined: &mut Examined) -> Admitted {
+    let passed = std::mem::take(&mut examined.rows);
+    let audit = Audit { claims: judge.claims(), refused: std::mem::take(&mut examined.refused) };
+    block_on(database.admit_judged(Clash::KeepFirst, passed, None, None, audit)).unwrap()
 }
 
 fn rows(document: DocumentId, changes: &[&Change]) -> Vec<Incoming> {
@@ -213,6 +221,29 @@ fn a_document_none_of_whose_changes_is_allowed_is_not_there() {
     offer(&database, &free, [vec![creation(id, "notes")], rows(id, &[&change])].concat());
     assert!(offer(&database, &free, vec![creation(id, "elsewhere")]).denied.is_empty());
     assert_eq!(database.find(id).unwrap().collection().as_str(), "notes");
+}
+
+#[test]
+fn nobody_takes_an_author_over_whose_first_change_is_logged_while_he_is_judged() {
+    let (database, id) = (database(), DocumentId([5; 16]));
+    let free = |principal| By { principal, sees: false, rule: |_, _, _, _| true };
+    let (ann, ben) = (free("ann"), free("ben"));
+    let mut copy = Copy::new(1);
+    let (zeroth, mut other) = (Copy::new(3).set("z", 1), Copy::new(2));
+    offer(&database, &ann, [vec![creation(id, "notes")], rows(id, &[&zeroth])].concat());
+    let (first, second, beside) = (copy.set("n", 1), copy.set("n", 2), other.set("m", 1));
+    let mut examined = examine(&database, &ben, rows(id, &[&first, &second, &beside]));
+    assert_eq!((examined.rows.len(), denied(&examined).len()), (3, 0), "nobody has that author yet");
+    // From another node, where ann wrote it.
+    let of_ann = Origin { admission: Admission::Full, ..origin("ann") };
+    let relayed = rows(id, &[&first]).into_iter().map(|row| Incoming { origin: of_ann.clone(), ..row }).collect();
+    block_on(database.admit(relayed, Some(NodeId([9; 32])), None)).unwrap();
+    let admitted = log(&database, &ben, &mut examined);
+    // It is asked for again, and judged by whose the author is now.
+    assert_eq!((admitted.accepted, admitted.known, admitted.missing.len()), (1, 1, 1), "{admitted:?}");
+    assert_eq!(denied(&offer(&database, &ben, rows(id, &[&second]))), [second.hash()]);
+    assert!(offer(&database, &ann, rows(id, &[&second])).denied.is_empty());
+    assert_eq!(database.reader().row(id).unwrap().unwrap().change_count, 4);
 }
 
 #[test]

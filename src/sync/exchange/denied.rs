@@ -36,6 +36,13 @@ impl Exchange {
         some
     }
 
+    /// What the peer might not bring may have come from somebody who may. Then what stood on it is asked for again.
+    pub(super) fn forget_made(&mut self, graph: &ChangeGraph) {
+        if self.denied.keys().any(|hash| graph.contains(hash)) {
+            self.ask_for_denied();
+        }
+    }
+
     /// Counts what waits for a change that the peer may not bring as such a change too: it would wait for ever, and what
     /// it waits for would be asked for with every message.
     pub(super) fn deny_waiting(&mut self) {

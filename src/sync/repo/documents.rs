@@ -363,6 +363,9 @@ impl Open {
             };
             intake.push(IncomingRow { document, body, origin: origin(config) });
         }
+        if self.exchange.denied() > DENIED_MAX {
+            return Err(RepoFault::TooMany { what: "changes that may not be made", max: DENIED_MAX });
+        }
         intake.mark(Mark::Message { document, arrived });
         Ok(())
     }

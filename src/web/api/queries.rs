@@ -129,7 +129,7 @@ pub(super) async fn listen(
     })
     .await?;
     let first = first.map(|snapshot| line(&snapshot)).unwrap_or_default();
-    let told = Told { listener, subject: subject.clone(), vigil: subject.vigil(), _held: held };
+    let told = Told { listener, subject: subject.clone(), vigil: subject.vigil().with_the_time(), _held: held };
     Ok(flow(first, told, app.shared.stop.clone()))
 }
 
@@ -144,23 +144,37 @@ struct Told {
 impl Told {
     /// The next lines; `None` at the end. A line without meaning when he may see what he saw before.
     async fn next(&mut self) -> Option<Result<String, Problem>> {
-        let snapshot = tokio::select! {
-            snapshot = self.listener.next() => snapshot?,
-            leave = self.vigil.next() => match leave {
-                Some(_) => return Some(Err(Problem::left())),
-                None => {
-                    self.listener = match self.again() {
-                        Ok(listener) => listener,
-                        Err(error) => return Some(Err(error.into())),
-                    };
-                    match self.listener.next().await? {
-                        Ok(snapshot) if snapshot.doc_changes().is_empty() => return Some(Ok(":\n\n".to_owned())),
-                        snapshot => snapshot,
-                    }
-                }
-            },
+        loop {
+            tokio::select! {
+                goes_on = self.listener.wait() => if !goes_on { return None },
+                leave = self.vigil.next() => match leave {
+                    Some(_) => return Some(Err(Problem::left())),
+                    None => return self.told_anew().await,
+                },
+            }
+            // What stood behind a limit was looked at when the listener began.
+            if self.vigil.is_behind() {
+                self.vigil.catch_up();
+                return self.told_anew().await;
+            }
+            match self.listener.try_next() {
+                Ok(Some(snapshot)) => return Some(Ok(line(&snapshot))),
+                Ok(None) => {}
+                Err(error) => return Some(Err(error.into())),
+            }
+        }
+    }
+
+    /// What changed, with every answer found anew.
+    async fn told_anew(&mut self) -> Option<Result<String, Problem>> {
+        self.listener = match self.again() {
+            Ok(listener) => listener,
+            Err(error) => return Some(Err(error.into())),
         };
-        Some(snapshot.map(|snapshot| line(&snapshot)).map_err(Problem::from))
+        match self.listener.next().await? {
+            Ok(snapshot) if snapshot.doc_changes().is_empty() => Some(Ok(":\n\n".to_owned())),
+            snapshot => Some(snapshot.map(|snapshot| line(&snapshot)).map_err(Problem::from)),
+        }
     }
 
     /// The listener under what he may see now.
