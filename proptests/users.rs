@@ -215,7 +215,9 @@ impl World {
         let documents: Vec<DocumentId> = self.replicas[side].documents().into_iter().filter(visible).collect();
         if documents.is_empty() || what.is_multiple_of(8) {
             let made = json!({ "made": what, "text": "", "list": [] });
-            database.collection("notes").unwrap().create(made).unwrap().1.wait().unwrap();
+            // By names, so that a seed makes the same documents again.
+            let name = format!("{side} {}", database.reader().tail().lsn);
+            database.collection("notes").unwrap().doc_with(&name, made).unwrap();
             return;
         }
         let handle = database.find(documents[pick % documents.len()]).unwrap();
