@@ -263,6 +263,14 @@ pub(crate) mod api {
     pub(crate) const STREAM_BYTES: usize = 64 << 10;
 }
 
+/// Bounds of the bookkeeping of links.
+#[cfg(feature = "quic")]
+pub(crate) mod links {
+    /// Peers of which it is remembered how their last link went. When there are more, those are forgotten that are not
+    /// linked, not dialled and not on the list.
+    pub(crate) const PEERS_REMEMBERED: usize = 1024;
+}
+
 /// Bounds of the bookkeeping of quotas. The quotas themselves are `quota::Quotas`.
 #[cfg(feature = "web")]
 pub(crate) mod quotas {

@@ -13,6 +13,8 @@ mod load;
 mod nodefs;
 mod nodes;
 mod queries;
+mod quic_peers;
+mod quic_quotas;
 mod quotas;
 mod repo_clients;
 mod rules;

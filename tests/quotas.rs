@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tidelog::net::Ticket;
 use tidelog::sync::repo::wire::{Create, Ephemeral, Join, Message, Metadata, Route};
 use tidelog::{CollectionName, DocumentId, Limits};
 use tokio_tungstenite::tungstenite;
@@ -19,7 +20,7 @@ pub(super) const ELSEWHERE: [u8; 4] = [127, 0, 0, 2];
 /// Where the tests watch from, so that it costs nobody else anything.
 const WATCH: [u8; 4] = [127, 0, 0, 99];
 /// Rates that do not fill again while a test runs.
-fn hourly(burst: u32) -> Value {
+pub(super) fn hourly(burst: u32) -> Value {
     json!({ "per_hour": 1, "burst": burst })
 }
 
@@ -28,6 +29,8 @@ pub(super) struct Server {
     folder: TempDir,
     child: Child,
     pub(super) http: SocketAddr,
+    /// Where it is over QUIC.
+    pub(super) ticket: Ticket,
     watcher: Option<String>,
 }
 
@@ -68,7 +71,8 @@ impl Server {
         let said = || fs::read_to_string(folder.path().join("log")).unwrap();
         let facts: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("{line}{}", said()));
         let http = facts["http"].as_str().unwrap().parse().unwrap();
-        let mut server = Self { folder, child, http, watcher: None };
+        let ticket = facts["ticket"].as_str().unwrap().parse().unwrap();
+        let mut server = Self { folder, child, http, ticket, watcher: None };
         if more.contains(&"--auth") {
             server.watcher = Some(server.token("watcher", "metrics"));
         }
@@ -80,9 +84,13 @@ impl Server {
     }
 
     pub(super) fn token(&self, user: &str, role: &str) -> String {
+        self.run(&["token", "new", "--user", user, "--role", role, "-q"])
+    }
+
+    /// Runs a command on the node; what it prints.
+    pub(super) fn run(&self, words: &[&str]) -> String {
         let mut command = Command::new(BINARY);
-        command.args(["token", "new", "--user", user, "--role", role, "-q"]).current_dir(self.folder.path());
-        let output = command.stdin(Stdio::null()).output().unwrap();
+        let output = command.args(words).current_dir(self.folder.path()).stdin(Stdio::null()).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
@@ -213,7 +221,7 @@ impl Socket {
     }
 
     /// Waits until everything that was sent has been looked at; or says how it was closed.
-    fn settled(&mut self) -> Result<(), (u16, String)> {
+    pub(super) fn settled(&mut self) -> Result<(), (u16, String)> {
         self.join();
         while !matches!(read(&self.next()?), Message::Peer(_)) {}
         Ok(())
@@ -249,7 +257,7 @@ fn read(bytes: &[u8]) -> Message<'_> {
 }
 
 /// A close code with a reason that says when to come again.
-fn is_transient(end: &(u16, String), code: u16) {
+pub(super) fn is_transient(end: &(u16, String), code: u16) {
     assert_eq!(end.0, code, "{end:?}");
     let words: Vec<&str> = end.1.split(' ').collect();
     let [.., "retry", "after", ms, "ms"] = words[..] else { panic!("{end:?}") };

@@ -46,6 +46,13 @@ pub enum Refusal {
     NoAuthority,
 }
 
+impl Refusal {
+    /// Whether a token was brought that is not accepted.
+    pub(crate) fn is_of_token(&self) -> bool {
+        matches!(self, Self::Token(_))
+    }
+}
+
 /// Who may do what on one server. Cheap to clone.
 #[derive(Clone)]
 pub struct Access(pub(super) Arc<Shared>);

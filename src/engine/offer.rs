@@ -1,6 +1,7 @@
 //! Rows as a session hands them over, on their way to the log: unpacked, tried when their sender is not trusted, and
 //! offered in groups that the writer can take.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::core::{Admitted, Clash, Incoming, IncomingBody};
@@ -27,6 +28,22 @@ pub(crate) struct Source {
 }
 
 impl Database {
+    /// How many documents would come to be by these rows.
+    pub(crate) fn count_new(&self, rows: &[IncomingRow]) -> u64 {
+        let reader = self.reader();
+        let mut new = HashSet::new();
+        let mut last = None;
+        for row in rows {
+            // Most of them are about one document.
+            if last.replace(row.document) != Some(row.document)
+                && reader.row(row.document).is_ok_and(|row| row.is_none())
+            {
+                new.insert(row.document);
+            }
+        }
+        new.len() as u64
+    }
+
     /// Offers what a session gave out to the log, and stores `cursor` with it if nothing of it had to wait. Resolves
     /// once what was taken is durable.
     ///

@@ -22,6 +22,8 @@ impl Backoff {
     pub const DELAY_MIN: Duration = Duration::from_millis(100);
     /// No delay is longer.
     pub const DELAY_MAX: Duration = Duration::from_secs(30);
+    /// A peer that says it is of no use for longer is asked again after this.
+    pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
     /// A link that lived longer than this starts the delays anew.
     pub const STEADY: Duration = Duration::from_secs(10);
 
@@ -44,6 +46,12 @@ impl Backoff {
     /// How long to wait before the next try.
     pub fn next_delay(&mut self) -> Duration {
         self.delays.next().unwrap_or(Self::DELAY_MAX).min(Self::DELAY_MAX)
+    }
+
+    /// How long to wait before the next try, where the peer said that none is of use for so long: that, and a delay more, so
+    /// that not all who heard it come at once.
+    pub fn next_delay_after(&mut self, retry_after: Duration) -> Duration {
+        retry_after.min(Self::RETRY_AFTER_MAX) + self.next_delay()
     }
 
     /// Learns that a link has ended after `lived`.
@@ -94,6 +102,16 @@ mod tests {
         assert!(backoff.next_delay() >= later / 2, "ten seconds are not enough");
         backoff.link_ended(Duration::from_millis(10_001));
         assert!(backoff.next_delay() <= Backoff::DELAY_MIN * 2);
+    }
+
+    #[test]
+    fn a_peer_is_not_asked_again_before_it_said_nor_never() {
+        let mut backoff = Backoff::with_seed(3);
+        let said = Duration::from_secs(40);
+        let delay = backoff.next_delay_after(said);
+        assert!(delay > said && delay <= said + Backoff::DELAY_MIN * 2, "{delay:?}");
+        let delay = backoff.next_delay_after(Duration::MAX);
+        assert!(delay <= Backoff::RETRY_AFTER_MAX + Backoff::DELAY_MAX, "{delay:?}");
     }
 
     #[test]

@@ -41,13 +41,19 @@ pub enum CloseCode {
     TokenRevoked,
     /// What the peer may read has changed while some of it was on its way.
     AccessChanged,
+    /// Too much came in a short time. The reason ends with when to come again.
+    Busy,
+    /// The user, or the address, has as many links as it may have. The reason ends with when to come again.
+    TooManyLinks,
+    /// Too many new links, or tokens that are not accepted, in a short time. The reason ends with when to come again.
+    TooManyNewLinks,
     /// A number that this version does not know, from a newer peer.
     Unknown(u64),
 }
 
 impl CloseCode {
     /// Every code that this version knows, by number.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 19] = [
         Self::Shutdown,
         Self::NotAllowed,
         Self::InviteRefused,
@@ -64,6 +70,9 @@ impl CloseCode {
         Self::TokenRefused,
         Self::TokenRevoked,
         Self::AccessChanged,
+        Self::Busy,
+        Self::TooManyLinks,
+        Self::TooManyNewLinks,
     ];
 
     /// The table: number, name, text.
@@ -85,6 +94,9 @@ impl CloseCode {
             Self::TokenRefused => (13, "token-refused", "the token is missing, not accepted, or has expired"),
             Self::TokenRevoked => (14, "token-revoked", "the token or its user was revoked"),
             Self::AccessChanged => (15, "access-changed", "what the peer may read has changed"),
+            Self::Busy => (16, "busy", "too much came in a short time"),
+            Self::TooManyLinks => (17, "too-many-links", "there are as many links as there may be"),
+            Self::TooManyNewLinks => (18, "too-many-new-links", "too many links or bad tokens came in a short time"),
             Self::Unknown(number) => (number, "unknown", "the code belongs to a newer version"),
         }
     }
@@ -128,6 +140,9 @@ impl CloseCode {
             | Self::BadFrame
             | Self::Internal
             | Self::AccessChanged
+            | Self::Busy
+            | Self::TooManyLinks
+            | Self::TooManyNewLinks
             | Self::Unknown(_) => true,
             Self::InviteRefused
             | Self::ProtocolVersion
@@ -138,6 +153,14 @@ impl CloseCode {
             | Self::TokenRefused
             | Self::TokenRevoked => false,
         }
+    }
+}
+
+impl CloseCode {
+    /// Whether the reason that comes with it ends with `retry after <number> ms`: to come again sooner is of no use.
+    #[must_use]
+    pub const fn says_when(self) -> bool {
+        matches!(self, Self::Busy | Self::TooManyLinks | Self::TooManyNewLinks)
     }
 }
 

@@ -6,6 +6,8 @@
 //! the transport's own flow control.
 
 mod admissions;
+mod purse;
+mod streams;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -15,8 +17,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use self::admissions::{Admission, admit_in_order};
+use self::purse::Purse;
+use self::streams::Begun;
 use super::close::CloseCode;
-use super::door::{Doorkeeper, Visitor, next_change};
+use super::door::{Doorkeeper, Entry, TurnedAway, Visitor, next_change};
 use super::error::NetError;
 use super::frames::{FrameReader, FrameWriter};
 use super::link::Link;
@@ -26,12 +30,13 @@ use crate::id::LogCursor;
 use crate::limits::queues;
 use crate::sync::wire::{Role, Token};
 use crate::sync::{
-    Admitted, Channel, IncomingRow, Leave, Opened, Output, Proven, Session, SessionConfig, SessionError, SessionEvent,
-    Side,
+    Admitted, Channel, IncomingRow, Leave, Output, Proven, Session, SessionConfig, SessionError, SessionEvent,
 };
 
 /// What may wait for the writer's task before no frame is taken.
 const JOBS_MAX: usize = 16;
+/// What a frame's length takes on the wire.
+const LENGTH_BYTES: usize = 4;
 /// What the session is asked to do at a stretch before other events get their turn.
 const OUTPUTS_PER_TURN: usize = 64;
 /// How long a peer may take to say who it is.
@@ -48,7 +53,7 @@ enum Event {
     /// A stream cannot be written any more.
     WriteEnd(Channel),
     /// The peer opened a stream.
-    Opened(Channel, Option<FrameWriter>, FrameReader),
+    Begun(Begun),
     /// A stream of ours is open in both directions.
     OpenedOurs(Channel, FrameReader),
     /// The writer answered.
@@ -57,6 +62,8 @@ enum Event {
     Taken,
     /// The writer could not do what the peer said of what we may do there.
     NotTaken(Error),
+    /// What came will not be taken for so long that the peer has to go.
+    TooMuch(TurnedAway),
     /// The link is over.
     Failed(NetError),
 }
@@ -75,6 +82,8 @@ pub(super) struct Manners {
     pub(super) token: watch::Receiver<Option<Token>>,
     /// Hears what the session has to say.
     pub(super) on_event: Arc<dyn Fn(&SessionEvent) + Send + Sync>,
+    /// What the connection has of us, where that is counted.
+    pub(super) entry: Option<Entry>,
 }
 
 /// A link and everything its session needs.
@@ -88,9 +97,15 @@ pub(super) struct Conversation {
     writers: HashMap<Channel, mpsc::Sender<ToWrite>>,
     /// Frames that the session does not take yet.
     parked: Vec<(Channel, Vec<u8>, oneshot::Sender<()>)>,
+    /// Streams that are not taken yet.
+    begun: VecDeque<Begun>,
+    /// Who pays for what is taken.
+    purse: Purse,
     admissions: mpsc::Sender<Admission>,
     /// What it has no room for yet. No frame is taken while there are many.
     jobs: VecDeque<Admission>,
+    /// How many the writer has not answered.
+    unanswered: usize,
     /// What the peer may be here, and what we may be there.
     roles: (Role, Role),
     /// Every task of this link; dropped, they end.
@@ -103,7 +118,7 @@ pub(super) struct Conversation {
     /// What the session is to be told of him.
     proven: Option<Proven>,
     /// Why the peer was not let in.
-    turned_away: Option<String>,
+    turned_away: Option<TurnedAway>,
 }
 
 /// The first frame and the stream it came on, when they were read before the peer was admitted.
@@ -115,7 +130,7 @@ pub(super) struct Opening {
 
 impl Conversation {
     /// Prepares the conversation.
-    pub(super) fn new(database: Database, link: Link, config: SessionConfig, manners: Manners) -> Self {
+    pub(super) fn new(database: Database, link: Link, config: SessionConfig, mut manners: Manners) -> Self {
         let (events, incoming) = mpsc::channel(queues::LINK_EVENTS);
         let (admissions, queue) = mpsc::channel(queues::LINK_ADMISSIONS);
         let mut tasks = JoinSet::new();
@@ -126,6 +141,7 @@ impl Conversation {
         // Nothing is admitted before the peer has said what we are there.
         let roles = (config.role, Role::Node);
         let session = Session::new(config);
+        let purse = Purse::new(manners.entry.take());
         Self {
             database,
             link,
@@ -134,8 +150,11 @@ impl Conversation {
             incoming,
             writers,
             parked,
+            begun: VecDeque::new(),
+            purse,
             admissions,
             jobs: VecDeque::new(),
+            unanswered: 0,
             roles,
             tasks,
             peer_said_hello: false,
@@ -162,7 +181,7 @@ impl Conversation {
                 self.link.close(error.close_code(), &error.to_string());
                 reason.filter(|_| !self.peer_said_hello).unwrap_or(error)
             }
-            Ended::NotLetIn(code, why) => {
+            Ended::TurnedAway(TurnedAway { code, why }) => {
                 self.link.close(code, &why);
                 NetError::Session { node: self.link.node(), code, why }
             }
@@ -189,13 +208,17 @@ impl Conversation {
                 Err(error) => return Ended::Session(error),
             };
             if let Some(why) = self.turned_away.take() {
-                return Ended::NotLetIn(CloseCode::TokenRefused, why);
+                return Ended::TurnedAway(why);
+            }
+            if let Some(why) = self.purse.leaving().filter(|_| !more && self.unanswered == 0) {
+                return Ended::TurnedAway(why.clone());
             }
             if more {
                 // Let the readers, writers and the runtime's other tasks have their turn.
                 tokio::task::yield_now().await;
             }
-            let timeout = self.session.next_timeout().map(tokio::time::Instant::from_std);
+            let timeout = self.session.next_timeout().into_iter().chain(self.purse.held_until()).min();
+            let timeout = timeout.map(tokio::time::Instant::from_std);
             let event = tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return Ended::Stopped,
@@ -294,18 +317,35 @@ impl Conversation {
 
     fn offer_parked(&mut self) -> Result<(), SessionError> {
         self.submit();
+        self.begin_streams();
         let mut at = 0;
-        while at < self.parked.len() && self.jobs.len() < JOBS_MAX {
+        while at < self.parked.len() && self.jobs.len() < JOBS_MAX && self.purse.is_open(now()) {
             if !self.session.accepts(self.parked[at].0) {
                 at += 1;
                 continue;
             }
             let (channel, frame, go_on) = self.parked.remove(at);
+            self.purse.pay(1, frame.len() + LENGTH_BYTES, now());
             self.session.handle_frame(now(), channel, &frame, self.database.reader())?;
             // Its reader may have ended with the stream.
             let _ = go_on.send(());
         }
         Ok(())
+    }
+
+    /// Takes the streams that the peer opened, as far as it may: each costs it a frame.
+    fn begin_streams(&mut self) {
+        while self.purse.may_open_stream(now())
+            && let Some(Begun { channel, writer, reader, go_on }) = self.begun.pop_front()
+        {
+            self.purse.pay(1, 0, now());
+            if let Some(writer) = writer {
+                self.write_channel(channel, Some(writer));
+            }
+            self.read_channel(channel, reader);
+            // Nobody waits where streams are not counted.
+            let _ = go_on.send(());
+        }
     }
 
     fn carry_out(&mut self, output: Output) {
@@ -333,7 +373,14 @@ impl Conversation {
             Output::TakeBack(rows) => self.queue(Admission::TakeBack(rows)),
             Output::Withhold { documents, withheld } => self.queue(Admission::Withhold(documents, withheld)),
             Output::Event(event) => {
-                self.peer_said_hello |= matches!(event, SessionEvent::PeerHello { .. });
+                if let SessionEvent::PeerHello { .. } = event {
+                    self.peer_said_hello = true;
+                    if !self.is_guarded
+                        && let Err(why) = self.purse.belong_to_address()
+                    {
+                        self.turned_away = Some(why);
+                    }
+                }
                 // Only a node says what we are to it.
                 if let SessionEvent::OurPosition(_, role) = event
                     && self.roles.0 == Role::Node
@@ -347,23 +394,30 @@ impl Conversation {
 
     fn admit(&mut self, ticket: u64, rows: Vec<IncomingRow>, cursor: Option<LogCursor>) {
         let judge = self.visitor.as_ref().and_then(|visitor| visitor.judge.clone());
-        self.queue(Admission::Rows { ticket, rows, cursor, clash: clash_between(self.roles), judge });
+        let (clash, payer) = (clash_between(self.roles), self.purse.payer());
+        self.queue(Admission::Rows { ticket, rows, cursor, clash, judge, payer });
     }
 
     /// Finds out who the peer's user is.
     fn prove(&mut self, token: Option<Token>) {
         let Some(door) = &self.manners.door else { return };
-        let admitted = door.admit(token.as_ref().map(|token| token.0.as_str()));
+        let admitted = door.admit(token.as_ref().map(|token| token.0.as_str()), self.link.made_from().ip());
         let is_same = |visitor: &Visitor| {
             self.visitor.as_ref().is_none_or(|before| before.proven.principal == visitor.proven.principal)
         };
         match admitted {
-            Ok(visitor) if is_same(&visitor) => {
-                self.link.open_window();
-                self.proven = Some(visitor.proven.clone());
-                self.visitor = Some(visitor);
+            Ok(visitor) if is_same(&visitor) => match self.purse.belong_to(visitor.payer.clone()) {
+                Ok(()) => {
+                    self.link.open_window();
+                    self.proven = Some(visitor.proven.clone());
+                    self.visitor = Some(visitor);
+                }
+                Err(why) => self.turned_away = Some(why),
+            },
+            Ok(_) => {
+                let why = "the token is somebody else's; open another link with it".to_owned();
+                self.turned_away = Some(TurnedAway { code: CloseCode::TokenRefused, why });
             }
-            Ok(_) => self.turned_away = Some("the token is somebody else's; open another link with it".to_owned()),
             Err(why) => self.turned_away = Some(why),
         }
     }
@@ -376,6 +430,7 @@ impl Conversation {
             return;
         }
         self.jobs.push_back(job);
+        self.unanswered += 1;
         self.submit();
     }
 
@@ -391,6 +446,9 @@ impl Conversation {
     }
 
     fn take(&mut self, event: Event) -> Result<(), Ended> {
+        if let Event::Admitted(..) | Event::Taken = event {
+            self.unanswered = self.unanswered.saturating_sub(1);
+        }
         match event {
             Event::Frame(channel, frame, go_on) => self.parked.push((channel, frame, go_on)),
             Event::ReadEnd(Channel::Control) => {
@@ -402,11 +460,9 @@ impl Conversation {
                 self.writers.remove(&channel);
                 self.session.handle_sent(channel);
             }
-            Event::Opened(channel, writer, reader) => {
-                if let Some(writer) = writer {
-                    self.write_channel(channel, Some(writer));
-                }
-                self.read_channel(channel, reader);
+            Event::Begun(begun) => {
+                self.begun.push_back(begun);
+                self.begin_streams();
             }
             Event::OpenedOurs(channel, reader) => self.read_channel(channel, reader),
             Event::Admitted(ticket, Ok(admitted)) => self.session.handle_admitted(ticket, admitted),
@@ -417,100 +473,11 @@ impl Conversation {
                 self.session.handle_refused(ticket, &error.to_string()).map_err(Ended::Session)?;
             }
             Event::Taken => {}
+            Event::TooMuch(why) => return Err(Ended::TurnedAway(why)),
             Event::NotTaken(error) => return Err(Ended::Session(SessionError::Refused(error.to_string()))),
             Event::Failed(error) => return Err(Ended::Link(error)),
         }
         Ok(())
-    }
-
-    /// Accepts the peer's streams and gives each its number.
-    fn accept_streams(&mut self) {
-        let (link, events) = (self.link.clone(), self.events.clone());
-        self.tasks.spawn(async move {
-            let mut numbers = 0u64..;
-            loop {
-                let Some(number) = numbers.next() else { return };
-                let opened = Opened { by: Side::Peer, number };
-                let event = tokio::select! {
-                    both = link.accept_bi() => both.map(|(writer, reader)| Event::Opened(Channel::Document(opened), Some(writer), reader)),
-                    one = link.accept_uni() => one.map(|reader| Event::Opened(Channel::Stream(opened), None, reader)),
-                };
-                let failed = event.is_err();
-                if events.send(event.unwrap_or_else(Event::Failed)).await.is_err() || failed {
-                    return;
-                }
-            }
-        });
-    }
-
-    fn read_channel(&mut self, channel: Channel, mut reader: FrameReader) {
-        let events = self.events.clone();
-        let limits = self.database.limits();
-        let (mut max, rest) = (limits.hello_bytes_max, limits.frame_bytes_max);
-        if channel != Channel::Control {
-            max = rest;
-        }
-        self.tasks.spawn(async move {
-            loop {
-                let event = match reader.read(max).await {
-                    Ok(Some(frame)) => {
-                        let (go_on, taken) = oneshot::channel();
-                        if events.send(Event::Frame(channel, frame, go_on)).await.is_err() {
-                            return;
-                        }
-                        // Dropped unanswered when the first frame was handed in by other means: read on.
-                        let _ = taken.await;
-                        max = rest;
-                        continue;
-                    }
-                    Ok(None) | Err(NetError::StreamReset { .. }) => Event::ReadEnd(channel),
-                    Err(error) => Event::Failed(error),
-                };
-                let _ = events.send(event).await;
-                return;
-            }
-        });
-    }
-
-    /// Starts the task that writes a channel; without a writer it opens the stream first.
-    fn write_channel(&mut self, channel: Channel, writer: Option<FrameWriter>) {
-        let (sender, mut frames) = mpsc::channel(queues::STREAM_FRAMES);
-        self.writers.insert(channel, sender);
-        let (link, events) = (self.link.clone(), self.events.clone());
-        self.tasks.spawn(async move {
-            let mut writer = match writer {
-                Some(writer) => writer,
-                None => match open(&link, channel, &events).await {
-                    Ok(writer) => writer,
-                    Err(error) => {
-                        let _ = events.send(Event::Failed(error)).await;
-                        return;
-                    }
-                },
-            };
-            if channel == Channel::Control {
-                // A keystroke does not wait behind a document.
-                writer.rank(1);
-            }
-            while let Some(ToWrite::Frame { frame, finish }) = frames.recv().await {
-                let sent = async {
-                    if !frame.is_empty() {
-                        writer.send(&frame).await?;
-                    }
-                    if finish { writer.finish().await } else { Ok(()) }
-                };
-                let event = match sent.await {
-                    Ok(()) => Event::Sent(channel),
-                    Err(NetError::StreamReset { .. } | NetError::StreamClosed) => Event::WriteEnd(channel),
-                    Err(error) => Event::Failed(error),
-                };
-                let over = finish || !matches!(event, Event::Sent(_));
-                if events.send(event).await.is_err() || over {
-                    return;
-                }
-            }
-            writer.reset(0);
-        });
     }
 }
 
@@ -519,7 +486,7 @@ enum Ended {
     Stopped,
     Link(NetError),
     Session(SessionError),
-    NotLetIn(CloseCode, String),
+    TurnedAway(TurnedAway),
 }
 
 fn not_let_in(leave: Leave) -> Ended {
@@ -527,16 +494,7 @@ fn not_let_in(leave: Leave) -> Ended {
         Leave::Expired => CloseCode::TokenRefused,
         Leave::Revoked => CloseCode::TokenRevoked,
     };
-    Ended::NotLetIn(code, code.text().to_owned())
-}
-
-async fn open(link: &Link, channel: Channel, events: &mpsc::Sender<Event>) -> Result<FrameWriter, NetError> {
-    if let Channel::Stream(_) = channel {
-        return link.open_uni().await;
-    }
-    let (writer, reader) = link.open_bi().await?;
-    let _ = events.send(Event::OpenedOurs(channel, reader)).await;
-    Ok(writer)
+    Ended::TurnedAway(TurnedAway { code, why: code.text().to_owned() })
 }
 
 /// Whose change stays when two have one author and number, between a peer and us.

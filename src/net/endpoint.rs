@@ -14,6 +14,7 @@ use crate::id::NodeId;
 use crate::limits::{Limits, queues};
 
 use super::close::CloseCode;
+use super::door::{Entry, Toll, TurnedAway};
 use super::error::NetError;
 use super::identity::Identity;
 use super::link::{Arrival, Link, canonical};
@@ -154,16 +155,21 @@ impl Endpoint {
     /// # Cancel safety
     /// Safe: no stranger is lost.
     pub async fn accept(&self) -> Option<Handshake> {
+        self.accept_within(None).await
+    }
+
+    /// [`Self::accept`], where `toll` says how many may come from an address.
+    pub(super) async fn accept_within(&self, toll: Option<&Arc<dyn Toll>>) -> Option<Handshake> {
         loop {
             let incoming = self.inner.endpoint.accept().await?;
-            if let Some(handshake) = self.begin(incoming) {
+            if let Some(handshake) = self.begin(incoming, toll) {
                 return Some(handshake);
             }
         }
     }
 
     /// Admits, puts off or refuses a stranger, before anything was spent on it.
-    fn begin(&self, incoming: Incoming) -> Option<Handshake> {
+    fn begin(&self, incoming: Incoming, toll: Option<&Arc<dyn Toll>>) -> Option<Handshake> {
         let inner = &self.inner;
         let address = canonical(incoming.remote_address());
         let (Ok(slot), Ok(running)) =
@@ -174,16 +180,31 @@ impl Endpoint {
             return None;
         };
         let under_way = queues::HANDSHAKES.saturating_sub(inner.handshakes.available_permits());
-        if under_way > PROVE_ADDRESS_ABOVE && !incoming.remote_address_validated() {
+        let is_proven = incoming.remote_address_validated();
+        // Whoever forges an address must neither pay from its account nor be refused in its name.
+        let has_room = is_proven || toll.is_none_or(|toll| toll.has_room(address.ip()));
+        if !is_proven && (under_way > PROVE_ADDRESS_ABOVE || !has_room) {
             if let Err(already_asked) = incoming.retry() {
                 already_asked.into_incoming().refuse();
             }
             return None;
         }
+        let mut entry = None;
+        if let Some(toll) = toll.filter(|_| is_proven) {
+            match toll.arrive(address.ip()) {
+                Ok(arrived) => entry = Some(arrived),
+                Err(TurnedAway { why, .. }) => {
+                    tracing::debug!(%address, why, "refused a connection");
+                    incoming.refuse();
+                    return None;
+                }
+            }
+        }
         let ends = Ends { local: inner.node, remote: None, address, dialled: false };
         // A wrong protocol or kind of key is in the dialler's first flight, so it already fails here.
         let connecting = incoming.accept();
-        Some(Handshake { connecting, ends, frame_bytes_max: inner.frame_bytes_max, slot, _running: running })
+        let (frame_bytes_max, toll) = (inner.frame_bytes_max, toll.cloned());
+        Some(Handshake { connecting, ends, frame_bytes_max, slot, entry, toll, _running: running })
     }
 
     /// Dials the node of `ticket`, trying the addresses of its host in turn.
@@ -277,6 +298,9 @@ pub struct Handshake {
     ends: Ends,
     frame_bytes_max: usize,
     slot: OwnedSemaphorePermit,
+    /// What its address pays, once that is proven.
+    entry: Option<Entry>,
+    toll: Option<Arc<dyn Toll>>,
     _running: OwnedSemaphorePermit,
 }
 
@@ -292,17 +316,25 @@ impl Handshake {
     /// # Errors
     /// The fault of the handshake: [`NetError::OtherKeyExpected`], [`NetError::OtherProtocol`],
     /// [`NetError::NoRawKeys`], [`NetError::KeyNotProven`] and their like, [`NetError::TimedOut`];
-    /// [`NetError::OwnKey`] when the stranger shows our own key. The peer was told in every case.
+    /// [`NetError::OwnKey`] when the stranger shows our own key, [`NetError::TurnedAway`] when its address has as much as
+    /// it may have. The peer was told in every case.
     pub async fn finish(self) -> Result<Arrival, NetError> {
-        let Self { connecting, ends, frame_bytes_max, slot, _running } = self;
+        let Self { connecting, ends, frame_bytes_max, slot, mut entry, toll, _running } = self;
         let outcome = timeout(HANDSHAKE_TIME, async { connecting?.await }).await;
         let connection = outcome.map_err(|_| NetError::TimedOut { addr: ends.address })?;
         let connection = connection.map_err(|e| ends.explain(&e))?;
         // The verifier has let nothing else pass.
         let node = tls::node_of_peer(&connection).ok_or(NetError::BadKey { addr: ends.address, ours: false })?;
-        let arrival = Arrival::new(Link::new(connection, node, ends, frame_bytes_max, slot));
-        if node == ends.local {
-            let error = NetError::OwnKey { node };
+        let mut refused = (node == ends.local).then_some(NetError::OwnKey { node });
+        // A handshake that is done has proven the address as well.
+        if let Some(toll) = toll.filter(|_| entry.is_none()) {
+            match toll.arrive(ends.address.ip()) {
+                Ok(arrived) => entry = Some(arrived),
+                Err(TurnedAway { code, why }) => refused = Some(NetError::TurnedAway { addr: ends.address, code, why }),
+            }
+        }
+        let arrival = Arrival::new(Link::new(connection, node, ends, frame_bytes_max, slot), entry);
+        if let Some(error) = refused {
             arrival.refuse(&error);
             return Err(error);
         }
@@ -312,7 +344,11 @@ impl Handshake {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
+    use crate::net::door::{Held, Payer};
     use crate::net::link::tests::{LOOPBACK, endpoint, identity, linked, meet};
 
     fn limited(seed: u8, connections_max: usize) -> Endpoint {
@@ -380,6 +416,110 @@ mod tests {
             }
             other => panic!("{other}"),
         }
+    }
+
+    /// An address of which so many may be there at once; how many were let in, and how many not.
+    #[derive(Debug)]
+    struct Counted {
+        room: Arc<Semaphore>,
+        forgets: bool,
+        arrived: AtomicUsize,
+        refused: AtomicUsize,
+    }
+
+    impl Counted {
+        fn new(room: usize, forgets: bool) -> Arc<Self> {
+            let (arrived, refused) = (AtomicUsize::new(0), AtomicUsize::new(0));
+            Arc::new(Self { room: Arc::new(Semaphore::new(room)), forgets, arrived, refused })
+        }
+
+        fn counts(&self) -> (usize, usize) {
+            (self.arrived.load(Ordering::SeqCst), self.refused.load(Ordering::SeqCst))
+        }
+    }
+
+    impl Toll for Counted {
+        fn has_room(&self, _: IpAddr) -> bool {
+            self.forgets || self.room.available_permits() > 0
+        }
+
+        fn arrive(&self, address: IpAddr) -> Result<Entry, TurnedAway> {
+            assert!(address.is_loopback());
+            match self.room.clone().try_acquire_owned() {
+                Ok(place) => {
+                    self.arrived.fetch_add(1, Ordering::SeqCst);
+                    Ok(Entry { payer: Arc::new(Free), connection: Box::new(place), opening: Box::new(()) })
+                }
+                Err(_) => {
+                    self.refused.fetch_add(1, Ordering::SeqCst);
+                    let why = "too many connections from this address; retry after 5000 ms".to_owned();
+                    Err(TurnedAway { code: CloseCode::TooManyLinks, why })
+                }
+            }
+        }
+    }
+
+    #[derive(Debug)]
+    struct Free;
+
+    impl Payer for Free {
+        fn open(&self) -> Result<Held, TurnedAway> {
+            Ok(Box::new(()))
+        }
+        fn read(&self, _: u64, _: u64) -> Result<Duration, TurnedAway> {
+            Ok(Duration::ZERO)
+        }
+        fn create(&self, _: u64) -> Result<Duration, TurnedAway> {
+            Ok(Duration::ZERO)
+        }
+    }
+
+    /// What comes of one dial where `toll` is asked.
+    async fn dialled_within(
+        dialler: &Endpoint,
+        acceptor: &Endpoint,
+        toll: Arc<dyn Toll>,
+    ) -> (Result<Link, NetError>, Option<Result<Arrival, NetError>>) {
+        let accepting = acceptor.clone();
+        let accepting = tokio::spawn(async move { accepting.accept_within(Some(&toll)).await.unwrap().finish().await });
+        let link = dialler.connect_to(acceptor.node(), acceptor.local_addr()).await;
+        if link.is_ok() {
+            return (link, Some(accepting.await.unwrap()));
+        }
+        accepting.abort();
+        (link, None)
+    }
+
+    #[tokio::test]
+    async fn an_address_beyond_its_quota_is_refused_before_its_handshake_and_only_once_it_is_proven() {
+        let (first, acceptor, toll) = (endpoint(2), endpoint(1), Counted::new(1, false));
+        let (link, arrival) = dialled_within(&first, &acceptor, toll.clone()).await;
+        let mut arrival = arrival.unwrap().unwrap();
+        assert!(link.is_ok());
+        assert_eq!(toll.counts(), (1, 0));
+        let other = endpoint(3);
+        let (link, none) = dialled_within(&other, &acceptor, toll.clone()).await;
+        assert!(matches!(link, Err(NetError::Refused { .. })) && none.is_none(), "{link:?}");
+        assert_eq!(toll.counts(), (1, 1));
+        let stats = acceptor.inner.endpoint.stats();
+        assert_eq!((stats.accepted_handshakes, stats.refused_handshakes), (1, 1), "nothing was spent on it");
+        // Whoever is not counted by address after all gives the place back.
+        drop(arrival.take_entry());
+        let (link, arrival) = dialled_within(&other, &acceptor, toll.clone()).await;
+        assert!(link.is_ok() && arrival.unwrap().is_ok());
+        assert_eq!(toll.counts(), (2, 1));
+    }
+
+    #[tokio::test]
+    async fn who_comes_while_the_last_place_is_taken_is_told_when_to_come_again() {
+        let (dialler, acceptor, toll) = (endpoint(2), endpoint(1), Counted::new(0, true));
+        let (link, arrival) = dialled_within(&dialler, &acceptor, toll).await;
+        let here = arrival.unwrap().unwrap_err();
+        assert!(matches!(&here, NetError::TurnedAway { code: CloseCode::TooManyLinks, .. }), "{here:?}");
+        let there = link.unwrap().closed().await;
+        assert!(matches!(&there, NetError::Closed { code: CloseCode::TooManyLinks, .. }), "{there:?}");
+        assert!(there.is_retryable() && here.is_retryable());
+        assert_eq!(there.retry_after(), Some(Duration::from_secs(5)), "{there}");
     }
 
     async fn quinn_dial(acceptor: &Endpoint, identity: Identity) -> Result<quinn::Connection, ConnectionError> {

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::id::NodeId;
 
@@ -239,6 +240,16 @@ pub enum NetError {
         /// What happened.
         why: String,
     },
+    /// A stranger comes from an address that has as much of this node as it may have.
+    #[error("{addr} was turned away ({code}): {why}", code = code.name())]
+    TurnedAway {
+        /// Where it comes from.
+        addr: SocketAddr,
+        /// What it was told.
+        code: CloseCode,
+        /// Why, and after which time it may come again.
+        why: String,
+    },
     /// We closed the link.
     #[error("this side has closed the link")]
     ClosedHere,
@@ -289,7 +300,8 @@ impl NetError {
             | Self::StreamReset { .. }
             | Self::StreamClosed
             | Self::TruncatedFrame { .. }
-            | Self::FrameTooLong { .. } => true,
+            | Self::FrameTooLong { .. }
+            | Self::TurnedAway { .. } => true,
             Self::Closed { code, .. } => code.is_retryable(),
             Self::Session { .. } => true,
             Self::KeyFile { .. }
@@ -312,6 +324,14 @@ impl NetError {
         }
     }
 
+    /// When the peer closed the link, after which time it said that another is of use; `None` when it said nothing of it.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        let Self::Closed { code, reason, .. } = self else { return None };
+        let (_, number) = reason.strip_suffix(" ms")?.rsplit_once("retry after ")?;
+        code.says_when().then_some(Duration::from_millis(number.parse().ok()?))
+    }
+
     /// The code to close a link with when this is the reason.
     #[must_use]
     pub fn close_code(&self) -> CloseCode {
@@ -323,8 +343,33 @@ impl NetError {
             Self::TruncatedFrame { .. } | Self::FrameTooLong { .. } => CloseCode::BadFrame,
             Self::TimedOut { .. } => CloseCode::TooSlow,
             Self::ClosedHere => CloseCode::Shutdown,
-            Self::Session { code, .. } => *code,
+            Self::Session { code, .. } | Self::TurnedAway { code, .. } => *code,
             _ => CloseCode::Internal,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_peer_that_is_busy_says_when_to_come_again_and_what_it_says_is_not_believed_blindly() {
+        let closed = |code, reason: &str| {
+            NetError::Closed { node: NodeId([1; 32]), code, reason: reason.to_owned() }.retry_after()
+        };
+        let words = "too many messages in a short time from this user; retry after 1500 ms";
+        for code in CloseCode::ALL {
+            let said = code.says_when().then_some(Duration::from_millis(1500));
+            assert_eq!(closed(code, words), said, "{code}");
+            assert!(said.is_none() || code.is_retryable(), "{code}");
+        }
+        assert_eq!(CloseCode::ALL.into_iter().filter(|code| code.says_when()).count(), 3);
+        for reason in
+            ["", "ms", "retry after ms", "retry after -5 ms", "retry after 5", "retry after 99999999999999999999 ms"]
+        {
+            assert_eq!(closed(CloseCode::Busy, reason), None, "{reason}");
+        }
+        assert_eq!(NetError::ClosedHere.retry_after(), None);
     }
 }

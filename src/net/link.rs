@@ -11,6 +11,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::id::NodeId;
 
 use super::close::CloseCode;
+use super::door::Entry;
 use super::error::NetError;
 use super::frames::{FrameReader, FrameWriter};
 use super::refusal::Ends;
@@ -21,11 +22,16 @@ use super::transport;
 /// It may have 64 KiB under way to us, no more. It becomes a [`Link`] with [`Self::admit`], or is told why not with
 /// [`Self::refuse`]. Dropped, it is closed without a reason.
 #[derive(Debug)]
-pub struct Arrival(Link);
+pub struct Arrival(Link, Option<Entry>);
 
 impl Arrival {
-    pub(super) fn new(link: Link) -> Self {
-        Self(link)
+    pub(super) fn new(link: Link, entry: Option<Entry>) -> Self {
+        Self(link, entry)
+    }
+
+    /// What its address pays for it, if that is counted.
+    pub(super) fn take_entry(&mut self) -> Option<Entry> {
+        self.1.take()
     }
 
     /// The key that the peer has proven.
@@ -117,6 +123,11 @@ impl Link {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         canonical(self.connection.remote_address())
+    }
+
+    /// Where the peer was when the link was made: it has proven that it is there.
+    pub(super) fn made_from(&self) -> SocketAddr {
+        self.ends.address
     }
 
     /// Whether this side has dialled. The dialler opens the control stream.

@@ -15,13 +15,14 @@ use super::allow::{Admission, AdmittedBy, AllowList, Role};
 use super::backoff::Backoff;
 use super::close::CloseCode;
 use super::conversation::{Conversation, Manners, Opening};
-use super::door::Doorkeeper;
+use super::door::{Entry, Guards};
 use super::endpoint::{Endpoint, Handshake};
 use super::error::NetError;
 use super::link::Link;
 use super::ticket::{Invite, Ticket};
 use crate::engine::Database;
 use crate::id::NodeId;
+use crate::limits::links::PEERS_REMEMBERED;
 use crate::sync::wire::{self, Frame, Token};
 use crate::sync::{SessionConfig, SessionEvent};
 
@@ -77,8 +78,7 @@ struct Shared {
     endpoint: Endpoint,
     allow: Arc<AllowList>,
     options: LinkOptions,
-    /// Who says what clients may do; `None` where their keys say enough.
-    door: Option<Arc<dyn Doorkeeper>>,
+    guards: Guards,
     stop: watch::Sender<bool>,
     token: watch::Sender<Option<Token>>,
     /// Raised whenever a link comes or goes, or a peer's state changes.
@@ -117,16 +117,16 @@ impl Links {
     /// Begins to accept links on `endpoint`, for `database`. Runs on the tokio runtime it is called in.
     #[must_use]
     pub fn start(database: Database, endpoint: Endpoint, allow: Arc<AllowList>, options: LinkOptions) -> Self {
-        Self::start_guarded(database, endpoint, allow, options, None)
+        Self::start_guarded(database, endpoint, allow, options, Guards::default())
     }
 
-    /// [`Self::start`], where `door` says what clients may do.
+    /// [`Self::start`], where `guards` are asked what clients may do and have.
     pub(crate) fn start_guarded(
         database: Database,
         endpoint: Endpoint,
         allow: Arc<AllowList>,
         options: LinkOptions,
-        door: Option<Arc<dyn Doorkeeper>>,
+        guards: Guards,
     ) -> Self {
         let shared = Arc::new(Shared {
             database,
@@ -134,7 +134,7 @@ impl Links {
             allow,
             token: watch::Sender::new(options.token.clone()),
             options,
-            door,
+            guards,
             stop: watch::Sender::new(false),
             changes: watch::Sender::new(0),
             ids: AtomicU64::new(0),
@@ -242,7 +242,7 @@ impl Links {
     }
 
     async fn accept(self) {
-        while let Some(handshake) = self.shared.endpoint.accept().await {
+        while let Some(handshake) = self.shared.endpoint.accept_within(self.shared.guards.toll.as_ref()).await {
             self.spawn(self.clone().receive(handshake));
         }
     }
@@ -250,13 +250,19 @@ impl Links {
     /// Takes in a stranger, or refuses it.
     async fn receive(self, handshake: Handshake) {
         let address = handshake.address();
-        let arrival = match handshake.finish().await {
+        let mut arrival = match handshake.finish().await {
             Ok(arrival) => arrival,
+            // There may be many.
+            Err(error @ NetError::TurnedAway { .. }) => {
+                return tracing::debug!(%address, %error, "a stranger was refused");
+            }
             Err(error) => {
                 tracing::warn!(%address, %error, "a handshake failed");
                 return;
             }
         };
+        // What its address has of us, until we are done with it.
+        let entry = arrival.take_entry();
         let node = arrival.node();
         let judged = self.shared.allow.judge(node, arrival.address(), None, SystemTime::now());
         let (judged, opening) = if self.shared.allow.awaits_invite(SystemTime::now()) {
@@ -277,9 +283,11 @@ impl Links {
             self.changed();
         }
         // Whose user has to be proven has as little as a stranger until he is.
-        let is_guarded = admission.role == Role::Client && self.shared.door.is_some();
+        let is_guarded = admission.role == Role::Client && self.shared.guards.door.is_some();
         let link = if is_guarded { arrival.hear() } else { arrival.admit() };
-        self.converse(link, admission.role, None, opening).await;
+        // What bounds a node is not its address.
+        let entry = entry.filter(|_| admission.role == Role::Client);
+        self.converse(link, admission.role, None, opening, entry).await;
     }
 
     /// Reads the first frame and judges again if it holds an invite.
@@ -317,7 +325,7 @@ impl Links {
                 match self.shared.endpoint.connect(&ticket).await {
                     Ok(link) => {
                         let role = self.shared.allow.role(link.node()).unwrap_or(Role::Node);
-                        self.converse(link, role, ticket.invite().cloned(), None).await
+                        self.converse(link, role, ticket.invite().cloned(), None, None).await
                     }
                     Err(error) => {
                         self.note_error(ticket.node(), &error);
@@ -334,7 +342,11 @@ impl Links {
                 return;
             }
             backoff.link_ended(began.elapsed());
-            let mut pause = backoff.next_delay();
+            let retry_after = ended.as_ref().and_then(NetError::retry_after);
+            let mut pause = match retry_after {
+                Some(said) => backoff.next_delay_after(said),
+                None => backoff.next_delay(),
+            };
             if ended.as_ref().is_some_and(|error| !error.is_retryable()) {
                 // Something has to be mended first; it may be, without our knowing.
                 pause = pause.max(Backoff::DELAY_MAX / 2);
@@ -342,8 +354,8 @@ impl Links {
             tracing::debug!(peer = %ticket.node().short(), ?pause, "dialling again after a pause");
             tokio::select! {
                 _ = stopped.wait_for(|stop| *stop) => return,
-                // What was refused may be let in with another token.
-                Ok(()) = token.changed() => {}
+                // What was refused may be let in with another token; but not whoever came too often.
+                Ok(()) = token.changed(), if retry_after.is_none() => {}
                 () = tokio::time::sleep(pause) => {}
             }
         }
@@ -356,6 +368,7 @@ impl Links {
         role: Role,
         invite: Option<Invite>,
         opening: Option<Opening>,
+        entry: Option<Entry>,
     ) -> Option<NetError> {
         let node = link.node();
         let id = self.register(&link)?;
@@ -377,7 +390,7 @@ impl Links {
             strict: self.shared.options.strict,
             invite: invite.map(|invite| *invite.as_bytes()),
             token: link.is_dialled().then(|| token.borrow_and_update().clone()).flatten(),
-            guarded: role == Role::Client && self.shared.door.is_some(),
+            guarded: role == Role::Client && self.shared.guards.door.is_some(),
             cursor,
             agent: concat!("tidelog/", env!("CARGO_PKG_VERSION")).to_owned(),
             limits: self.shared.database.limits().clone(),
@@ -386,7 +399,7 @@ impl Links {
         let on_event = Arc::new(move |event: &SessionEvent| listener.note(node, id, event));
         let mut stop = self.shared.stop.subscribe();
         tracing::info!(peer = %node.short(), address = %link.address(), dialled = link.is_dialled(), "link open");
-        let manners = Manners { door: self.shared.door.clone(), token, on_event };
+        let manners = Manners { door: self.shared.guards.door.clone(), token, on_event, entry };
         let conversation = Conversation::new(self.shared.database.clone(), link, config, manners);
         let span = tracing::info_span!("node", id = %self.shared.database.node().short());
         let span = tracing::info_span!(parent: &span, "conn", peer = %node.short(), transport = "quic");
@@ -426,12 +439,15 @@ impl Links {
 
     fn unregister(&self, node: NodeId, id: u64, why: &NetError) {
         tracing::info!(peer = %node.short(), %why, "link closed");
-        if let Some(peer) = self.peers().get_mut(&node)
+        let mut peers = self.peers();
+        if let Some(peer) = peers.get_mut(&node)
             && peer.current.as_ref().is_some_and(|current| current.id == id)
         {
             peer.current = None;
             peer.last_error = Some(why.to_string());
         }
+        forget_strangers(&mut peers, &self.shared.allow);
+        drop(peers);
         self.changed();
     }
 
@@ -492,11 +508,46 @@ fn refuse(arrival: super::link::Arrival, why: &NetError) {
     arrival.refuse(why);
 }
 
+/// Forgets peers that came, went, and are nobody we know, when there are many: where any key may come, there is no end of
+/// them.
+fn forget_strangers(peers: &mut HashMap<NodeId, Peer>, allow: &AllowList) {
+    if peers.len() > PEERS_REMEMBERED {
+        let is_known = |node: &NodeId, peer: &Peer| peer.dialled.is_some() || allow.role(*node).is_some();
+        peers.retain(|node, peer| peer.current.is_some() || is_known(node, peer));
+    }
+}
+
 /// The word for a role in lists and commands.
 #[must_use]
 pub fn role_name(role: Role) -> &'static str {
     match role {
         Role::Node => "node",
         Role::Client => "client",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::UnknownKeys;
+
+    #[test]
+    fn strangers_that_came_and_went_are_forgotten_and_those_we_know_are_not() {
+        let allow = AllowList::new(UnknownKeys::Refuse);
+        let node = |n: usize| NodeId(std::array::from_fn(|at| n.to_le_bytes().get(at).copied().unwrap_or_default()));
+        let mut peers = HashMap::new();
+        for n in 0..PEERS_REMEMBERED {
+            peers.insert(node(n), Peer { last_error: Some("gone".into()), ..Peer::default() });
+        }
+        forget_strangers(&mut peers, &allow);
+        assert_eq!(peers.len(), PEERS_REMEMBERED);
+        allow.allow(node(5), Role::Client);
+        let dialled = Dialled { address: String::new(), stop: watch::channel(false).0 };
+        peers.insert(node(7), Peer { dialled: Some(dialled), ..Peer::default() });
+        peers.insert(node(usize::MAX), Peer::default());
+        forget_strangers(&mut peers, &allow);
+        let mut left: Vec<NodeId> = peers.into_keys().collect();
+        left.sort();
+        assert_eq!(left, [node(5), node(7)]);
     }
 }

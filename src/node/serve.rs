@@ -11,13 +11,13 @@ use tokio::task::{JoinHandle, JoinSet};
 use super::access::{AccessConfig, follow_token, read_token};
 use super::admin::AdminServer;
 use super::command::{CommandError, Context, Exit, LinkControl};
-use super::door::Door;
+use super::door::{Door, Gate};
 use super::peers::{PeerBook, replace};
 use super::place::{OpenPlace, Place};
 use crate::engine::Database;
 use crate::id::{LogCursor, NodeId};
-use crate::net::{CloseCode, Doorkeeper, Endpoint, LinkOptions, Links, NetError, Role, Ticket, UnknownKeys};
-use crate::quota::Quotas;
+use crate::net::{CloseCode, Endpoint, Guards, LinkOptions, Links, NetError, Role, Ticket, UnknownKeys};
+use crate::quota::{Ledger, Quotas};
 use crate::web::{AllowedOrigins, WebOptions, WebServer};
 
 /// How a node is started.
@@ -38,7 +38,7 @@ pub struct NodeConfig {
     pub insecure_open: bool,
     /// Who may do what.
     pub access: AccessConfig,
-    /// A file that says how much one address, and one user, may have of the HTTP port; `None` for the defaults.
+    /// A file that says how much one address, and one user, may have of the node; `None` for the defaults.
     pub quotas: Option<PathBuf>,
     /// Proxies that are believed where what they bring to the HTTP port comes from.
     pub proxies: Vec<IpAddr>,
@@ -147,20 +147,23 @@ impl Node {
         let access = config.access.open(&context, rules, issuers).await?;
         // Before anybody is let in: nothing that a decision rests on changes unseen.
         let mut keeping = config.access.keep(&access, &context);
+        // One for both ports: whoever has enough of one has enough of the other.
+        let ledger = Arc::new(Ledger::new(quotas.clone()));
         let mut web = None;
         if let Some(listen) = config.http {
             let (origins, structural) = (config.origins, config.structural);
             let (access, proxies) = (Some(access.clone()), config.proxies);
             let options = WebOptions { listen, origins, structural, access, quotas, proxies };
-            web = Some(WebServer::start(database.clone(), options).await?);
+            web = Some(WebServer::start_beside(database.clone(), options, ledger.clone()).await?);
         }
         // Queries of before are answered at once, and not after whatever came meanwhile was read.
         database.keep_views()?;
         let ticket = super::command::ticket_of(endpoint.node(), address)?;
-        let door = config.access.restricts().then(|| Arc::new(Door::new(access.clone())) as Arc<dyn Doorkeeper>);
+        let door = config.access.restricts().then(|| Arc::new(Door::new(access.clone(), ledger.clone())) as _);
+        let guards = Guards { door, toll: Some(Arc::new(Gate(ledger))) };
         let options = LinkOptions { strict: config.strict, token };
         let allow = Arc::new(context.peers.allow_list().clone());
-        let links = Links::start_guarded(context.database.clone(), endpoint.clone(), allow, options, door);
+        let links = Links::start_guarded(context.database.clone(), endpoint.clone(), allow, options, guards);
         for ticket in context.peers.entries().into_iter().filter_map(|peer| peer.ticket) {
             links.dial(ticket);
         }

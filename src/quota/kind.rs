@@ -6,21 +6,21 @@ use std::time::Duration;
 /// What there is a quota of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Connections at once: of an address those of TCP, of a user his WebSockets.
+    /// Connections at once: of an address those of TCP and QUIC, of a user his WebSockets and links.
     Connections,
-    /// Connections whose first request has not come.
+    /// Connections whose first request has not come, or of which it is not known whose they are.
     Openings,
     /// Listeners, feeds and long polls at once.
     Streams,
-    /// New connections in a time; of a user, new WebSockets.
+    /// New connections in a time; of a user, new WebSockets and links.
     Handshakes,
     /// Tokens that are not accepted.
     BadTokens,
     /// Requests to the API.
     Requests,
-    /// Messages and other frames on WebSockets.
+    /// Messages and other frames on WebSockets, frames and new streams on links.
     Frames,
-    /// Bytes on WebSockets, and of requests' bodies.
+    /// Bytes on WebSockets and links, and of requests' bodies.
     Bytes,
     /// Documents that come to be.
     Documents,
@@ -125,7 +125,7 @@ impl Busy {
     }
 }
 
-/// What is said of it on a WebSocket, where clients read the time from the last words.
+/// What is said of it on a WebSocket or a link, where clients read the time from the last words.
 impl fmt::Display for Busy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let whose = match self.whose {

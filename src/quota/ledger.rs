@@ -33,6 +33,13 @@ pub(crate) struct Arrival {
     pub(crate) opening: Place,
 }
 
+impl std::fmt::Debug for Ledger {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [addresses, users] = self.accounts();
+        f.debug_struct("Ledger").field("addresses", &addresses).field("users", &users).finish_non_exhaustive()
+    }
+}
+
 impl Ledger {
     pub(crate) fn new(quotas: Quotas) -> Self {
         let counts = Arc::<Counts>::default();
@@ -51,8 +58,14 @@ impl Ledger {
     }
 
     /// The account of somebody who was proven to be that.
-    pub(crate) fn user(&self, principal: &str, now: Instant) -> Arc<Account> {
+    fn user(&self, principal: &str, now: Instant) -> Arc<Account> {
         account(&self.users, principal.as_bytes(), now)
+    }
+
+    /// Whose account pays for somebody who comes from there: his own, or that of his address where he is nobody in
+    /// particular.
+    pub(crate) fn account(&self, principal: &str, address: &Arc<Account>, now: Instant) -> Arc<Account> {
+        if principal.is_empty() { address.clone() } else { self.user(principal, now) }
     }
 
     /// Lets a connection in, if its address may have another.
@@ -67,19 +80,39 @@ impl Ledger {
         Ok(Arrival { account, connection, opening })
     }
 
-    /// Whether a token may be looked at: when it was accepted lately, or its address has not brought too many that were
-    /// not.
-    ///
-    /// # Errors
-    /// [`Busy`] when it may not.
-    pub(crate) fn may_look(&self, token: &str, address: &Account, now: Instant) -> Result<(), Busy> {
-        let wait = address.wait(Kind::BadTokens, now);
-        if wait.is_zero() || self.known.contains(token) { Ok(()) } else { Err(address.refuse(Kind::BadTokens, wait)) }
+    /// Whether a connection from there would be let in now. Nothing is paid: who says that he is there may be elsewhere.
+    pub(crate) fn has_room(&self, address: IpAddr, now: Instant) -> bool {
+        let account = self.address(address, now);
+        let may_be_held = [Kind::Connections, Kind::Openings].into_iter().all(|kind| account.has_room(kind));
+        may_be_held && account.wait(Kind::Handshakes, now).is_zero()
     }
 
-    /// Takes note that a token was accepted.
-    pub(crate) fn note_accepted(&self, token: &str) {
-        self.known.note(token);
+    /// Has a token looked at, if it may be: when it was accepted lately, or its address has not brought too many that were
+    /// not. `prove` looks at it; where that fails, `is_bad` says whether it is the token's fault.
+    ///
+    /// # Errors
+    /// [`Busy`] when it may not; inside, what `prove` says.
+    pub(crate) fn look<T, E>(
+        &self,
+        token: &str,
+        address: &Account,
+        now: Instant,
+        prove: impl FnOnce() -> Result<T, E>,
+        is_bad: impl FnOnce(&E) -> bool,
+    ) -> Result<Result<T, E>, Busy> {
+        let wait = address.wait(Kind::BadTokens, now);
+        if !wait.is_zero() && !self.known.contains(token) {
+            return Err(address.refuse(Kind::BadTokens, wait));
+        }
+        let proven = prove();
+        match &proven {
+            Ok(_) => self.known.note(token),
+            Err(error) if is_bad(error) => {
+                address.owe(Kind::BadTokens, 1, now);
+            }
+            Err(_) => {}
+        }
+        Ok(proven)
     }
 
     /// How many accounts there are: of addresses, of users.
@@ -135,18 +168,45 @@ mod tests {
         let address = Quota { bad_tokens: Some(Rate::per_second(1, 5)), ..Quota::NONE };
         let ledger = Ledger::new(Quotas { address, user: Quota::NONE });
         let (now, home) = (Instant::now(), IpAddr::from([10, 0, 0, 1]));
-        ledger.note_accepted("good");
-        for n in 0..5 {
-            let account = ledger.address(home, now);
-            ledger.may_look(&format!("bad{n}"), &account, now).unwrap();
-            account.owe(Kind::BadTokens, 1, now);
-        }
+        let looked_at = std::cell::Cell::new(0);
+        let look = |token: &str, account: &Account| {
+            let prove = || {
+                looked_at.set(looked_at.get() + 1);
+                if token == "good" { Ok(()) } else { Err(token.starts_with("bad")) }
+            };
+            ledger.look(token, account, now, prove, |is_bad| *is_bad)
+        };
         let account = ledger.address(home, now);
-        let busy = ledger.may_look("bad", &account, now).unwrap_err();
-        assert_eq!((busy.code(), busy.retry_after_ms()), ("E0712", 1000));
-        assert!(ledger.may_look("good", &account, now).is_ok());
+        assert_eq!(look("good", &account), Ok(Ok(())));
+        // What is not the token's fault costs nothing.
+        assert!((0..10).all(|_| look("a store that fails", &account) == Ok(Err(false))));
+        assert!((0..5).all(|n| look(&format!("bad{n}"), &account) == Ok(Err(true))));
+        looked_at.set(0);
+        let busy = look("bad", &account).unwrap_err();
+        assert_eq!((busy.code(), busy.retry_after_ms(), looked_at.get()), ("E0712", 1000, 0));
+        assert_eq!(look("good", &account), Ok(Ok(())));
         let other = ledger.address(IpAddr::from([10, 0, 0, 2]), now);
-        assert!(ledger.may_look("bad", &other, now).is_ok());
+        assert_eq!(look("bad", &other), Ok(Err(true)));
+    }
+
+    #[test]
+    fn an_address_without_room_is_known_before_it_is_believed() {
+        let quota =
+            Quota { connections: Some(2), openings: Some(1), handshakes: Some(Rate::per_minute(1, 3)), ..Quota::NONE };
+        let ledger = Ledger::new(Quotas { address: quota, user: Quota::NONE });
+        let (now, home) = (Instant::now(), IpAddr::from([10, 0, 0, 1]));
+        assert!((0..10).all(|_| ledger.has_room(home, now)), "to ask costs nothing");
+        let first = ledger.arrive(home, now).unwrap();
+        assert!(!ledger.has_room(home, now), "one that has said nothing");
+        drop(first.opening);
+        assert!(ledger.has_room(home, now));
+        let second = ledger.arrive(home, now).unwrap();
+        drop(second.opening);
+        assert!(!ledger.has_room(home, now), "two at once");
+        drop(second.connection);
+        drop(ledger.arrive(home, now).unwrap());
+        assert!(!ledger.has_room(home, now), "three in a minute");
+        assert!(ledger.has_room(home, now + std::time::Duration::from_secs(60)));
     }
 
     #[test]

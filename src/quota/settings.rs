@@ -16,21 +16,21 @@ use crate::rules::nearest;
 /// What one address, or one user, may have. `None` is no bound.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Quota {
-    /// At once: of an address connections, of a user WebSockets.
+    /// At once: of an address connections, of a user WebSockets and links.
     pub connections: Option<u32>,
-    /// Connections of an address whose first request has not come, at once.
+    /// Connections of an address whose first request has not come, or of which it is not known whose they are, at once.
     pub openings: Option<u32>,
     /// Listeners, feeds and long polls at once.
     pub streams: Option<u32>,
-    /// New connections; of a user, new WebSockets.
+    /// New connections; of a user, new WebSockets and links.
     pub handshakes: Option<Rate>,
     /// Tokens from an address that are not accepted. Beyond, only such are looked at as were accepted lately.
     pub bad_tokens: Option<Rate>,
     /// Requests to the API.
     pub requests: Option<Rate>,
-    /// Frames on WebSockets. Beyond, they are read later.
+    /// Frames on WebSockets and links. Beyond, they are read later.
     pub frames: Option<Rate>,
-    /// Bytes on WebSockets, which are read later beyond it, and of the bodies of requests.
+    /// Bytes on WebSockets and links, which are read later beyond it, and of the bodies of requests.
     pub bytes: Option<Rate>,
     /// Documents that come to be.
     pub documents: Option<Rate>,

@@ -49,6 +49,8 @@ impl Room {
 #[derive(Clone)]
 pub(super) struct Payer {
     pub(super) account: Arc<Account>,
+    /// That of his address, which pays for tokens that are not accepted.
+    pub(super) address: Arc<Account>,
     /// The connection, as far as it is one of a proxy's.
     connection: Option<Arc<Place>>,
 }
@@ -84,22 +86,15 @@ pub(super) fn admit(app: &App, request: &Request) -> Result<(Subject, Payer), Tu
     let carried = carried(request)?;
     // Where nobody is asked anything, a token is not looked at.
     let token = carried.as_ref().map(Carried::token).filter(|_| app.access.is_restricted());
-    if let Some(token) = token {
-        app.ledger.may_look(token, &address, now)?;
-    }
-    let subject = app.access.admit(token).inspect_err(|refusal| {
-        if matches!(refusal, Refusal::Token(_)) {
-            address.owe(Kind::BadTokens, 1, now);
+    let subject = match token {
+        Some(token) => {
+            let prove = || app.access.admit(Some(token));
+            app.ledger.look(token, &address, now, prove, Refusal::is_of_token)??
         }
-    })?;
-    if let Some(token) = token {
-        app.ledger.note_accepted(token);
-    }
-    let account = match subject.principal() {
-        "" => address,
-        principal => app.ledger.user(principal, now),
+        None => app.access.admit(None)?,
     };
-    Ok((subject, Payer { account, connection }))
+    let account = app.ledger.account(subject.principal(), &address, now);
+    Ok((subject, Payer { account, address, connection }))
 }
 
 /// The account of the address that a request comes from. What a proxy brings counts as a connection of its own.

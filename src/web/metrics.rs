@@ -67,7 +67,7 @@ pub(super) fn render(shared: &Shared, access: &Access, ledger: &Ledger) -> Strin
     }
     let help = "What was turned away or dropped because an address or a user had enough.";
     family("quota_refused_total", "counter", help, &turned_away);
-    family("quota_delayed_total", "counter", "How often a socket was read later for that reason.", &held_back);
+    family("quota_delayed_total", "counter", "How often a socket or link was read later for that reason.", &held_back);
     let [addresses, users] = ledger.accounts();
     let accounts = [(r#"{of="address"}"#, addresses as u64), (r#"{of="user"}"#, users as u64)];
     family("quota_accounts", "gauge", "Addresses and users that are counted now.", &accounts);

@@ -113,6 +113,17 @@ impl WebServer {
     /// # Errors
     /// [`WebError`] when the port cannot be had.
     pub async fn start(database: Database, options: WebOptions) -> Result<Self, WebError> {
+        let ledger = Arc::new(Ledger::new(options.quotas.clone()));
+        Self::start_beside(database, options, ledger).await
+    }
+
+    /// [`Self::start`], where there are other doors whose guests have the same accounts: `ledger` is in force, not the
+    /// quotas of the options.
+    pub(crate) async fn start_beside(
+        database: Database,
+        options: WebOptions,
+        ledger: Arc<Ledger>,
+    ) -> Result<Self, WebError> {
         let listener = bind(options.listen).await?;
         let failed = |source| WebError::Bind { address: options.listen, source };
         let address = listener.local_addr().map_err(failed)?;
@@ -126,13 +137,14 @@ impl WebServer {
         let access_follows = access.follow(database.changed_documents());
         let app = App {
             access,
-            ledger: Arc::new(Ledger::new(options.quotas)),
+            ledger: ledger.clone(),
             proxies: options.proxies.iter().map(IpAddr::to_canonical).collect(),
             peer: format!("tidelog-{}", database.node().short()),
             shared: Shared {
                 database,
                 switchboard,
                 is_trusting: options.structural,
+                ledger,
                 budget: ReceiveBudget::new(limits.repo_receive_bytes),
                 stop: stopped.clone(),
             },

@@ -27,14 +27,13 @@ use super::meter::{Meter, Metered, ReceiveBudget};
 use super::server::stopped;
 use super::switchboard::{Mailbox, Switchboard};
 use super::upgrade::fault_of;
-use crate::access::{Subject, Vigil};
+use crate::access::{Refusal, Subject, Vigil};
 use crate::engine::{Clash, Database, Judge, Source, now_ms};
 use crate::error::Error;
 use crate::id::{DocumentId, truncated};
-use crate::limits::quotas::PATIENCE_MS;
-use crate::quota::{Account, Busy, Kind};
+use crate::quota::{Account, Busy, Kind, Ledger};
 use crate::sync::repo::{Moment, RepoConfig, RepoFault, RepoOutput, RepoSession, SocketId};
-use crate::sync::{Admitted, IncomingRow, Leave};
+use crate::sync::{Admitted, Leave};
 
 /// How often a client is asked whether it is there. Its browser answers without the application's doing; and it is the
 /// only way by which either side learns that the other is gone without a word.
@@ -65,6 +64,8 @@ pub(super) struct Shared {
     pub(super) switchboard: Arc<Switchboard>,
     /// What clients send is not tried before it is logged.
     pub(super) is_trusting: bool,
+    /// What everybody has of the server.
+    pub(super) ledger: Arc<Ledger>,
     pub(super) budget: ReceiveBudget,
     pub(super) stop: watch::Receiver<bool>,
 }
@@ -76,9 +77,6 @@ enum NotTaken {
     Error(Error),
     Busy(Busy),
 }
-
-/// How long a socket that is too fast is held back.
-const PATIENCE: Duration = Duration::from_millis(PATIENCE_MS);
 
 /// A socket and everything its session needs.
 pub(super) struct Socket<S> {
@@ -105,6 +103,8 @@ pub(super) struct Socket<S> {
     vigil: Option<Vigil>,
     /// Who pays for what is read.
     payer: Option<Arc<Account>>,
+    /// The account of his address, which pays for tokens that are not accepted.
+    address: Option<Arc<Account>>,
     /// Bytes read that are paid for.
     paid: u64,
     /// It was too fast, and is not read before that.
@@ -153,7 +153,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         config: RepoConfig,
         guest: Option<(Subject, Payer)>,
     ) -> Box<Self> {
-        let (subject, payer) = guest.map(|(subject, payer)| (subject, payer.account)).unzip();
+        let (subject, payer) = guest.unzip();
+        let (payer, address) = payer.map(|Payer { account, address, .. }| (account, address)).unzip();
         let max = config.limits.repo_message_bytes;
         let meter = Arc::new(Meter::default());
         let metered = Metered::new(stream, meter.clone(), shared.budget.clone());
@@ -180,6 +181,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             subject,
             vigil: None,
             payer,
+            address,
             paid: 0,
             held_until: None,
             leaving: None,
@@ -197,10 +199,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         Some(Arc::new(subject.clone()))
     }
 
-    /// Takes another token of the same user. Where none counts, it is not looked at.
+    /// Takes another token of the same user. Where none counts, it is not looked at; nor is one from an address that has
+    /// brought too many that were not accepted.
     fn prove(&mut self, token: &str) {
         let Some(before) = self.subject.as_ref().filter(|subject| subject.is_restricted()) else { return };
-        match before.renewed(token) {
+        let Some(address) = &self.address else { return };
+        let now = Instant::now().into_std();
+        let looked = self.shared.ledger.look(token, address, now, || before.renewed(token), Refusal::is_of_token);
+        let proven = match looked {
+            Ok(proven) => proven,
+            Err(busy) => return self.end(fault_of(&busy)),
+        };
+        match proven {
             Ok(subject) if subject.principal() == before.principal() => {
                 let permits = self.payer.clone().map(|account| Paying { subject: subject.clone(), account });
                 self.session.handle_permits(permits.map(|permits| Arc::new(permits) as _));
@@ -323,7 +333,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                 Some(RepoOutput::Admit { ticket, rows }) => {
                     let (database, is_trusted) = (self.shared.database.clone(), self.shared.is_trusting);
                     let judge = self.judged();
-                    let new = self.payer.clone().map(|payer| (payer, self.new_documents(&rows)));
+                    let new = self.payer.clone().map(|payer| (payer, database.count_new(&rows)));
                     self.admitting = Some(Box::pin(async move {
                         if let Some((payer, count)) = new
                             && count > 0
@@ -415,34 +425,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         let Some(payer) = &self.payer else { return };
         let (read, now) = (self.meter.read(), Instant::now());
         let bytes = read - std::mem::replace(&mut self.paid, read);
-        let waits = [(Kind::Frames, 1), (Kind::Bytes, bytes)]
-            .map(|(kind, count)| (payer.owe(kind, count, now.into_std()), kind));
-        let Some((wait, kind)) = waits.into_iter().max_by_key(|(wait, _)| *wait) else { return };
-        if wait.is_zero() {
-            return;
-        }
-        if wait > PATIENCE {
-            self.leaving = Some(payer.refuse(kind, wait));
-        } else {
-            payer.note_delayed(kind);
-        }
+        let wait = match payer.read(1, bytes, now.into_std()) {
+            Ok(wait) if wait.is_zero() => return,
+            Ok(wait) => wait,
+            Err(busy) => self.leaving.insert(busy).retry_after,
+        };
         self.held_until = Some(now + wait);
-    }
-
-    /// How many documents come to be by what the client sent.
-    fn new_documents(&self, rows: &[IncomingRow]) -> u64 {
-        let reader = self.shared.database.reader();
-        let mut new = std::collections::HashSet::new();
-        let mut last = None;
-        for row in rows {
-            // Most of it is about one document.
-            if last.replace(row.document) != Some(row.document)
-                && reader.row(row.document).is_ok_and(|row| row.is_none())
-            {
-                new.insert(row.document);
-            }
-        }
-        new.len() as u64
     }
 
     fn take_mail(&mut self) {
@@ -534,16 +522,10 @@ async fn until(time: Option<Instant>) {
 /// [`Busy`] when that takes too long. Nothing was paid.
 async fn pay(payer: &Account, kind: Kind, count: u64) -> Result<(), Busy> {
     loop {
-        let now = Instant::now().into_std();
-        let wait = payer.wait(kind, now);
+        let wait = payer.pay_in_time(kind, count, Instant::now().into_std())?;
         if wait.is_zero() {
-            payer.owe(kind, count, now);
             return Ok(());
         }
-        if wait > PATIENCE {
-            return Err(payer.refuse(kind, wait));
-        }
-        payer.note_delayed(kind);
         tokio::time::sleep(wait).await;
     }
 }

@@ -1,7 +1,7 @@
 //! From an HTTP request to a WebSocket.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -22,8 +22,7 @@ use super::server::App;
 use super::socket::Socket;
 use crate::access::Subject;
 use crate::auth::carrier::{Carried, CarrierError, of_request, selected_protocol};
-use crate::limits::quotas::PATIENCE_MS;
-use crate::quota::{Busy, Kind, Place};
+use crate::quota::Busy;
 use crate::sync::repo::{RepoConfig, RepoFault, RepoScope};
 
 /// `GET /sync` and `GET /sync/{collection}`.
@@ -43,7 +42,7 @@ pub(super) async fn sync(State(app): State<App>, mut request: Request) -> Respon
     };
     let mut held = None;
     if let Some((_, payer)) = &guest {
-        match settle(payer) {
+        match payer.account.open(payer.is_proxied(), Instant::now()) {
             Ok(place) => held = place,
             Err(busy) if payer.account.is_user() => refused = Some(fault_of(&busy)),
             Err(busy) => return api::busy(&busy),
@@ -74,23 +73,6 @@ pub(super) async fn sync(State(app): State<App>, mut request: Request) -> Respon
         response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
     }
     response
-}
-
-/// Takes what a socket costs before it says anything. Whoever owes so much that he would not be read for long may as
-/// well come later.
-fn settle(payer: &Payer) -> Result<Option<Place>, Busy> {
-    let (account, now) = (&payer.account, Instant::now());
-    for kind in [Kind::Frames, Kind::Bytes] {
-        let wait = account.wait(kind, now);
-        if wait > Duration::from_millis(PATIENCE_MS) {
-            return Err(account.refuse(kind, wait));
-        }
-    }
-    // Those of an address were paid for when they were accepted, unless they came through a proxy.
-    if account.is_user() || payer.is_proxied() {
-        account.spend(Kind::Handshakes, 1, now)?;
-    }
-    if account.is_user() { account.enter(Kind::Connections).map(Some) } else { Ok(None) }
 }
 
 /// What a socket is closed with that is too much.

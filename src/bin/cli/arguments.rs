@@ -266,7 +266,7 @@ pub(super) struct Serve {
     /// A file that says who may do what; it is read again when it changes
     #[arg(long, value_name = "FILE")]
     pub(super) rules: Option<PathBuf>,
-    /// A file that says how much one address, and one user, may have of the HTTP port (JSON; docs/access.md)
+    /// A file that says how much one address, and one user, may have (JSON; docs/access.md)
     #[arg(long, value_name = "FILE")]
     pub(super) quotas: Option<PathBuf>,
     /// A reverse proxy that is believed where a request comes from: Forwarded or X-Forwarded-For (may be given several

@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use super::Event;
 use crate::engine::{Clash, Database, Judge, Source};
 use crate::id::{DocumentId, LogCursor, NodeId};
+use crate::net::door::{Payer, TurnedAway};
 use crate::sync::IncomingRow;
 use crate::sync::wire::DeniedRow;
 
@@ -22,11 +23,31 @@ pub(super) enum Admission {
         /// Whose change stays when two have one author and number.
         clash: Clash,
         judge: Option<Arc<dyn Judge>>,
+        /// Who pays for the documents that come to be.
+        payer: Option<Arc<dyn Payer>>,
     },
     /// What the peer will not have of us.
     TakeBack(Vec<DeniedRow>),
     /// Documents that we may not read, or may again.
     Withhold(Vec<DocumentId>, bool),
+}
+
+/// Pays for the documents that come to be by these rows, as soon as one more fits.
+///
+/// # Errors
+/// Why not, when that would take too long. Nothing was paid.
+async fn pay_for_new(database: &Database, payer: &dyn Payer, rows: &[IncomingRow]) -> Result<(), TurnedAway> {
+    let new = database.count_new(rows);
+    if new == 0 {
+        return Ok(());
+    }
+    loop {
+        let wait = payer.create(new)?;
+        if wait.is_zero() {
+            return Ok(());
+        }
+        tokio::time::sleep(wait).await;
+    }
 }
 
 /// Hands the session's rows to the writer, one admission after the other, and tells what became of them.
@@ -39,7 +60,13 @@ pub(super) async fn admit_in_order(
 ) {
     while let Some(job) = queue.recv().await {
         let event = match job {
-            Admission::Rows { ticket, rows, cursor, clash, judge } => {
+            Admission::Rows { ticket, rows, cursor, clash, judge, payer } => {
+                if let Some(payer) = payer
+                    && let Err(why) = pay_for_new(&database, &*payer, &rows).await
+                {
+                    let _ = events.send(Event::TooMuch(why)).await;
+                    return;
+                }
                 let admitted = database.offer(Source { node: peer, is_trusted, clash, judge }, rows, cursor).await;
                 Event::Admitted(ticket, admitted)
             }
