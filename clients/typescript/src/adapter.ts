@@ -18,6 +18,8 @@ const ERROR_BYTES_MAX = 8_192
 const isForGood = (code: number | undefined): boolean =>
   code === 1008 || code === 1009 || (code !== undefined && code >= 4400 && code < 4500)
 
+const HASH = /^[0-9a-f]{64}$/
+
 /** Changes of this client that the server does not take, since it may not make them. */
 export interface Denial {
   documentId: DocumentId
@@ -134,6 +136,7 @@ export class TidelogAdapter extends WebSocketClientAdapter {
     if (message?.type === "error") this.#reason = String(message.message)
     if (message?.type !== "tidelog-denied") return false
     const changes = Array.isArray(message.changes) ? message.changes.map(String) : []
+    if (!changes.every(hash => HASH.test(hash))) return true
     this.onDenied?.({ documentId: String(message.documentId) as DocumentId, changes, reason: String(message.message) })
     return true
   }

@@ -3,7 +3,7 @@
 import * as A from "@automerge/automerge/slim"
 import { Repo } from "@automerge/automerge-repo/slim"
 import type { DocHandle, DocumentId, StorageAdapterInterface } from "@automerge/automerge-repo/slim"
-import { TidelogAdapter, type Denial } from "./adapter.js"
+import { TidelogAdapter } from "./adapter.js"
 import { Connection, type Status, type Token } from "./connection.js"
 import { closed, TidelogError } from "./error.js"
 import { readFeed, type FeedEvent, type FeedOptions } from "./feed.js"
@@ -11,6 +11,9 @@ import { Holdings, type Held } from "./holdings.js"
 import { collectionName, documentIdOf, urlOf } from "./ids.js"
 import { Query } from "./query.js"
 import { DocumentReference, removeOnServer } from "./reference.js"
+import type { Rejected } from "./rejected.js"
+import { Rejections } from "./rejection.js"
+import { Store } from "./store.js"
 import { toJson } from "./values.js"
 
 export interface ClientOptions {
@@ -36,23 +39,20 @@ export class Client {
   readonly connection: Connection
   /** @internal */
   readonly holdings: Holdings
+  /** @internal */
+  readonly rejections: Rejections
   readonly #adapter: TidelogAdapter
-  readonly #denials = new Map<string, Denial>()
-  readonly #denied = new Set<(denial: Denial) => void>()
 
   /** @internal */
   constructor(options: ClientOptions) {
     this.connection = new Connection(options.url, options.token, options.retryMs ?? 500)
     this.#adapter = new TidelogAdapter(this.connection)
-    this.#adapter.onDenied = denial => {
-      const before = this.#denials.get(denial.documentId)
-      const changes = [...new Set([...(before?.changes ?? []), ...denial.changes])]
-      this.#denials.set(denial.documentId, { ...denial, changes })
-      for (const told of [...this.#denied]) told(denial)
-    }
     this.connection.onExpiring = () => void this.authenticate().catch(() => {})
-    this.repo = new Repo({ network: [this.#adapter], ...(options.storage ? { storage: options.storage } : {}) })
+    const store = options.storage && new Store(options.storage)
+    this.repo = new Repo({ network: [this.#adapter], ...(store ? { storage: store } : {}) })
     this.holdings = new Holdings(this.repo, this.#adapter, options.storage)
+    this.rejections = new Rejections(this.repo, this.holdings, store)
+    this.#adapter.onDenied = denial => this.rejections.deny(denial)
     void this.holdings.ready.then(() => {
       for (const held of this.holdings.pending()) if (held.isDeleted) this.remove(held).catch(() => {})
     })
@@ -68,22 +68,35 @@ export class Client {
   }
 
   /**
-   * Edits of this client that the server does not take, since it may not make them: one entry for each document. They
-   * stay in the document here, nobody else sees them, and others' edits go on arriving. Once they are allowed, the server
-   * asks for them by itself, and the entry goes.
+   * Edits of this client that the server does not take, since it may not make them; the oldest first. They are not in
+   * the documents here any more. The last 256 are kept, of 4 MiB together; with `storage` they outlive the page.
    */
-  get denied(): Denial[] {
-    for (const [id, { documentId, changes }] of this.#denials) {
-      const held = this.holdings.find(documentId)
-      if (held?.doc && changes.length > 0 && this.holdings.isDurable(held, changes)) this.#denials.delete(id)
-    }
-    return [...this.#denials.values()]
+  get rejected(): Rejected[] {
+    return this.rejections.list.all
   }
 
-  /** Tells whenever the server does not take an edit. The returned function ends that. */
-  onDenied(told: (denial: Denial) => void): () => void {
-    this.#denied.add(told)
-    return () => void this.#denied.delete(told)
+  /**
+   * Tells of each edit that was taken back, once it is in `rejected`, and of those that `storage` still has. The returned
+   * function ends that.
+   */
+  onRejected(told: (rejected: Rejected) => void): () => void {
+    return this.rejections.list.onRejected(told)
+  }
+
+  /**
+   * Makes a refused edit anew on the document as it is now, and takes it off the list. If it is refused again, it is on
+   * the list again, under another id. Does not wait for the server: `whenSynced()` does.
+   */
+  async resubmit(id: string): Promise<void> {
+    this.assertOpen()
+    const remove = (collection: string, documentId: DocumentId) => void this.reference(collection, documentId).delete().catch(() => {})
+    await this.rejections.resubmit(id, remove)
+  }
+
+  /** Takes a refused edit off the list for good. */
+  async discardRejected(id: string): Promise<void> {
+    this.assertOpen()
+    await this.rejections.discard(id)
   }
 
   /**
@@ -119,13 +132,15 @@ export class Client {
     this.connection.pause(false)
   }
 
-  /** Waits until everything that was edited here so far is on the server's disk. */
+  /** Waits until everything that was edited here so far is on the server's disk, or was taken back. */
   async whenSynced(): Promise<void> {
     await this.holdings.ready
     const waiting = new Map<string, (() => boolean)[]>()
     for (const held of this.holdings.pending()) {
       const heads = held.doc ? A.getHeads(held.doc) : []
-      const isDone = () => (held.isDeleted ? this.holdings.find(held.documentId) !== held : this.holdings.isDurable(held, heads))
+      const isDone = () => (held.isDeleted
+        ? this.holdings.find(held.documentId) !== held
+        : this.holdings.isDurable(held, this.rejections.trace(heads).heads))
       const all = waiting.get(held.collection)
       if (all) all.push(isDone)
       else waiting.set(held.collection, [isDone])
@@ -143,7 +158,14 @@ export class Client {
     if (this.connection.isClosed) return
     this.connection.close()
     await this.holdings.close()
-    await this.repo.shutdown()
+    await this.rejections.list.flush()
+    // The stock repo cannot end while one of its documents is not here.
+    const here = Object.values(this.repo.handles).filter(handle => handle.isReady())
+    try {
+      await this.repo.flush(here.map(({ documentId }) => documentId))
+    } finally {
+      await this.repo.shutdown().catch(() => {})
+    }
   }
 
   /** @internal */
@@ -170,6 +192,7 @@ export class Client {
       await removeOnServer(this, held)
     } catch (error) {
       if (!this.connection.isClosed) this.holdings.hide(held, false)
+      if (error instanceof TidelogError && error.code === "E0203") this.rejections.denyDeletion(held, error)
       throw error
     }
     this.holdings.forget(held)

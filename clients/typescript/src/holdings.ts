@@ -55,6 +55,10 @@ export class Held {
   isRefused = false
   /** Made here, and not known to the server yet. */
   isNew = false
+  /** The server does not let it be created: nothing of it is left here. */
+  isRejected = false
+  /** Its document is being replaced. */
+  isMoving = false
   settledAt = -Infinity
   isSettling = false
   detach: () => void = () => {}
@@ -73,6 +77,8 @@ export class Held {
     const doc = this.doc
     if (!doc) return undefined
     const heads = headsKey(A.getHeads(doc))
+    // Without a change there is no document.
+    if (heads === "") return undefined
     if (this.#local?.heads !== heads) this.#local = { heads, value: A.toJS(doc) }
     return this.#local
   }
@@ -235,8 +241,24 @@ export class Holdings {
     this.adapter.creations.set(handle.documentId, { collection })
     const held = this.hold(collection, handle.documentId)
     held.isNew = true
+    held.isRefused = false
     this.attach(held, handle)
+    // A handle of before that was not ready has told nobody of what it has now.
+    this.#look(held)
     return held
+  }
+
+  /** A document that was made here and may not be there was taken back. */
+  refuseCreation(held: Held): void {
+    // Whoever was told of that has made it anew.
+    if (held.local()) return
+    this.adapter.creations.delete(held.documentId)
+    held.isRejected = true
+    held.isNew = false
+    held.isPending = false
+    held.told = undefined
+    this.#enliven(held)
+    this.#changed(held)
   }
 
   /** Hides a document here, before the server has deleted it. */
@@ -262,11 +284,27 @@ export class Holdings {
   /** Whether the server is known to have these changes of a document on its disk. */
   isDurable(held: Held, heads: readonly string[]): boolean {
     if (!held.isPending || held.isRefused) return true
-    const doc = held.doc
-    const theirs = this.#heardOf(held)
-    if (!doc || !theirs || !A.hasHeads(doc, theirs)) return false
+    return held.handle !== undefined && this.missing(held.handle, heads)?.length === 0
+  }
+
+  /** Replaces a document, and looks at it after. */
+  replace(held: Held, move: () => void): void {
+    held.isMoving = true
+    try {
+      move()
+    } finally {
+      held.isMoving = false
+    }
+    this.#look(held)
+  }
+
+  /** Those of some changes of a document that the server does not have; undefined when it is not known what it has. */
+  missing(handle: DocHandle<unknown>, changes: readonly string[]): string[] | undefined {
+    const doc = handle.isReady() ? handle.doc() : undefined
+    const theirs = this.#heardOf(handle)
+    if (!doc || !theirs || !A.hasHeads(doc, theirs)) return undefined
     const ahead = new Set(A.getChangesMetaSince(doc, theirs).map(({ hash }) => hash))
-    return heads.every(hash => !ahead.has(hash))
+    return changes.filter(hash => ahead.has(hash))
   }
 
   async close(): Promise<void> {
@@ -287,9 +325,9 @@ export class Holdings {
   }
 
   /** What the server last said it has of a document. */
-  #heardOf(held: Held): string[] | undefined {
+  #heardOf(handle: DocHandle<unknown> | undefined): string[] | undefined {
     const { storageId } = this.adapter
-    const heads = storageId && held.handle?.getSyncInfo(storageId)?.lastHeads
+    const heads = storageId && handle?.getSyncInfo(storageId)?.lastHeads
     return heads && decodeHeads(heads)
   }
 
@@ -305,8 +343,14 @@ export class Holdings {
 
   #look(held: Held): void {
     const local = held.local()
-    if (!local || held.isRefused) return
-    const heard = this.#heardOf(held)
+    if (!local || held.isRefused || held.isMoving) return
+    if (held.isRejected) {
+      // It is made once more.
+      held.isRejected = false
+      held.isNew = true
+      this.adapter.creations.set(held.documentId, { collection: held.collection })
+    }
+    const heard = this.#heardOf(held.handle)
     const isDurable = local.heads === held.synced || local.heads === held.told?.heads
       || (heard !== undefined && local.heads === headsKey(heard))
     const before = `${held.isPending} ${held.synced}`
@@ -377,6 +421,10 @@ export class Holdings {
     const encoder = new TextEncoder()
     for (const held of all) {
       if (this.#byId.get(held.documentId) !== held) continue
+      if (held.isRejected) {
+        await this.storage?.remove([...KEY, held.collection, held.documentId])
+        continue
+      }
       const shown = held.standing() ?? held.told
       const written: Written = {
         name: held.name,

@@ -44,6 +44,8 @@ export class DocumentReference<T> {
     const held = this.#held()
     const apply = (handle: DocHandle<unknown>) => handle.change(doc => edit(doc as T))
     if (held.isRefused || held.isDeleted) return Promise.reject(deleted(this.url))
+    const refused = held.isRejected && this.client.rejections.creationRefused(this.id)
+    if (refused) return Promise.reject(refused)
     if (held.handle?.isReady()) {
       try {
         apply(held.handle)
@@ -105,11 +107,18 @@ export class DocumentReference<T> {
     return stop
   }
 
-  /** Waits until the server has on its disk what this client has of the document now. */
+  /**
+   * Waits until the server has on its disk what this client has of the document now.
+   *
+   * @throws TidelogError `E0203` when something of it was refused, and taken back: see `client.rejected`.
+   */
   async whenSynced(): Promise<void> {
     const held = this.#held()
     const heads = held.doc ? A.getHeads(held.doc) : []
-    await this.client.until(this.collection, () => this.client.holdings.isDurable(held, heads))
+    const { holdings, rejections } = this.client
+    await this.client.until(this.collection, () => holdings.isDurable(held, rejections.trace(heads).heads))
+    const { refused } = rejections.trace(heads)
+    if (refused) throw refused
     if (held.isRefused) throw deleted(this.url)
   }
 

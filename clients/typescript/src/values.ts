@@ -208,12 +208,12 @@ function isImmutable(value: object): value is ImmutableString {
   return value instanceof ImmutableString || value.constructor?.name === "ImmutableString"
 }
 
-function base64Of(bytes: Uint8Array): string {
+export function base64Of(bytes: Uint8Array): string {
   let binary = ""
   for (const byte of bytes) binary += String.fromCharCode(byte)
   return btoa(binary)
 }
 
-function bytesOf(text: string): Uint8Array {
+export function bytesOf(text: string): Uint8Array {
   return Uint8Array.from(atob(text), sign => sign.charCodeAt(0))
 }

@@ -5,7 +5,7 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { after, test } from "node:test"
-import type { Denial } from "../src/index.js"
+import type { Rejected } from "../src/index.js"
 import { Server, skip, Watch } from "./server.js"
 
 interface Note {
@@ -26,7 +26,7 @@ match /notes/{id} {
 const folder = mkdtempSync(join(tmpdir(), "tidelog-rules-"))
 after(() => rmSync(folder, { recursive: true, force: true }))
 
-test("what is not allowed is told, stays here, and arrives once it is", { skip }, async () => {
+test("what is not allowed is told and taken back, and arrives once it is allowed and made again", { skip }, async () => {
   const rules = join(folder, "rules.tidelog")
   writeFileSync(rules, RULES)
   const server = await Server.start("--auth", "--rules", rules)
@@ -41,26 +41,37 @@ test("what is not allowed is told, stays here, and arrives once it is", { skip }
     await Promise.all([note.whenSynced(), hidden.whenSynced()])
     await seen.until(texts => texts.join() === "tides", "what may be read is in the result")
 
-    // An edit that is denied: told, kept here, and nowhere else.
-    const denials = new Watch<Denial>()
-    benno.onDenied(denials.take)
+    // An edit that is denied: shown at once, told, taken back, and nowhere else.
+    const rejections = new Watch<Rejected>()
+    benno.onRejected(rejections.take)
     const his = benno.collection<Note>("notes").doc(note.id)
+    await his.load()
     await his.change(doc => void (doc.text = "tides, said ben"))
-    const denial = await denials.until(() => true, "word of the denial")
-    assert.equal(denial.documentId, note.id)
-    assert.equal(denial.changes.length, 1)
-    assert.match(denial.reason, /rules/)
-    assert.equal(benno.denied.length, 1)
-    await seen.until(texts => texts.join() === "tides, said ben", "his own edit is still here")
+    await seen.until(texts => texts.join() === "tides, said ben", "his own edit shows")
+    await assert.rejects(his.whenSynced(), { code: "E0203" })
+    const rejected = await rejections.until(() => true, "word of the denial")
+    assert.deepEqual([rejected.documentId, rejected.collection, rejected.kind], [note.id, "notes", "change"])
+    assert.match(rejected.reason.message, /rules/)
+    assert.deepEqual(benno.rejected, [rejected])
+    await seen.until(texts => texts.join() === "tides", "it is taken back")
     assert.equal((await note.get()).data()?.text, "tides")
+
+    // Not allowed yet: back on the list, under another name.
+    await benno.resubmit(rejected.id)
+    await seen.until(texts => texts.join() === "tides, said ben", "it is made again")
+    const again = await rejections.until(({ id }) => id !== rejected.id, "word of the second denial")
+    assert.deepEqual(benno.rejected, [again])
+    await assert.rejects(benno.resubmit(rejected.id), { code: "E0601" })
 
     // Other rules, and it arrives.
     writeFileSync(rules, RULES.replace("// ben: ", ""))
+    await new Promise(done => setTimeout(done, 1_500))
+    await benno.resubmit(again.id)
     const told = new Watch<string | undefined>()
     const end = note.onSnapshot(snapshot => told.take(snapshot.data()?.text))
     await told.until(text => text === "tides, said ben", "what was denied has arrived")
     await his.whenSynced()
-    assert.deepEqual(benno.denied, [])
+    assert.deepEqual(benno.rejected, [])
 
     // Revoked: the client says so.
     const statuses = new Watch<string>()

@@ -1,25 +1,33 @@
-// The package in a real browser: a page with a listener, and a network that is switched off.
+// The package in a real browser: a page with a listener, a network that is switched off, and an edit that is refused.
 
 import assert from "node:assert/strict"
 import { once } from "node:events"
-import { existsSync } from "node:fs"
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import { createServer } from "node:http"
 import type { AddressInfo } from "node:net"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
 import { after, before, test } from "node:test"
 import { build } from "esbuild"
 import { chromium } from "playwright-core"
+import type { Client } from "../src/index.js"
 import { binary, Server, soon } from "./server.js"
 
 const executablePath = process.env["TIDELOG_CHROMIUM"] ?? "/usr/bin/chromium"
 const skip = binary === undefined ? "TIDELOG_BINARY names no binary" : existsSync(executablePath) ? false : "chromium absent"
 const HTML = '<!doctype html><meta charset="utf-8"><title>Messages</title><ul></ul><output></output><script type="module" src="page.js"></script>'
 
+const RULES = "match /messages/{id} { allow read, create: if true; allow update: if request.resource.data.at == resource.data.at; }"
+const folder = mkdtempSync(join(tmpdir(), "tidelog-browser-"))
 let server: Server
 before(async () => {
-  if (!skip) server = await Server.start()
+  if (skip) return
+  writeFileSync(join(folder, "rules"), RULES)
+  server = await Server.start("--rules", join(folder, "rules"))
 })
 after(async () => {
   if (!skip) await server.close()
+  rmSync(folder, { recursive: true, force: true })
 })
 
 test("a page shows what others add, edits without a network, and what it stored after a reload", { skip, timeout: 120_000 }, async () => {
@@ -74,6 +82,25 @@ test("a page shows what others add, edits without a network, and what it stored 
     assert.deepEqual(await shown(), ["meanwhile", "theirs", "mine", "offline"])
     await server.start()
     await says("4 live saved")
+
+    // An edit that may not be is taken back, and kept over a reload.
+    type Page = { client: Client }
+    const isKept = () => page.waitForFunction(() => {
+      const [edit] = (globalThis as unknown as Page).client.rejected
+      return edit?.kind === "change" && edit.reason.code === "E0203" && edit.patches.some(({ path }) => path[0] === "at")
+    })
+    await page.waitForFunction(() => (globalThis as unknown as Page).client.status === "connected")
+    await page.evaluate(async () => {
+      const { docs } = await (globalThis as unknown as Page).client.collection<{ at: number }>("messages").orderBy("at").get()
+      await docs[0]!.ref.change(doc => void (doc.at = 9))
+    })
+    await isKept()
+    await says("4 live saved")
+    assert.deepEqual(await shown(), ["meanwhile", "theirs", "mine", "offline"])
+    await page.reload()
+    await isKept()
+    await says("4 live saved")
+    assert.deepEqual(await shown(), ["meanwhile", "theirs", "mine", "offline"])
     assert.deepEqual(complaints, [])
   } finally {
     await browser.close()
