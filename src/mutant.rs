@@ -55,11 +55,21 @@ mod switched {
         WantForgotten,
         /// The statement that decides whether a document is visible is not sent with it.
         WinnerLeftOut,
+        /// A change is judged by who carries it, whoever its author belongs to.
+        CarrierJudged,
+        /// What may be read is not asked before each message.
+        RightsUnasked,
+        /// A link that stands does not hear that rights have changed.
+        RevocationUnheard,
+        /// What stood on a refused edit is taken back with it, and not made anew.
+        NothingMadeAnew,
+        /// A refused edit that is taken back is not kept.
+        RefusedForgotten,
     }
 
     impl Mutant {
         /// All of them.
-        pub const ALL: [Self; 12] = [
+        pub const ALL: [Self; 17] = [
             Self::AckBeforeSync,
             Self::DependencyUnchecked,
             Self::CursorBeforeRows,
@@ -72,7 +82,25 @@ mod switched {
             Self::WakeupLost,
             Self::WantForgotten,
             Self::WinnerLeftOut,
+            Self::CarrierJudged,
+            Self::RightsUnasked,
+            Self::RevocationUnheard,
+            Self::NothingMadeAnew,
+            Self::RefusedForgotten,
         ];
+
+        /// Whether only a cluster with users can show it.
+        #[must_use]
+        pub fn is_about_users(self) -> bool {
+            matches!(
+                self,
+                Self::CarrierJudged
+                    | Self::RightsUnasked
+                    | Self::RevocationUnheard
+                    | Self::NothingMadeAnew
+                    | Self::RefusedForgotten
+            )
+        }
     }
 
     thread_local! {

@@ -49,7 +49,8 @@ impl World {
 
     /// Holds generation and count of a document's changes against what they were before.
     fn check_count(&self, n: usize, id: DocumentId, before: (u64, u64), after: (u64, u64)) -> Result<(), String> {
-        let has_reason = after.0 == 0 || self.twins.contains_key(&id);
+        // What a node denies is withdrawn.
+        let has_reason = after.0 == 0 || self.twins.contains_key(&id) || !self.is_trusted(n);
         if has_reason && after.0 >= before.0 && (after.0 > before.0 || after.1 >= before.1) {
             return Ok(());
         }
@@ -99,12 +100,12 @@ impl World {
         if !self.replicas.iter().all(idle) || self.links_at_rest().is_some() {
             return Ok(false);
         }
-        Ok(self.difference()?.is_none())
+        Ok(self.difference()?.is_none() && self.lost_edit()?.is_none())
     }
 
-    fn difference(&self) -> Result<Option<String>, String> {
+    fn difference(&mut self) -> Result<Option<String>, String> {
         let mut first: Option<BTreeMap<DocumentId, [u8; 16]>> = None;
-        for (n, replica) in self.replicas.iter().enumerate() {
+        for (n, replica) in self.replicas.iter().enumerate().filter(|(n, _)| self.is_trusted(*n)) {
             let Some(engine) = &replica.engine else { return Ok(Some(format!("replica {n} does not run"))) };
             let inventory = engine.reader().inventory(None, usize::MAX).map_err(|error| error.to_string())?;
             let inventory = inventory.into_iter().map(|(id, digest)| (id, digest.0)).collect();
@@ -132,17 +133,18 @@ impl World {
                 }
             }
         }
-        Ok(None)
+        self.difference_of_users()
     }
 
-    pub fn describe_difference(&self) -> Result<String, String> {
+    pub fn describe_difference(&mut self) -> Result<String, String> {
         let rest = self.links_at_rest();
         let queued: Vec<(usize, usize)> = self
             .replicas
             .iter()
             .map(|replica| replica.engine.as_ref().map_or((0, 0), |engine| engine.queued()))
             .collect();
-        Ok(format!("no convergence in peace: {}; {rest:?}; queues {queued:?}", self.difference()?.unwrap_or_default()))
+        let (difference, lost) = (self.difference()?.unwrap_or_default(), self.lost_edit()?.unwrap_or_default());
+        Ok(format!("no convergence in peace: {difference}; {lost}; {rest:?}; queues {queued:?}"))
     }
 
     /// All replicas are equal: what was promised must be there, and what was refused must not.
@@ -150,7 +152,10 @@ impl World {
         for n in 0..self.replicas.len() {
             self.check_disk(n)?;
         }
-        let judge = self.random.index(self.replicas.len());
+        let mut judge = self.random.index(self.replicas.len());
+        if !self.is_trusted(judge) {
+            judge = 0;
+        }
         for Promise { author, document, hash, stands_on } in std::mem::take(&mut self.promised) {
             if self.has(judge, document, hash)? {
                 continue;
@@ -205,7 +210,10 @@ impl World {
                 if heads != state.heads {
                     return Err(format!("replica {n} shows {id} at {heads} and has logged {}", state.heads));
                 }
-                seen.push(json);
+                // A user may not see all that others do.
+                if self.is_trusted(n) {
+                    seen.push(json);
+                }
             }
             if seen.windows(2).any(|pair| pair[0] != pair[1]) {
                 return Err(format!("two clients have {id} with equal heads and different values"));

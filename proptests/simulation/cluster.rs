@@ -9,16 +9,20 @@ use tidelog::engine::sim::Mutant;
 use super::world::{CLIENTS, Outcome, Plan, World};
 
 /// Rare branches, each of which must have been reached.
-const MARKS: [&str; 36] = [
+const MARKS: [&str; 56] = [
+    "a ban was lifted",
+    "a banned user's edits made offline were denied",
     "a change was refused",
     "a change was withdrawn",
     "a chunk went on a stream of its own",
     "a clock jumped",
     "a cursor was known",
     "a cursor was unknown",
+    "a denied edit was handed in again and is everywhere",
     "a disk was almost full",
     "a document was deleted",
     "a document was restored",
+    "a link began anew since rights had changed",
     "a link ended because its rows were not taken",
     "a link timed out in a partition",
     "a link was cut with frames under way",
@@ -26,26 +30,42 @@ const MARKS: [&str; 36] = [
     "a log was closed in order",
     "a named document was created",
     "a newer link replaced a half-open one",
-    "a partition",
     "a partition in one direction",
+    "a partition",
     "a peer's rows waited for room",
     "a power cut lost writes",
     "a process was killed",
+    "a relayed change became its carrier's",
+    "a relayed change of a banned user was refused",
+    "a relayed change of another user was refused",
     "a replica was restored from an old backup",
+    "a right to read was given back",
+    "a right to read was taken",
     "a snapshot was saved",
     "a store was verified",
     "a swizzled partition",
+    "a user was banned offline with edits to send",
+    "a user was banned online",
+    "a user was sent away",
+    "a user with a revoked token was turned away",
     "an acknowledged edit went with what it stood on",
     "an append failed and the store only read from then on",
     "an author signed two changes with one number",
     "an edit met a deleted document",
+    "an edit met a document that may not be read",
+    "an edit was denied for what it stood on",
     "an edit was turned away by a failed store",
     "an edit was turned away for want of disk",
     "an exchange converged",
     "an exchange gave way to the peer's",
+    "changes were carried by another user",
+    "denied edits are on a list",
     "projections were made again",
     "rows waited for what they depend on",
+    "some clients are users",
     "strict sync",
+    "there was peace with everything granted",
+    "there was peace with rights taken",
 ];
 
 /// Cluster-hours that run when nothing else is asked for.
@@ -105,6 +125,7 @@ fn busy_clusters_keep_their_promises() {
 /// One seed gives one trace: every frame, every footer, every event at its time.
 #[test]
 fn one_seed_gives_one_trace() {
+    // The last has users.
     for seed in 1000..1005 {
         let plan = Plan { seed, episodes: 1, mutant: None };
         let (first, second) = (World::run(plan.clone()), World::run(plan));

@@ -2,12 +2,13 @@
 
 use serde_json::json;
 use tidelog::Error;
-use tidelog::document::Edit;
+use tidelog::document::{Edit, ViewError};
 use tidelog::id::{CollectionName, DocumentId};
 use tidelog::log::record::LifecycleKind;
 
 use super::random::Random;
 use super::replica::Waiter;
+use super::users::user_at;
 use super::world::World;
 
 /// Changes of a document after which clients turn to newer ones.
@@ -47,13 +48,22 @@ impl World {
             Some(name) => DocumentId::named(&collection, name),
             None => DocumentId(self.random.bytes()),
         };
-        let value = json!({ "text": "", "list": [], "map": {}, "n": { "$counter": 0 } });
+        let mut value = json!({ "text": "", "list": [], "map": {}, "n": { "$counter": 0 } });
+        // A document with a name begins the same whoever creates it.
+        let label = if name.is_none() { self.new_label(client) } else { None };
+        if let (Some(label), Some(fields)) = (&label, value.as_object_mut()) {
+            fields.insert(label.clone(), json!(1));
+        }
         let time = self.replicas[client].clock_ms(self.now);
         let Some(engine) = self.replicas[client].engine.as_mut() else { return Ok(()) };
         match engine.create(&collection, id, name.as_deref(), &value, time) {
             Ok((ticket, hash)) => {
                 let waiter = hash.map_or(Waiter::Nobody, |hash| Waiter::Edit { document: id, hash, edits: 1 });
                 self.replicas[client].waiters.insert(ticket, waiter);
+                if let Some(users) = &mut self.users {
+                    hash.into_iter().for_each(|hash| users.note_made(client, hash, label.clone()));
+                    name.clone().into_iter().for_each(|name| _ = users.names.insert(id, name));
+                }
                 self.mark_if("a named document was created", name.is_some());
                 if !self.documents.contains(&id) {
                     self.documents.push(id);
@@ -67,21 +77,32 @@ impl World {
 
     fn change(&mut self, client: usize, id: DocumentId, edits: u64) -> Result<(), String> {
         let time = self.replicas[client].clock_ms(self.now);
+        let label = self.new_label(client);
         let random = &mut self.random;
         let Some(engine) = self.replicas[client].engine.as_mut() else { return Ok(()) };
         let made = engine.change(id, time, |edit| {
             for _ in 0..edits {
                 one_edit(random, edit)?;
             }
+            if let Some(label) = &label {
+                edit.put(label.as_str(), 1)?;
+            }
             Ok(())
         });
         match made {
             Ok(Some((ticket, hash))) => {
                 self.replicas[client].waiters.insert(ticket, Waiter::Edit { document: id, hash, edits });
+                if let Some(users) = &mut self.users {
+                    users.note_made(client, hash, label);
+                }
                 self.wake_writer(client);
                 Ok(())
             }
             Ok(None) => Ok(()),
+            Err(Error::Deleted(_)) if self.is_withheld(client, id)? => {
+                self.mark("an edit met a document that may not be read");
+                Ok(())
+            }
             Err(Error::Deleted(_)) => {
                 self.mark("an edit met a deleted document");
                 self.state_that(client, id, LifecycleKind::Restored)
@@ -108,12 +129,28 @@ impl World {
         }
     }
 
+    /// A label for an edit of a user.
+    fn new_label(&mut self, client: usize) -> Option<String> {
+        let user = user_at(client)?;
+        self.users.as_mut().map(|users| users.new_label(user))
+    }
+
+    fn is_withheld(&self, client: usize, id: DocumentId) -> Result<bool, String> {
+        let Some(engine) = &self.replicas[client].engine else { return Ok(false) };
+        let state = engine.reader().document(id).map_err(|error| error.to_string())?;
+        Ok(state.is_some_and(|state| state.withheld))
+    }
+
     /// What an edit may meet.
-    fn tolerate(&mut self, client: usize, error: &Error) -> Result<(), String> {
+    pub fn tolerate(&mut self, client: usize, error: &Error) -> Result<(), String> {
         match error {
             Error::Deleted(_) => {}
             Error::Busy => self.mark("an edit was turned away for want of room"),
             Error::StorageFull => self.mark("an edit was turned away for want of disk"),
+            // What began it was taken back.
+            Error::View(ViewError::NotFound(_)) if self.users.is_some() => {
+                self.mark("an edit met a document without its beginning");
+            }
             Error::ReadOnly(_) => self.mark("an edit was turned away by a failed store"),
             error => return Err(format!("an edit at replica {client}: {error:?}")),
         }

@@ -12,6 +12,7 @@ use tidelog::log::record::Admission;
 
 use super::disk::{Fault, SimDisk};
 use super::replica::Waiter;
+use super::users::user_at;
 use super::world::{CLIENTS, Event, MS, NODES, SECOND, World};
 
 impl World {
@@ -151,6 +152,10 @@ impl World {
         self.say(|| format!("replica {n} starts; new log {renewed}"));
         self.mark_if("a log got a new id", renewed);
         self.check_started(n, renewed, was_restored)?;
+        if let (Some(users), Some(engine), true) = (&mut self.users, &mut self.replicas[n].engine, n < NODES) {
+            users.open_door(n, engine)?;
+            users.read_log(n, engine.reader())?;
+        }
         for edge in 0..self.edges.len() {
             if self.edges[edge].sides.contains(&n) {
                 let pause = self.random.between(20, 400) * MS;
@@ -297,6 +302,9 @@ impl World {
         self.replicas[n].acknowledged = None;
         self.replicas[n].counts.clear();
         self.promised.retain(|promise| promise.author != n);
+        if let Some(users) = &mut self.users {
+            users.notes.retain(|note| user_at(n) != Some(note.user));
+        }
     }
 
     /// Offers a change that is too large, and one made on top of it: neither may ever be seen anywhere.
@@ -377,6 +385,7 @@ impl World {
             self.start(n)?;
             self.dial_all_of(n);
         }
+        self.settle_rights()?;
         for n in [self.random.index(NODES), NODES + self.random.index(CLIENTS)] {
             if self.random.chance(30) {
                 self.back_up(n);

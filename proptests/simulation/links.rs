@@ -5,19 +5,25 @@
 //! as by a transport's window.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 
-use tidelog::Error;
+use tidelog::access::sim::{Offered, Visitor};
 use tidelog::document::{Change, split};
+use tidelog::engine::sim::Engine;
 use tidelog::engine::{Clash, Incoming, IncomingBody as Body};
 use tidelog::id::{ChangeHash, DocumentId, LogCursor};
-use tidelog::sync::wire::{Frame, Judgement, Role, RowKind};
+use tidelog::sync::wire::{DeniedRow, Frame, Judgement, Role, RowKind, Token};
 use tidelog::sync::{
     Admitted, Channel, IncomingBody, IncomingRow, Opened, Output, Session, SessionConfig, SessionError, SessionEvent,
     Side,
 };
+use tidelog::{Database, Error};
 
 use super::random::Random;
 use super::replica::Waiter;
+use super::users::{Brought, Users, user_at};
 use super::world::{CLIENTS, Event, MS, NODES, SECOND, World};
 
 /// Two replicas that keep a link, and which of them dials.
@@ -52,6 +58,8 @@ impl Edge {
 pub struct Link {
     pub edge: usize,
     pub sides: [usize; 2],
+    /// The second end asks who the user of the first is.
+    pub is_guarded: bool,
     pub ends: [Option<End>; 2],
     /// Nothing arrives any more.
     pub cut: bool,
@@ -60,11 +68,17 @@ pub struct Link {
 
 /// One end of a link.
 pub struct End {
-    session: Session,
+    pub session: Session,
     lanes: BTreeMap<Channel, Lane>,
     /// What the session gave to the writer, in order, and the part of it that the writer has.
-    admissions: VecDeque<(u64, Vec<IncomingRow>, Option<LogCursor>)>,
+    admissions: VecDeque<Admission>,
     admitting: Option<Admitting>,
+    /// Who the peer's user is, where it has one.
+    pub visitor: Option<Visitor>,
+    /// What is done through a database: what users bring, and what is said of our own rights.
+    asking: Option<Asking>,
+    /// What is to be taken back next. Nothing else is given to the writer meanwhile.
+    taking: Option<Vec<DeniedRow>>,
     pub caught_up: bool,
     wake_at: u64,
     /// The last change in each batch that came, until it is acknowledged.
@@ -93,6 +107,20 @@ struct Admitting {
     all: Admitted,
     /// The writer has a group of it.
     asked: bool,
+}
+
+/// What a session wants to be logged.
+enum Admission {
+    Rows(u64, Vec<IncomingRow>, Option<LogCursor>),
+    TakeBack(Vec<DeniedRow>),
+    Withhold(Vec<DocumentId>, bool),
+}
+
+/// Something that is under way in a database.
+struct Asking {
+    /// Rows that a user brought: the session's name for them, and what they are.
+    brought: Option<(u64, Vec<Brought>)>,
+    outcome: Offered,
 }
 
 /// What may be under way on a stream before its sender waits.
@@ -130,7 +158,14 @@ impl World {
         let latency = self.random.between(1, 40) * MS;
         self.link_numbers += 1;
         let id = self.link_numbers;
-        let link = Link { edge, sides: [a, b], ends: [Some(first), Some(second)], cut: false, latency };
+        let link = Link {
+            edge,
+            sides: [a, b],
+            is_guarded: !self.is_trusted(a),
+            ends: [Some(first), Some(second)],
+            cut: false,
+            latency,
+        };
         self.links.insert(id, link);
         self.pump(id, 0)?;
         self.pump(id, 1)
@@ -153,8 +188,11 @@ impl World {
             role: if peer.is_client { Role::Client } else { Role::Node },
             strict: self.strict && here < there,
             invite: None,
-            token: None,
-            guarded: false,
+            token: match (&self.users, user_at(here)) {
+                (Some(users), Some(user)) => Some(Token(users.token(there, user))),
+                _ => None,
+            },
+            guarded: !self.is_trusted(there),
             cursor,
             agent: "sim".into(),
             limits: us.limits.clone(),
@@ -164,6 +202,9 @@ impl World {
             lanes: BTreeMap::new(),
             admissions: VecDeque::new(),
             admitting: None,
+            visitor: None,
+            asking: None,
+            taking: None,
             caught_up: false,
             wake_at: u64::MAX,
             batches: VecDeque::new(),
@@ -185,6 +226,11 @@ impl World {
         self.links.insert(id, link);
         match ended {
             Ok(()) => Ok(()),
+            Err(Closed::Session(SessionError::AccessChanged)) => {
+                self.mark("a link began anew since rights had changed");
+                self.end_link_here(id, side);
+                Ok(())
+            }
             Err(Closed::Session(error)) => {
                 let engine = self.replicas[here].engine.as_ref();
                 let unwell = engine.is_none_or(|engine| engine.failure().is_some())
@@ -198,7 +244,20 @@ impl World {
                 Ok(())
             }
             Err(Closed::Broken(why)) => Err(why),
+            Err(Closed::TurnedAway) => {
+                self.mark("a user with a revoked token was turned away");
+                self.end_link_here(id, side);
+                Ok(())
+            }
         }
+    }
+
+    /// One end closes the link, and the other hears of it.
+    fn end_link_here(&mut self, id: u64, side: usize) {
+        if let Some(link) = self.links.get_mut(&id) {
+            link.ends[side] = None;
+        }
+        self.cut_link(id, [50 * MS; 2]);
     }
 
     fn pump_end(&mut self, id: u64, link: &mut Link, side: usize) -> Result<(), Closed> {
@@ -288,6 +347,9 @@ impl World {
                 if channel == Channel::Control && frame.first() == Some(&4) {
                     self.check_acknowledged(here, link, side, &frame)?;
                 }
+                if link.is_guarded && side == 1 && !frame.is_empty() {
+                    self.check_guarded(link, &frame).map_err(Closed::Broken)?;
+                }
                 self.send(id, link, side, channel, frame, finish);
             }
             Output::Reset(channel) => {
@@ -318,12 +380,23 @@ impl World {
                     }
                 }
                 if let Some(end) = &mut link.ends[side] {
-                    end.admissions.push_back((ticket, rows, cursor));
+                    end.admissions.push_back(Admission::Rows(ticket, rows, cursor));
                 }
             }
             Output::StoreCursor { ticket, cursor } => {
                 if let Some(end) = &mut link.ends[side] {
-                    end.admissions.push_back((ticket, Vec::new(), Some(cursor)));
+                    end.admissions.push_back(Admission::Rows(ticket, Vec::new(), Some(cursor)));
+                }
+            }
+            Output::Prove { token } => self.prove(link, token)?,
+            Output::TakeBack(rows) => {
+                if let Some(end) = &mut link.ends[side] {
+                    end.admissions.push_back(Admission::TakeBack(rows));
+                }
+            }
+            Output::Withhold { documents, withheld } => {
+                if let Some(end) = &mut link.ends[side] {
+                    end.admissions.push_back(Admission::Withhold(documents, withheld));
                 }
             }
             Output::Event(event) => self.note_event(id, link, side, &event),
@@ -397,9 +470,41 @@ impl World {
             (false, true) => Clash::TakeTheirs,
             _ => Clash::SmallerHash,
         };
+        if self.ask_on(link, side)? {
+            return Ok(true);
+        }
         let Some(end) = link.ends[side].as_mut() else { return Ok(false) };
+        if end.asking.is_some() || end.taking.is_some() {
+            return Ok(false);
+        }
         if end.admitting.is_none() {
-            let Some((ticket, rows, cursor)) = end.admissions.pop_front() else { return Ok(false) };
+            let (ticket, rows, cursor) = match end.admissions.pop_front() {
+                None => return Ok(false),
+                Some(Admission::Rows(ticket, rows, cursor)) if link.is_guarded && side == 1 => {
+                    let Some(visitor) = &end.visitor else { return Ok(false) };
+                    let limits = &self.replicas[here].limits;
+                    let brought = Users::brought(&rows, limits).map_err(Closed::Broken)?;
+                    let outcome = visitor.offer(peer, rows, cursor);
+                    end.asking = Some(Asking { brought: Some((ticket, brought)), outcome });
+                    return self.ask_on(link, side);
+                }
+                Some(Admission::Rows(ticket, rows, cursor)) => (ticket, rows, cursor),
+                Some(Admission::TakeBack(rows)) => {
+                    end.taking = Some(rows);
+                    self.after(MS, Event::TakeBack(id));
+                    return Ok(false);
+                }
+                Some(Admission::Withhold(documents, withheld)) => {
+                    self.say(|| format!("replica {here} withholds {documents:?}, as {there} says: {withheld}"));
+                    let Some(engine) = self.replicas[here].engine.as_mut() else { return Ok(false) };
+                    let database = engine.database().map_err(|error| Closed::Broken(error.to_string()))?;
+                    let outcome = Box::pin(async move {
+                        database.withhold(peer, documents, withheld).await.map(|()| Admitted::default())
+                    });
+                    end.asking = Some(Asking { brought: None, outcome });
+                    return self.ask_on(link, side);
+                }
+            };
             let groups = groups(rows, &self.replicas[here].limits).map_err(Closed::Broken)?;
             end.admitting = Some(Admitting { ticket, groups, cursor, all: Admitted::default(), asked: false });
         }
@@ -427,6 +532,146 @@ impl World {
             Err(error) => {
                 end.session.handle_refused(ticket, &error.to_string())?;
                 Ok(false)
+            }
+        }
+    }
+
+    /// Goes on with what is under way in a database; whether it is over.
+    fn ask_on(&mut self, link: &mut Link, side: usize) -> Result<bool, Closed> {
+        let (here, there) = (link.sides[side], link.sides[1 - side]);
+        let Some(end) = link.ends[side].as_mut() else { return Ok(false) };
+        let Some(mut asking) = end.asking.take() else { return Ok(false) };
+        self.take_clock_of(here);
+        let Some(engine) = self.replicas[here].engine.as_mut() else { return Ok(false) };
+        if let (Some(users), Some(user), Some((_, brought))) = (&mut self.users, user_at(there), &asking.brought) {
+            users.judge(here, user, brought, engine.reader()).map_err(Closed::Broken)?;
+        }
+        let outcome = loop {
+            let woken = Arc::new(Woken::default());
+            match asking.outcome.as_mut().poll(&mut Context::from_waker(&Waker::from(woken.clone()))) {
+                Poll::Ready(outcome) => break Some(outcome),
+                Poll::Pending if woken.0.load(Ordering::Relaxed) => {}
+                Poll::Pending => break None,
+            }
+        };
+        engine.take_asked();
+        let reader = engine.reader().clone();
+        self.wake_writer(here);
+        let Some(outcome) = outcome else {
+            end.asking = Some(asking);
+            return Ok(false);
+        };
+        let ticket = asking.brought.as_ref().map(|(ticket, _)| *ticket);
+        match outcome {
+            Ok(admitted) => {
+                if let (Some(users), Some(user), Some((_, brought))) =
+                    (&mut self.users, user_at(there), &asking.brought)
+                {
+                    users.check_denied(here, user, brought, &admitted.denied, &reader).map_err(Closed::Broken)?;
+                    let marks = users.take_marks();
+                    marks.into_iter().for_each(|mark| self.mark(mark));
+                }
+                ticket.into_iter().for_each(|ticket| end.session.handle_admitted(ticket, admitted.clone()));
+            }
+            Err(error @ (Error::Unappliable { .. } | Error::Change(_) | Error::Refused { .. })) => {
+                return Err(Closed::Broken(format!("replica {here} does not take what {there} brought: {error}")));
+            }
+            Err(error) => end.session.handle_refused(ticket.unwrap_or(0), &error.to_string())?,
+        }
+        Ok(true)
+    }
+
+    /// Finds out who the user of the first end is.
+    fn prove(&mut self, link: &mut Link, token: Option<Token>) -> Result<(), Closed> {
+        let here = link.sides[1];
+        self.take_clock_of(here);
+        let door = self.users.as_ref().and_then(|users| users.doors[here].as_ref());
+        let (Some(door), Some(end)) = (door, link.ends[1].as_mut()) else { return Ok(()) };
+        let Ok(visitor) = door.admit(token.as_ref().map(|token| token.0.as_str())) else {
+            return Err(Closed::TurnedAway);
+        };
+        let Some(engine) = &self.replicas[here].engine else { return Ok(()) };
+        end.session.handle_proven(visitor.proven(), engine.reader())?;
+        end.visitor = Some(visitor);
+        Ok(())
+    }
+
+    fn check_guarded(&mut self, link: &Link, frame: &[u8]) -> Result<(), String> {
+        let [client, node] = link.sides;
+        self.say(|| match Frame::decode(frame) {
+            Ok(Frame::Access(access)) => format!("replica {node} says to {client}: {access:?}"),
+            Ok(Frame::Inventory(page)) => {
+                let listed: Vec<_> = page.rows.iter().map(|row| row.document).collect();
+                format!("replica {node} lists for {client}: {listed:?}")
+            }
+            frame => format!("replica {node} sends {client} {:?}", frame.map(|frame| std::mem::discriminant(&frame))),
+        });
+        let (Some(users), Some(user), Some(engine)) = (&mut self.users, user_at(client), &self.replicas[node].engine)
+        else {
+            return Ok(());
+        };
+        let theirs = self.replicas[client].engine.as_ref().map(Engine::reader);
+        users.check_frame(node, user, frame, engine.reader(), theirs)
+    }
+
+    /// The links of a node hear what changed for their users.
+    pub fn tell_rights(&mut self, n: usize) -> Result<(), String> {
+        let ids: Vec<u64> = self.links.iter().filter(|(_, link)| link.sides[1] == n).map(|(id, _)| *id).collect();
+        let mut to_pump = Vec::new();
+        for id in ids {
+            let Some(end) = self.links.get_mut(&id).and_then(|link| link.ends[1].as_mut()) else { continue };
+            let Some(changed) = end.visitor.as_mut().and_then(Visitor::changed) else { continue };
+            let Some(engine) = &self.replicas[n].engine else { continue };
+            match changed {
+                Some(_) => {
+                    self.mark("a user was sent away");
+                    self.end_link_here(id, 1);
+                }
+                None => match end.session.handle_access_changed(engine.reader()) {
+                    Ok(()) => to_pump.push(id),
+                    Err(SessionError::AccessChanged) => {
+                        self.mark("a link began anew since rights had changed");
+                        self.end_link_here(id, 1);
+                    }
+                    Err(error) => return Err(format!("the rights of a user at replica {n}: {error}")),
+                },
+            }
+        }
+        to_pump.into_iter().try_for_each(|id| self.pump(id, 1))
+    }
+
+    /// A client takes back what a node will not have.
+    pub fn take_back(&mut self, id: u64) -> Result<(), String> {
+        let Some(link) = self.links.get_mut(&id) else { return Ok(()) };
+        let [client, node] = link.sides;
+        let Some(rows) = link.ends[0].as_mut().and_then(|end| end.taking.take()) else { return Ok(()) };
+        let (turn, via) = (self.turn_of(client), self.replicas[node].node);
+        self.say(|| {
+            let rows = rows.iter().map(|row| (row.document, row.change.map(|hash| hash.short()), row.is_behind));
+            format!("link {id}: replica {client} takes back {:?}", rows.collect::<Vec<_>>())
+        });
+        let Some(engine) = self.replicas[client].engine.as_mut() else { return Ok(()) };
+        // It does all of its work when it is polled first. In a runtime it would wait there for others' turns in vain.
+        let work = |database: &Database| {
+            let mut taking = Box::pin(database.take_back(via, rows));
+            match taking.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(taken) => taken,
+                Poll::Pending => Err(Error::Closed),
+            }
+        };
+        let (taken, reports) = engine.serve(turn, work).map_err(|error| error.to_string())?;
+        reports.into_iter().try_for_each(|report| self.written(client, report))?;
+        match taken {
+            Ok(()) => self.pump(id, 0),
+            Err(error) => {
+                let replica = &self.replicas[client];
+                let is_well = replica.engine.as_ref().is_some_and(|engine| engine.failure().is_none());
+                if is_well && !replica.disk.is_failing() && !matches!(error, Error::StorageFull | Error::Busy) {
+                    return Err(format!("replica {client} cannot take edits back: {error:?}"));
+                }
+                self.mark("a link ended because edits could not be taken back");
+                self.cut_link(id, [0, 30 * MS]);
+                Ok(())
             }
         }
     }
@@ -477,7 +722,9 @@ impl World {
     /// The writer of a replica has room again for what its links wanted to be logged.
     pub fn offer_again(&mut self, n: usize) -> Result<(), String> {
         let waits = |end: &Option<End>| {
-            end.as_ref().and_then(|end| end.admitting.as_ref()).is_some_and(|admitting| !admitting.asked)
+            end.as_ref().is_some_and(|end| {
+                end.asking.is_some() || end.admitting.as_ref().is_some_and(|admitting| !admitting.asked)
+            })
         };
         let mut ends = Vec::new();
         for (id, link) in &self.links {
@@ -573,11 +820,18 @@ impl World {
     /// Whether every edge has a link whose ends have caught up, with nothing under way to the writer.
     pub fn links_at_rest(&self) -> Option<String> {
         for (number, edge) in self.edges.iter().enumerate() {
+            let [client, node] = edge.sides;
+            if let (Some(users), Some(user)) = (&self.users, user_at(client))
+                && users.is_struck(node, user)
+            {
+                continue;
+            }
             let link = self.links.values().find(|link| link.edge == number && !link.cut);
             let Some(link) = link else { return Some(format!("{:?} are not linked", edge.sides)) };
             for (side, end) in link.ends.iter().enumerate() {
                 let Some(end) = end else { return Some(format!("{:?} are half linked", edge.sides)) };
-                if !end.caught_up || end.admitting.is_some() || !end.admissions.is_empty() {
+                let is_asking = end.asking.is_some() || end.taking.is_some();
+                if !end.caught_up || end.admitting.is_some() || is_asking || !end.admissions.is_empty() {
                     let session = end.session.describe();
                     let other = link.ends[1 - side].as_ref().map(|end| end.session.describe());
                     let lanes: Vec<_> = end
@@ -600,6 +854,10 @@ impl World {
 
     /// What is acknowledged to a peer must be in the log here.
     fn check_acknowledged(&mut self, here: usize, link: &mut Link, side: usize, frame: &[u8]) -> Result<(), Closed> {
+        // What a user brings may be denied, and what he is sent may stand on what he takes back.
+        if link.is_guarded {
+            return Ok(());
+        }
         let Ok(Frame::Ack(ack)) = Frame::decode(frame) else { return Ok(()) };
         let Some(end) = link.ends[side].as_mut() else { return Ok(()) };
         let Some(engine) = self.replicas[here].engine.as_ref() else { return Ok(()) };
@@ -622,7 +880,19 @@ impl World {
 /// Why an end of a link is over.
 enum Closed {
     Session(SessionError),
+    /// The user is not let in.
+    TurnedAway,
     Broken(String),
+}
+
+/// Whether something that waits can go on.
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 impl From<SessionError> for Closed {

@@ -12,5 +12,7 @@ mod links;
 mod quic;
 mod random;
 mod replica;
+mod rights;
 mod twins;
+mod users;
 mod world;

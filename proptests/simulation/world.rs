@@ -7,7 +7,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::time::{Duration, Instant};
 
-use tidelog::engine::sim::{Mutant, plant, seed_randomness};
+use tidelog::engine::sim::{Mutant, Report, plant, seed_randomness, set_wall_clock};
 use tidelog::id::{ChangeHash, DocumentId};
 use tidelog::log::Durability;
 use tidelog::{Error, Limits};
@@ -15,6 +15,7 @@ use tidelog::{Error, Limits};
 use super::links::{Edge, Link};
 use super::random::Random;
 use super::replica::{Replica, Waiter};
+use super::users::{Users, user_at};
 
 pub const MS: u64 = 1000;
 pub const SECOND: u64 = 1000 * MS;
@@ -52,6 +53,16 @@ pub enum Event {
     Start(usize),
     /// Two replicas can reach each other again.
     Heal(usize, usize),
+    /// A right is taken from a user or given back to him.
+    Rights,
+    /// Other rules are in force at a node.
+    Rules(usize),
+    /// A user is given changes by another.
+    Relay,
+    /// A user hands rejected edits in again.
+    HandInAgain,
+    /// A client takes back what the node at the other end of a link denied.
+    TakeBack(u64),
 }
 
 /// What a run has to be told.
@@ -61,6 +72,13 @@ pub struct Plan {
     /// Episodes: a time of faults and edits, then a time of peace in which all replicas become equal.
     pub episodes: u64,
     pub mutant: Option<Mutant>,
+}
+
+impl Plan {
+    /// Whether some clients are users: in one cluster of six, and where a fault is planted that only those can show.
+    fn has_users(&self) -> bool {
+        self.mutant.map_or(self.seed % 6 == 2, Mutant::is_about_users)
+    }
 }
 
 /// How long faults and edits last in an episode; what is left of five minutes is for becoming equal.
@@ -122,6 +140,8 @@ pub struct World {
     /// Changes that were refused.
     pub refused: Vec<(DocumentId, ChangeHash)>,
     pub strict: bool,
+    /// What is known of users, where some clients are such.
+    pub users: Option<Users>,
     /// The beginning of a change's hash: everything about it is told.
     watched: Option<String>,
     pub outcome: Outcome,
@@ -160,6 +180,7 @@ impl World {
             twins: BTreeMap::new(),
             refused: Vec::new(),
             strict,
+            users: None,
             watched: std::env::var("TIDELOG_SIM_WATCH").ok(),
             outcome: Outcome::default(),
         };
@@ -177,15 +198,23 @@ impl World {
         world.outcome.hours = world.now as f64 / (3600.0 * SECOND as f64);
         seed_randomness(None);
         plant(None);
+        set_wall_clock(None);
         world.outcome
     }
 
     fn play(&mut self) -> Result<(), String> {
+        if self.plan.has_users() {
+            self.users = Some(Users::new(self.random.chance(50), &self.replicas)?);
+            // What a user may not read is not exchanged with him, so nothing that he makes of it comes in strict mode.
+            self.strict = false;
+            self.mark("some clients are users");
+        }
         for n in 0..self.replicas.len() {
             self.start(n)?;
             let offset = self.random.below(SECOND);
             self.after(offset, Event::Tick(n));
         }
+        self.begin_people()?;
         for edge in 0..self.edges.len() {
             self.after(0, Event::Dial(edge));
         }
@@ -197,6 +226,7 @@ impl World {
             let begin = self.now;
             self.chaos = true;
             self.plan_faults();
+            self.plan_rights();
             self.run_until(begin + CHAOS)?;
             self.chaos = false;
             self.heal_all()?;
@@ -273,6 +303,11 @@ impl World {
             Event::Twins => self.make_twins(),
             Event::Start(n) => self.start(n),
             Event::Heal(a, b) => self.heal(a, b),
+            Event::Rights => self.turn_rights(),
+            Event::Rules(n) => self.take_rules(n),
+            Event::Relay => self.relay(),
+            Event::HandInAgain => self.hand_in_again(),
+            Event::TakeBack(link) => self.take_back(link),
         }
     }
 
@@ -326,12 +361,18 @@ impl World {
     }
 
     /// One turn of a replica's writer: a group, its answers, and everybody who hears of them.
-    fn write(&mut self, n: usize) -> Result<(), String> {
+    pub fn write(&mut self, n: usize) -> Result<(), String> {
         let (now_ms, now) = (self.replicas[n].clock_ms(self.now), self.instant());
         let replica = &mut self.replicas[n];
         replica.writer_due = false;
         let Some(engine) = &mut replica.engine else { return Ok(()) };
         let report = engine.step(now_ms, now);
+        self.written(n, report)
+    }
+
+    /// Everybody hears of what a replica's writer has done.
+    pub fn written(&mut self, n: usize, report: Report) -> Result<(), String> {
+        let Some(engine) = &self.replicas[n].engine else { return Ok(()) };
         let tail = engine.reader().tail();
         self.hash(tail.lsn.0 ^ u64::from_le_bytes(tail.chain.0[..8].try_into().unwrap_or_default()));
         let mut answered = Vec::new();
@@ -346,7 +387,7 @@ impl World {
             match (waiter, outcome) {
                 (Waiter::Edit { document, hash, edits }, Ok((admitted, _))) => {
                     if let Some((_, why)) = admitted.refused.first() {
-                        if !self.twins.contains_key(&document) {
+                        if !self.twins.contains_key(&document) && self.is_trusted(n) {
                             return Err(format!("an edit of replica {n} was refused: {why}"));
                         }
                         self.mark("an edit met the withdrawal of what it stood on");
@@ -356,10 +397,14 @@ impl World {
                     if self.is_watched(hash) {
                         self.say(|| format!("replica {n} made {hash} of {document}"));
                     }
-                    let stands_on = self.twin_below(n, document, hash)?;
-                    self.promised.push(Promise { author: n, document, hash, stands_on });
                     self.outcome.edits += edits;
                     self.outcome.commits += 1;
+                    if let (Some(users), Some(user)) = (&mut self.users, user_at(n)) {
+                        users.note_acknowledged(user, document, hash, !self.replicas[n].online);
+                        continue;
+                    }
+                    let stands_on = self.twin_below(n, document, hash)?;
+                    self.promised.push(Promise { author: n, document, hash, stands_on });
                 }
                 (Waiter::Rogue(document, hash), Ok((admitted, _))) => {
                     if admitted.refused.is_empty() && admitted.accepted > 0 {
@@ -386,6 +431,9 @@ impl World {
         self.check_disk(n)?;
         if self.replicas[n].engine.as_ref().is_some_and(|engine| engine.failure().is_none()) {
             self.check_counts(n, &report.documents)?;
+        }
+        if report.appended {
+            self.rights_may_have_changed(n)?;
         }
         for document in report.snapshots_due {
             // The thread that saves has much to do: it comes to few of those that are due.
@@ -424,6 +472,11 @@ fn kind_of(event: Event) -> u64 {
         Event::Cut(_) => 97,
         Event::PowerOff(n) => 98 + n as u64,
         Event::Twins => 112,
+        Event::Rights => 113,
+        Event::Relay => 114,
+        Event::HandInAgain => 115,
+        Event::TakeBack(_) => 116,
+        Event::Rules(n) => 120 + n as u64,
     }
 }
 

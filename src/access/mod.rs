@@ -14,6 +14,8 @@ mod facts;
 mod judge;
 mod replay;
 mod shared;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod subject;
 
 pub use replay::{Difference, Found, ReplayOptions, Replayed, replay};

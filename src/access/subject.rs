@@ -299,6 +299,17 @@ impl Vigil {
         Self { asks_at: Some(Instant::now() + ASK_AGAIN), ..self }
     }
 
+    /// [`Self::next`] as far as it is due now, for those who do not wait. Time alone brings nothing.
+    #[cfg(feature = "sim")]
+    pub(super) fn has_changed(&mut self) -> Option<Option<Leave>> {
+        if let Some(leave) = self.subject.must_leave(now_ms()) {
+            return Some(Some(leave));
+        }
+        let is_due = self.epoch.has_changed().unwrap_or(false);
+        self.epoch.mark_unchanged();
+        is_due.then_some(None)
+    }
+
     /// Waits until every answer has to be found anew, or until he has to go.
     ///
     /// # Cancel safety

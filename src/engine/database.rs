@@ -1,6 +1,8 @@
 //! The database: a store, its writer, and everything that hangs on them.
 
 mod attached;
+#[cfg(feature = "sim")]
+mod stepped;
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
@@ -8,6 +10,8 @@ use std::thread::JoinHandle;
 use tokio::sync::{broadcast, watch};
 
 pub(crate) use self::attached::{Attached, WeakDatabase};
+#[cfg(feature = "sim")]
+pub(super) use self::stepped::Stepped;
 use super::admission::Trials;
 use super::collection::Collection;
 use super::commit::{Answer, Commit, block_on};

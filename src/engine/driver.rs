@@ -25,11 +25,11 @@ const TICK: Duration = Duration::from_secs(1);
 const UNIT: usize = 1024;
 
 /// One input, the room it takes in the queue, and who waits for it.
-struct Job {
-    input: Input,
-    answer: oneshot::Sender<Answer>,
+pub(super) struct Job {
+    pub(super) input: Input,
+    pub(super) answer: oneshot::Sender<Answer>,
     /// Held until the answer: what must end with it.
-    held: (Room, Option<InFlight>),
+    pub(super) held: (Room, Option<InFlight>),
 }
 
 /// Room in the queue. It is given back when the input was answered.
@@ -79,6 +79,21 @@ impl WriterState {
 }
 
 impl Queue {
+    /// A queue of so many items and bytes, and its other end.
+    pub(super) fn new(items: usize, bytes: usize) -> (Self, Receiver<Job>) {
+        let units = (bytes / UNIT).max(1);
+        // Permits bound the queue; the channel is as large, so that it never turns a permit's holder away.
+        let (jobs, receiver) = sync_channel(items);
+        let queue = Self {
+            jobs,
+            items: Arc::new(Semaphore::new(items)),
+            bytes: Arc::new(Semaphore::new(units)),
+            units,
+            state: Arc::default(),
+        };
+        (queue, receiver)
+    }
+
     /// Takes room for one input, before its bytes are known.
     ///
     /// # Errors
@@ -151,18 +166,8 @@ impl Writer {
     /// # Errors
     /// When the operating system gives no thread.
     pub(crate) fn start(self) -> std::io::Result<(Queue, JoinHandle<()>)> {
-        let items = self.limits.write_queue_items;
-        let units = (self.limits.write_queue_bytes / UNIT).max(1);
-        // Permits bound the queue; the channel is as large, so that it never turns a permit's holder away.
-        let (jobs, receiver) = sync_channel(items);
-        let state = Arc::new(WriterState::default());
-        let queue = Queue {
-            jobs,
-            items: Arc::new(Semaphore::new(items)),
-            bytes: Arc::new(Semaphore::new(units)),
-            units,
-            state: state.clone(),
-        };
+        let (queue, receiver) = Queue::new(self.limits.write_queue_items, self.limits.write_queue_bytes);
+        let state = queue.state.clone();
         let thread =
             std::thread::Builder::new().name("tidelog-writer".into()).spawn(move || self.run(&receiver, &state))?;
         Ok((queue, thread))

@@ -89,8 +89,8 @@ impl Database {
                 group.push(row);
             }
         }
-        // What an earlier group had to leave waiting keeps the cursor where it is.
-        let cursor = cursor.filter(|_| all.missing.is_empty());
+        // What an earlier group had to leave waiting, or denied, keeps the cursor where it is.
+        let cursor = cursor.filter(|_| all.missing.is_empty() && all.denied.is_empty());
         let last = self.offer_group(&from, group, cursor).await?;
         all.cursor_stored = last.0.cursor_stored;
         gather(&mut all, last);

@@ -183,6 +183,9 @@ impl Database {
                 again.push((*lsn, change));
             }
         }
+        if mutant!(NothingMadeAnew) {
+            again.clear();
+        }
         let Some((_, first)) = gone.iter().find(|(_, change)| refused.contains_key(&change.hash())).cloned() else {
             return Ok(Plan::Nothing);
         };
@@ -207,6 +210,9 @@ impl Database {
         };
         let mut rejected: Vec<RejectedRow> =
             gone.iter().filter_map(|entry| Some(row(entry, refused.get(&entry.1.hash())?))).collect();
+        if mutant!(RefusedForgotten) {
+            rejected.clear();
+        }
         let anew = made.unwrap_or_else(|error| {
             tracing::warn!(%document, %error, "what stood on refused edits cannot be made anew; it is kept with them");
             let why = format!("what it stood on was refused, and without that it cannot be made: {error}");

@@ -4,15 +4,20 @@
 //! told to: [`Engine::change`] and its like edit and queue, [`Engine::step`] makes one commit group of what waits,
 //! writes it and answers. Time is an argument. Everything it calls is the code that a database runs.
 
+mod beside;
+
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use serde_json::Value;
+use tokio::sync::oneshot;
 
+use super::commit;
 use super::committer::{Committed, Committer, land};
 use super::core::{Admitted, By, Clash, Core, Incoming, Input};
-use super::database::actor_of;
+use super::database::{Stepped, actor_of};
+use super::driver::Room;
 use super::refusal::Audit;
 use super::snapshots;
 use super::working_set::{InFlight, WorkingSet};
@@ -25,6 +30,7 @@ use crate::limits::Limits;
 use crate::log::record::{CreationRank, Lifecycle, LifecycleKind};
 use crate::log::{Durability, Log, RecoverOptions, Storage};
 
+pub use self::beside::Turn;
 pub use crate::mutant::{Mutant, plant, seed_randomness, set_wall_clock, wait_for_writer};
 
 /// How an engine is opened.
@@ -67,10 +73,31 @@ pub struct Report {
     pub snapshots_due: Vec<DocumentId>,
 }
 
+impl Report {
+    /// Answers whoever asked.
+    fn answer(
+        &mut self,
+        ticket: Ticket,
+        asked: Option<(oneshot::Sender<commit::Answer>, Room)>,
+        outcome: commit::Answer,
+    ) {
+        match asked {
+            Some((asker, room)) => {
+                drop(room);
+                // Nobody may be waiting any more.
+                let _ = asker.send(outcome);
+            }
+            None => self.answers.push(Answer { ticket, outcome }),
+        }
+    }
+}
+
 struct Waiting {
     ticket: Ticket,
     input: Input,
     in_flight: Option<InFlight>,
+    /// Who asked through the database beside this, and the room that this takes there.
+    asked: Option<(oneshot::Sender<commit::Answer>, Room)>,
 }
 
 /// A writer that is stepped.
@@ -84,6 +111,10 @@ pub struct Engine {
     disk_full: bool,
     // Protects what was found not to apply until the next step: reading finds it.
     found: Mutex<Vec<Input>>,
+    /// A database over the same store, for what is done with one.
+    beside: Option<Stepped>,
+    /// Whoever used it in [`Self::serve`] is done.
+    work_is_over: bool,
 }
 
 impl Engine {
@@ -109,6 +140,8 @@ impl Engine {
             failure: None,
             disk_full: false,
             found: Mutex::default(),
+            beside: None,
+            work_is_over: false,
         };
         Ok((engine, opened))
     }
@@ -158,7 +191,7 @@ impl Engine {
     fn push(&mut self, input: Input, in_flight: Option<InFlight>) -> Ticket {
         self.tickets += 1;
         self.queued_bytes += input.bytes();
-        self.queue.push_back(Waiting { ticket: self.tickets, input, in_flight });
+        self.queue.push_back(Waiting { ticket: self.tickets, input, in_flight, asked: None });
         self.tickets
     }
 
@@ -360,32 +393,41 @@ impl Engine {
         for void in found {
             self.push(void, None);
         }
+        self.take_asked();
         let batch = self.drain();
+        let mut report = Report::default();
         if let Some(why) = &self.failure {
-            let refused =
-                |waiting: Waiting| Answer { ticket: waiting.ticket, outcome: Err(Error::ReadOnly(why.clone())) };
-            return Report { answers: batch.into_iter().map(refused).collect(), ..Report::default() };
+            for waiting in batch {
+                drop(waiting.in_flight);
+                report.answer(waiting.ticket, waiting.asked, Err(Error::ReadOnly(why.clone())));
+            }
+            return report;
         }
         let mut documents: Vec<DocumentId> = batch.iter().flat_map(|waiting| documents_in(&waiting.input)).collect();
         documents.sort_unstable();
         documents.dedup();
-        let (inputs, waiting): (Vec<_>, Vec<_>) =
-            batch.into_iter().map(|waiting| (waiting.input, (waiting.ticket, waiting.in_flight))).unzip();
-        let mut report = Report { documents, ..Report::default() };
+        let (inputs, waiting): (Vec<_>, Vec<_>) = batch
+            .into_iter()
+            .map(|waiting| (waiting.input, (waiting.ticket, waiting.in_flight, waiting.asked)))
+            .unzip();
+        report.documents = documents;
         match self.committer.commit(now_ms, now, inputs) {
-            Ok(Committed { appended, outcomes, snapshots_due, .. }) => {
+            Ok(Committed { end, appended, documents, outcomes, snapshots_due }) => {
                 (report.appended, report.snapshots_due) = (appended, snapshots_due);
-                for ((ticket, in_flight), outcome) in waiting.into_iter().zip(outcomes) {
+                if let Some(beside) = self.beside.as_ref().filter(|_| appended) {
+                    beside.tell(end, documents);
+                }
+                for ((ticket, in_flight, asked), outcome) in waiting.into_iter().zip(outcomes) {
                     land(in_flight, &outcome);
-                    report.answers.push(Answer { ticket, outcome });
+                    report.answer(ticket, asked, outcome);
                 }
             }
             Err(error) => {
                 self.failure = Some(error.to_string());
                 self.committer.working_set.discard_views();
-                for (ticket, in_flight) in waiting {
+                for (ticket, in_flight, asked) in waiting {
                     drop(in_flight);
-                    report.answers.push(Answer { ticket, outcome: Err(Error::from(error.clone())) });
+                    report.answer(ticket, asked, Err(Error::from(error.clone())));
                 }
             }
         }

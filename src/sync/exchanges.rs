@@ -345,6 +345,8 @@ impl Exchanges {
         if !may_exchange(self.permits.as_deref(), document, reader)? {
             self.dropped.insert(opened);
             out.put(Output::Reset(Channel::Document(opened)));
+            // The peer may have begun it for an answer that we wait for: we ask otherwise then.
+            self.ended.push(Ended { document, converged: false, their_heads: None });
             return Ok(false);
         }
         // The peer ends one only once it has our last word, so all that lack it are under way there too. Of the others the

@@ -11,19 +11,20 @@
 //! ```
 
 mod access;
+mod streams;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::PoisonError;
 
 use self::access::{Offered, Rights};
-use super::authors::Authors;
+use self::streams::Incoming;
 use super::exchanges::{Ended, Exchanges};
 use super::intake::{Intake, Mark};
 use super::origins::origin_from_wire;
 use super::session::{IncomingBody, IncomingRow, Opened, Outbox, Output, SessionError, SessionEvent, parse_change};
 use super::wire::{
     self, Ack, ChangeBatch, DocumentBatch, Frame, Inventory, Judgement, Outcome, Position, ROW_IN_PARTS, Role, Row,
-    RowKind, StreamBegin, Want, Wanted,
+    RowKind, Want, Wanted,
 };
 use crate::history::{HistoryError, Origin, Reader};
 use crate::id::{DocumentId, Heads, LogCursor, LogId, Lsn, NodeId};
@@ -81,14 +82,6 @@ enum Wish {
     Exchanging,
     /// An exchange ended before the answer came.
     Exchanged,
-}
-
-struct Incoming {
-    document: DocumentId,
-    bytes: Vec<u8>,
-    /// Whose its authors are, as the peer says.
-    authors: Authors,
-    length: usize,
 }
 
 /// How often a document is asked for before the link is given up.
@@ -153,8 +146,14 @@ impl Follower {
         self.wanted.keys().next().copied()
     }
 
-    /// Whether the cursor may move with what is logged next.
+    /// Whether the cursor may move with what is logged next. Not beyond what was denied: nobody says that the peer has
+    /// heard of that. On the next link it is either withdrawn or brought and denied again.
     pub(super) fn may_move_cursor(&self) -> bool {
+        self.is_answered() && !self.rights.has_denied_any()
+    }
+
+    /// Whether nothing is left to ask for.
+    fn is_answered(&self) -> bool {
         (self.wanted.is_empty() || mutant!(CursorBeforeRows)) && self.pages.is_empty() && !self.listing
     }
 
@@ -220,6 +219,10 @@ impl Follower {
         if !self.wanted.get(&document).is_some_and(asked) {
             return Err(unexpected("DocumentBatch", "the document was not asked for"));
         }
+        if batch.outcome != Outcome::UnknownDocument {
+            // Even if we have all of it.
+            self.offered.note_received(document);
+        }
         for row in batch.rows {
             self.take_row(document, row, &batch.origins, reader, intake)?;
         }
@@ -248,89 +251,6 @@ impl Follower {
         }
         self.parts.extend_from_slice(bytes);
         Ok(())
-    }
-
-    /// Takes the begin of a streamed chunk.
-    pub(super) fn handle_stream(&mut self, opened: Opened, begin: StreamBegin) -> Result<(), SessionError> {
-        if self.streams.contains_key(&opened) {
-            return Err(unexpected("StreamBegin", "the stream began already"));
-        }
-        if self.offered.ignores(begin.document, opened) {
-            return Ok(());
-        }
-        if !self.wanted.contains_key(&begin.document) {
-            return Err(unexpected("StreamBegin", "the document was not asked for"));
-        }
-        // Twice as many: the peer may begin the next before we have read the one before.
-        let max = 2 * self.limits.bulk_streams_per_peer;
-        if self.streams.len() >= max {
-            return Err(SessionError::TooMany { what: "streams", max });
-        }
-        let max = self.limits.document_bytes_max;
-        let length = usize::try_from(begin.bytes).ok().filter(|length| (1..=max).contains(length));
-        let length = length.ok_or(SessionError::TooMany { what: "bytes in a document", max })?;
-        let expected: usize = self.streams.values().map(|incoming| incoming.length).sum();
-        if expected + length > 2 * max {
-            return Err(SessionError::TooMany { what: "bytes on streams", max: 2 * max });
-        }
-        let (document, authors) = (begin.document, Authors::default());
-        self.streams.insert(opened, Incoming { document, bytes: Vec::new(), authors, length });
-        Ok(())
-    }
-
-    /// Takes whose the authors of a streamed chunk are, from a node.
-    pub(super) fn handle_stream_authors(&mut self, opened: Opened, said: wire::Authors) -> Result<(), SessionError> {
-        if self.offered.is_ignored(opened) || !self.rights.may_say_origins() {
-            return Ok(());
-        }
-        match self.streams.get_mut(&opened).filter(|incoming| incoming.document == said.document) {
-            Some(incoming) => {
-                incoming.authors.take(said);
-                Ok(())
-            }
-            None => Err(unexpected("Authors", "no such document's stream began")),
-        }
-    }
-
-    /// Takes a piece of a streamed chunk.
-    pub(super) fn handle_stream_part(
-        &mut self,
-        opened: Opened,
-        bytes: &[u8],
-        intake: &mut Intake,
-    ) -> Result<(), SessionError> {
-        if self.offered.is_ignored(opened) {
-            return Ok(());
-        }
-        let Some(incoming) = self.streams.get_mut(&opened) else {
-            return Err(unexpected("StreamPart", "the stream did not begin or is over"));
-        };
-        incoming.bytes.extend_from_slice(bytes);
-        if incoming.bytes.len() > incoming.length {
-            return Err(unexpected("StreamPart", "the chunk is longer than announced"));
-        }
-        if incoming.bytes.len() == incoming.length
-            && let Some(incoming) = self.streams.remove(&opened)
-        {
-            let Incoming { document, bytes, authors, .. } = incoming;
-            let origin = self.origin_here();
-            intake.push(IncomingRow { document, body: IncomingBody::Document { bytes, authors }, origin });
-            intake.mark(Mark::Stream { document });
-        }
-        Ok(())
-    }
-
-    pub(super) fn handle_stream_closed(&mut self, opened: Opened) -> Result<(), SessionError> {
-        self.offered.forget_stream(opened);
-        match self.streams.remove(&opened) {
-            None => Ok(()),
-            // The document may not be read any more; the answer to the next want says so.
-            Some(incoming) if self.offered.is_limited() => {
-                self.ask_again(incoming.document);
-                Ok(())
-            }
-            Some(_) => Err(unexpected("StreamPart", "the stream ended before the chunk")),
-        }
     }
 
     /// Takes note that rows of the document wait for changes we lack.
@@ -395,6 +315,10 @@ impl Follower {
     /// Takes note that an exchange is over, whoever began it.
     pub(super) fn handle_exchanged(&mut self, ended: Ended, reader: &Reader) -> Result<(), SessionError> {
         let Some(wanting) = self.wanted.get_mut(&ended.document) else { return Ok(()) };
+        // Nothing else brings it then, so it is asked for again when the peer may read it.
+        if self.strict && ended.their_heads.is_none() && !self.rights.may_read(ended.document) {
+            self.rights.put_off(ended.document);
+        }
         match wanting.state {
             Wish::Exchanging => {
                 let said = ended.their_heads.is_some();
@@ -449,8 +373,9 @@ impl Follower {
             send_wants(0, documents, out)?;
             return Ok(true);
         }
-        let reached = self.cursor.is_some_and(|cursor| cursor.lsn >= self.tail_met);
-        if reached && !self.caught_up && self.may_move_cursor() {
+        let followed = self.cursor.into_iter().chain(self.held.filter(|_| self.rights.has_denied_any()));
+        let reached = followed.max_by_key(|cursor| cursor.lsn).is_some_and(|cursor| cursor.lsn >= self.tail_met);
+        if reached && !self.caught_up && self.is_answered() {
             self.caught_up = true;
             out.put(Output::Event(SessionEvent::CaughtUp));
             return Ok(true);

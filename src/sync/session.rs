@@ -600,7 +600,16 @@ impl Session {
         if self.follower.step(reader, &mut self.intake, &mut self.out, &self.exchanges)? {
             return Ok(true);
         }
-        Ok(self.opening.acknowledged && self.source.step(now, reader, &mut self.out, &mut self.exchanges)?)
+        if !self.opening.acknowledged {
+            return Ok(false);
+        }
+        let may_answer = !self.guard.filters() || self.intake.is_empty();
+        let worked = self.source.step(now, reader, &mut self.out, &mut self.exchanges, may_answer)?;
+        let withdrawn = self.source.take_withdrawn();
+        if self.config.role == Role::Node {
+            withdrawn.into_iter().for_each(|document| self.follower.ask_for(document, &self.exchanges));
+        }
+        Ok(worked)
     }
 
     fn hello(&self, reader: &Reader) -> Hello {
@@ -691,6 +700,8 @@ impl Session {
         if !self.opening.hello_sent {
             self.say_hello(reader)?;
         }
+        // Before it is known who the peer's user is: what it makes of us may come first.
+        self.follower.meet(hello.log_id, hello.tail.lsn, self.strict);
         let brings_token = hello.capabilities & CAPABILITY_TOKEN != 0;
         self.opening.peer = Some(hello);
         match (self.config.guarded, brings_token) {
@@ -717,7 +728,6 @@ impl Session {
         let snapshots = hello.capabilities & CAPABILITY_SNAPSHOTS != 0;
         let from = hello.cursor.filter(|_| judgement == Judgement::Known).map(|cursor| cursor.lsn);
         self.source.position(from, self.strict, snapshots, reader);
-        self.follower.meet(hello.log_id, hello.tail.lsn, self.strict);
         self.begin_source(reader);
         Ok(())
     }
@@ -776,6 +786,9 @@ impl Session {
     /// # Errors
     /// As [`Self::handle_frame`].
     pub fn handle_access_changed(&mut self, reader: &Reader) -> Result<(), SessionError> {
+        if mutant!(RevocationUnheard) {
+            return Ok(());
+        }
         self.exchanges.drop_unreadable(reader, &mut self.out)?;
         self.report_ended_exchanges(reader)?;
         self.follower.handle_access_changed(&self.exchanges);

@@ -15,7 +15,7 @@ mod audience;
 mod rows;
 mod streams;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::PoisonError;
 use std::time::Instant;
 
@@ -69,6 +69,8 @@ pub(super) struct Source {
     reached: Option<LogCursor>,
     /// Documents in batches that are not acknowledged, by the batch's number.
     unacknowledged: VecDeque<(u64, Vec<DocumentId>)>,
+    /// Documents of which changes were withdrawn here, and that was not looked at yet.
+    withdrawn: BTreeSet<DocumentId>,
 }
 
 enum Phase {
@@ -135,6 +137,7 @@ impl Source {
             tells_authors: false,
             reached: None,
             unacknowledged: VecDeque::new(),
+            withdrawn: BTreeSet::new(),
         }
     }
 
@@ -213,6 +216,7 @@ impl Source {
         reader: &Reader,
         out: &mut Outbox,
         exchanges: &mut Exchanges,
+        may_answer: bool,
     ) -> Result<bool, SessionError> {
         if self.paused_until.is_some_and(|until| now < until) {
             return Ok(false);
@@ -228,13 +232,16 @@ impl Source {
             self.begin_stream(want, reader, out)?;
             return Ok(true);
         }
-        if exchanges.queued() < self.limits.inventory_rows
+        // What the peer brought before it asked comes first: it may have withdrawn it since, and is not sent it else.
+        if may_answer
+            && exchanges.queued() < self.limits.inventory_rows
             && let Some(want) = self.wants.pop_front()
         {
             self.decide(want, reader, out, exchanges)?;
             return Ok(true);
         }
-        if let Phase::Streaming(after) | Phase::Resting(after) = self.phase
+        if may_answer
+            && let Phase::Streaming(after) | Phase::Resting(after) = self.phase
             && self.list_again(after, out)?
         {
             return Ok(true);
@@ -393,12 +400,13 @@ impl Source {
         let (kind, document, via, origin, bytes) = match entry.kind {
             EntryKind::Change { document, via, origin, bytes, .. } => (RowKind::Change, document, via, origin, bytes),
             EntryKind::Lifecycle { document, via, origin, bytes } => (RowKind::Lifecycle, document, via, origin, bytes),
-            // Whoever gets the winner withdraws by the same rule; what we cannot apply, others may.
-            EntryKind::Withdrawn { .. }
-            | EntryKind::Void { .. }
-            | EntryKind::Withheld { .. }
-            | EntryKind::Footer { .. }
-            | EntryKind::Other => return,
+            // Whoever gets the winner withdraws by the same rule. What was taken back as denied the peer may have all the same.
+            EntryKind::Withdrawn { document, .. } => {
+                self.withdrawn.insert(document);
+                return;
+            }
+            // What we cannot apply, others may.
+            EntryKind::Void { .. } | EntryKind::Withheld { .. } | EntryKind::Footer { .. } | EntryKind::Other => return,
         };
         let brought = if mutant!(EchoWrong) { via.is_some() } else { via == Some(self.peer) };
         if brought && entry.lsn > self.echo_from {
@@ -408,7 +416,7 @@ impl Source {
             withheld.extend(self.audience.forget(document));
             return;
         }
-        self.audience.note(document);
+        self.audience.note_row(document, kind, &bytes);
         rows.add(kind, document, &origin, bytes);
     }
 

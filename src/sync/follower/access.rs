@@ -4,9 +4,11 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, PoisonError};
 
-use super::{Follower, Incoming, Wish};
+use super::streams::Incoming;
+use super::{Follower, Wanting, Wish};
 use crate::history::{HistoryError, Origin, Reader, fold};
 use crate::id::{ChangeHash, DocumentId, NodeId, truncated};
+use crate::log::rows::IndexRow;
 use crate::sync::exchanges::Exchanges;
 use crate::sync::guard::Proven;
 use crate::sync::intake::{Intake, Mark};
@@ -30,6 +32,8 @@ pub(super) struct Rights {
     /// What it was denied, by document; nothing at all of a document, where that may not be created.
     denied: HashMap<DocumentId, Refused>,
     denials: usize,
+    /// It was denied something on this link.
+    has_denied_any: bool,
     /// Rows that stand on denied ones and of which it was not told yet.
     untold: Vec<DeniedRow>,
 }
@@ -63,8 +67,17 @@ impl Rights {
         self.permits.as_ref().is_none_or(|permits| permits.may_read(document))
     }
 
+    pub(super) fn has_denied_any(&self) -> bool {
+        self.has_denied_any
+    }
+
     pub(super) fn has_denied(&self, document: DocumentId) -> bool {
         self.denied.contains_key(&document)
+    }
+
+    /// Has a document asked for again when rights change, and not before.
+    pub(super) fn put_off(&mut self, document: DocumentId) {
+        self.denied.entry(document).or_default();
     }
 
     /// Whether a row need not be tried, because it stands on one that was denied.
@@ -108,6 +121,8 @@ pub(super) struct Offered {
     said: HashMap<DocumentId, bool>,
     /// Documents of which rows came since that was looked at.
     received: BTreeSet<DocumentId>,
+    /// The same since the listing of everything began: its pages may be older.
+    fresh: HashSet<DocumentId>,
     /// Streams that began before the peer took back what is on them.
     ignored: BTreeSet<Opened>,
 }
@@ -121,6 +136,9 @@ impl Offered {
     pub(super) fn note_received(&mut self, document: DocumentId) {
         if self.is_limited {
             self.received.insert(document);
+            if self.whole.is_some() && self.fresh.len() < SAID_MAX {
+                self.fresh.insert(document);
+            }
         }
     }
 
@@ -138,7 +156,7 @@ impl Offered {
     ) -> Result<(), HistoryError> {
         let mut shown = Vec::new();
         for document in documents {
-            if self.is_withheld(document, reader)? {
+            if self.may_be(true, document, reader)? {
                 shown.push(document);
             }
         }
@@ -146,11 +164,10 @@ impl Offered {
         Ok(())
     }
 
-    fn is_withheld(&self, document: DocumentId, reader: &Reader) -> Result<bool, HistoryError> {
-        match self.said.get(&document) {
-            Some(withheld) => Ok(*withheld),
-            None => is_withheld(document, reader),
-        }
+    /// Whether a document is withheld, or is not, or may come to be so: what was said on this link may not be logged yet, and
+    /// another node may have said otherwise since.
+    fn may_be(&self, withheld: bool, document: DocumentId, reader: &Reader) -> Result<bool, HistoryError> {
+        Ok(self.said.get(&document) == Some(&withheld) || is_withheld(document, reader)? == withheld)
     }
 
     fn say(&mut self, documents: Vec<DocumentId>, withheld: bool, intake: &mut Intake) {
@@ -207,7 +224,8 @@ impl Offered {
                     break 'all;
                 }
                 at = Some(*document);
-                let is_left_out = !listed.contains(document) && !self.is_withheld(*document, reader)?;
+                let is_listed = listed.contains(document) || self.fresh.contains(document);
+                let is_left_out = !is_listed && self.may_be(false, *document, reader)?;
                 if is_left_out && came_from(peer, *document, reader)? {
                     withheld.push(*document);
                 }
@@ -218,6 +236,9 @@ impl Offered {
         }
         self.say(withheld, true, intake);
         self.whole = (!page.done).then_some(end);
+        if page.done {
+            self.fresh = HashSet::new();
+        }
         Ok(())
     }
 }
@@ -229,8 +250,10 @@ fn is_withheld(document: DocumentId, reader: &Reader) -> Result<bool, HistoryErr
 /// Whether a document holds anything that a peer brought. What was made here and never came back stays whoever else may
 /// read it.
 fn came_from(peer: NodeId, document: DocumentId, reader: &Reader) -> Result<bool, HistoryError> {
-    for (lsn, _) in reader.index(document, crate::id::Lsn::ZERO)? {
-        if reader.via(lsn)? == Some(peer) {
+    for (lsn, row) in reader.index(document, crate::id::Lsn::ZERO)? {
+        // What it said of our own is none of it.
+        let is_content = matches!(row, IndexRow::Change { .. } | IndexRow::Lifecycle(_));
+        if is_content && reader.via(lsn)? == Some(peer) {
             return Ok(true);
         }
     }
@@ -249,8 +272,10 @@ impl Follower {
         self.offered.is_limited = true;
         for document in &access.withheld {
             self.offered.received.remove(document);
-            // Its stream is reset, and nothing else answers the wish.
-            if self.wanted.get(document).is_some_and(|wanting| wanting.state == Wish::Streaming) {
+            self.offered.fresh.remove(document);
+            // Its stream is reset, or the exchange does not come, and nothing else answers the wish.
+            let is_answered = |wanting: &Wanting| matches!(wanting.state, Wish::Streaming | Wish::Exchanging);
+            if self.wanted.get(document).is_some_and(is_answered) {
                 self.wanted.remove(document);
                 let of_it =
                     |(opened, incoming): (&Opened, &Incoming)| (incoming.document == *document).then_some(*opened);
@@ -277,6 +302,7 @@ impl Follower {
         if self.rights.denials > DENIALS_MAX {
             return Err(SessionError::TooMany { what: "changes that it may not make", max: DENIALS_MAX });
         }
+        self.rights.has_denied_any |= !denied.is_empty();
         let mut rows = std::mem::take(&mut self.rights.untold);
         for Denied { document, change, why } in denied {
             let refused = self.rights.denied.entry(*document).or_default();
@@ -297,9 +323,25 @@ impl Follower {
         rows.chunks(DENIED_MAX).try_for_each(|rows| out.control(&Frame::Denied(wire::Denied { rows: rows.to_vec() })))
     }
 
+    /// Asks for a document of which something was withdrawn here: the peer may have that, and not send it by itself, since we
+    /// brought it.
+    pub(in crate::sync) fn ask_for(&mut self, document: DocumentId, exchanges: &Exchanges) {
+        if let Some(wanting) = self.wanted.get_mut(&document) {
+            wanting.again = true;
+            return;
+        }
+        let live = exchanges.is_live(document);
+        let state = if live { Wish::Exchanging } else { Wish::Asked };
+        self.wanted.insert(document, Wanting { again: live, ..Wanting::new(state) });
+        if !live {
+            self.asks.push_back(document);
+        }
+    }
+
     /// Asks again for what the peer was denied: it may be allowed now.
     pub(in crate::sync) fn handle_access_changed(&mut self, exchanges: &Exchanges) {
-        let denied: Vec<DocumentId> = self.rights.denied.drain().map(|(document, _)| document).collect();
+        let mut denied: Vec<DocumentId> = self.rights.denied.drain().map(|(document, _)| document).collect();
+        denied.sort_unstable();
         denied.into_iter().for_each(|document| self.handle_missing(document, exchanges));
     }
 }

@@ -1,13 +1,14 @@
 //! What a peer may read of a log that is not all for it, and what it has heard of.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
-use super::Source;
+use super::{Phase, Source};
 use crate::id::DocumentId;
+use crate::log::record::{Lifecycle, LifecycleKind};
 use crate::sync::permits::Permits;
 use crate::sync::session::{Channel, Outbox, Output, SessionError};
-use crate::sync::wire::{self, DENIED_MAX, Frame, Listing};
+use crate::sync::wire::{self, DENIED_MAX, Frame, Listing, RowKind};
 
 /// The peer as one who may not read everything. By default it may.
 #[derive(Debug, Default)]
@@ -15,7 +16,9 @@ pub(super) struct Audience {
     permits: Option<Arc<dyn Permits>>,
     /// Documents of which the peer has something, or was told.
     heard: HashSet<DocumentId>,
-    /// There are more than `heard` holds.
+    /// Documents of which it brought something, or was sent a part. What may be read of them is yet to be listed.
+    brought: HashSet<DocumentId>,
+    /// There are more than those hold.
     more_heard: bool,
     /// What it may read is to be listed again.
     listing_due: bool,
@@ -36,7 +39,7 @@ impl Audience {
 
     /// Whether anything of a document may be sent now.
     pub(super) fn may_read(&self, document: DocumentId) -> bool {
-        self.permits.as_ref().is_none_or(|permits| permits.may_read(document))
+        mutant!(RightsUnasked) || self.permits.as_ref().is_none_or(|permits| permits.may_read(document))
     }
 
     /// Whether it is remembered that it has something of a document.
@@ -56,9 +59,37 @@ impl Audience {
         }
     }
 
+    /// Takes note that it is sent a row of a document. Of one that it has not heard of, and that this row does not begin, it
+    /// lacks what was left out while it could not read it: that is listed.
+    pub(super) fn note_row(&mut self, document: DocumentId, kind: RowKind, bytes: &[u8]) {
+        if self.permits.is_none() || self.heard.contains(&document) {
+            return;
+        }
+        let is_creation = |kind| kind == LifecycleKind::Created;
+        if kind == RowKind::Lifecycle && Lifecycle::decode(bytes).is_ok_and(|statement| is_creation(statement.kind)) {
+            self.note(document);
+            return;
+        }
+        self.note_brought(document);
+        self.listing_due = true;
+    }
+
+    /// Takes note that it brought something of a document; whether that is new.
+    fn note_brought(&mut self, document: DocumentId) -> bool {
+        if self.permits.is_none() || self.heard.contains(&document) || self.brought.contains(&document) {
+            return false;
+        }
+        if self.brought.len() < HEARD_MAX {
+            self.brought.insert(document);
+        } else {
+            self.more_heard = true;
+        }
+        true
+    }
+
     /// Takes note that a document it may not read has changed; whether it must be told so, because it has heard of it.
     pub(super) fn forget(&mut self, document: DocumentId) -> Option<DocumentId> {
-        let heard = self.heard.remove(&document);
+        let heard = self.heard.remove(&document) | self.brought.remove(&document);
         // It may be one of those that are not remembered.
         self.listing_due |= !heard && self.more_heard;
         heard.then_some(document)
@@ -66,9 +97,11 @@ impl Audience {
 
     /// The documents it has heard of and may not read any more, which are forgotten.
     pub(super) fn withhold(&mut self) -> Vec<DocumentId> {
-        let Self { permits: Some(permits), heard, .. } = self else { return Vec::new() };
+        let Self { permits: Some(permits), heard, brought, .. } = self else { return Vec::new() };
         let mut withheld: Vec<_> = heard.extract_if(|document| !permits.may_read(*document)).collect();
+        withheld.extend(brought.extract_if(|document| !permits.may_read(*document)));
         withheld.sort_unstable();
+        withheld.dedup();
         withheld
     }
 
@@ -88,6 +121,7 @@ impl Audience {
         let listing = if only_new { Listing::More } else { Listing::Whole };
         if !only_new {
             self.heard.clear();
+            self.brought.clear();
             self.more_heard = false;
         }
         out.control(&Frame::Access(wire::Access { listing, withheld: Vec::new() }))?;
@@ -104,9 +138,16 @@ impl Source {
     /// Takes note that the peer has something of a document.
     pub(in crate::sync) fn note_brought(&mut self, document: DocumentId) {
         // What it brought without reading what others did to it is listed once it may.
-        if self.audience.may_read(document) {
-            self.audience.note(document);
+        if self.audience.may_read(document) && self.audience.note_brought(document) {
+            // A listing may have gone by its place, and the peer takes it for withheld then.
+            let is_listing = matches!(self.phase, Phase::Waiting | Phase::Listing(_));
+            self.audience.listing_due |= is_listing;
         }
+    }
+
+    /// Documents of which the log, as far as it was told, had changes withdrawn since this was asked last.
+    pub(in crate::sync) fn take_withdrawn(&mut self) -> BTreeSet<DocumentId> {
+        std::mem::take(&mut self.withdrawn)
     }
 
     /// Finds anew what the peer may read: what it may not any more is said at once, and what it may is listed when
