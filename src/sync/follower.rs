@@ -216,7 +216,9 @@ impl Follower {
     ) -> Result<(), SessionError> {
         let document = batch.document;
         let asked = |wanting: &Wanting| matches!(wanting.state, Wish::Asked | Wish::Exchanged);
-        if !self.wanted.get(&document).is_some_and(asked) {
+        let is_asked = self.wanted.get(&document).is_some_and(asked);
+        // What was denied meanwhile is waited for no more, whatever was asked before.
+        if !is_asked && !self.rights.has_denied(document) {
             return Err(unexpected("DocumentBatch", "the document was not asked for"));
         }
         if batch.outcome != Outcome::UnknownDocument {
