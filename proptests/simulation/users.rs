@@ -313,8 +313,8 @@ impl Users {
         for row in rows {
             match &row.body {
                 IncomingBody::Change(change) => take(row.document, change),
-                IncomingBody::Document(chunk) => {
-                    split(chunk, limits).map_err(text)?.iter().for_each(|change| take(row.document, change));
+                IncomingBody::Document { bytes, .. } => {
+                    split(bytes, limits).map_err(text)?.iter().for_each(|change| take(row.document, change));
                 }
                 IncomingBody::Lifecycle(_) => {}
             }
