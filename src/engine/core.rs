@@ -459,7 +459,7 @@ impl Core {
         let mut ready = vec![arrival];
         while let Some(arrival) = ready.pop() {
             let hash = arrival.change.hash();
-            let verdict = match Self::is_anothers(work, document, &arrival) {
+            let verdict = match self.is_anothers(work, document, &arrival)? {
                 true => Verdict::Again,
                 false => self.admit(work, document, &arrival)?,
             };

@@ -158,12 +158,7 @@ impl Follower {
     }
 
     /// Takes a slice of the peer's log.
-    pub(super) fn handle_batch(
-        &mut self,
-        batch: ChangeBatch,
-        reader: &Reader,
-        intake: &mut Intake,
-    ) -> Result<(), SessionError> {
+    pub(super) fn handle_batch(&mut self, batch: ChangeBatch, intake: &mut Intake) -> Result<(), SessionError> {
         if self.strict || self.listing {
             return Err(unexpected("ChangeBatch", "documents are listed"));
         }
@@ -177,7 +172,7 @@ impl Follower {
         self.batch = batch.number;
         for row in batch.rows {
             let document = batch.documents[row.document as usize];
-            self.take_row(document, row, &batch.origins, reader, intake)?;
+            self.take_row(document, row, &batch.origins, intake)?;
         }
         self.require_no_parts("ChangeBatch")?;
         let end = batch.end.map(|end| self.cursor_at(end));
@@ -208,12 +203,7 @@ impl Follower {
     }
 
     /// Takes an answer to a want.
-    pub(super) fn handle_document(
-        &mut self,
-        batch: DocumentBatch,
-        reader: &Reader,
-        intake: &mut Intake,
-    ) -> Result<(), SessionError> {
+    pub(super) fn handle_document(&mut self, batch: DocumentBatch, intake: &mut Intake) -> Result<(), SessionError> {
         let document = batch.document;
         let asked = |wanting: &Wanting| matches!(wanting.state, Wish::Asked | Wish::Exchanged);
         let is_asked = self.wanted.get(&document).is_some_and(asked);
@@ -226,7 +216,7 @@ impl Follower {
             self.offered.note_received(document);
         }
         for row in batch.rows {
-            self.take_row(document, row, &batch.origins, reader, intake)?;
+            self.take_row(document, row, &batch.origins, intake)?;
         }
         self.require_no_parts("DocumentBatch")?;
         match (batch.outcome, batch.streamed) {
@@ -451,7 +441,6 @@ impl Follower {
         document: DocumentId,
         row: Row,
         origins: &[wire::Origin],
-        reader: &Reader,
         intake: &mut Intake,
     ) -> Result<(), SessionError> {
         let bytes = if row.flags == ROW_IN_PARTS { std::mem::take(&mut self.parts) } else { row.bytes };
@@ -459,7 +448,7 @@ impl Follower {
             RowKind::Change => IncomingBody::Change(Box::new(parse_change(document, bytes, &self.limits)?)),
             RowKind::Lifecycle => IncomingBody::Lifecycle(bytes),
         };
-        if self.rights.turns_away(document, &body, reader)? {
+        if self.rights.turns_away(document, &body) {
             return Ok(());
         }
         let origin = self.rights.origin(origin_from_wire(&origins[row.origin as usize]));

@@ -655,11 +655,11 @@ impl Session {
             _ => {}
         }
         match frame {
-            Frame::ChangeBatch(batch) => self.follower.handle_batch(batch, reader, &mut self.intake),
+            Frame::ChangeBatch(batch) => self.follower.handle_batch(batch, &mut self.intake),
             Frame::Inventory(page) => self.follower.handle_inventory(page),
             Frame::DocumentBatch(batch) => {
                 self.moved = Some(now);
-                self.follower.handle_document(batch, reader, &mut self.intake)
+                self.follower.handle_document(batch, &mut self.intake)
             }
             Frame::Part(part) => self.follower.handle_part(&part.bytes),
             Frame::Ack(ack) => self.source.handle_ack(ack.number),

@@ -26,7 +26,9 @@ impl Core {
         let is_his = match self.reader.record(lsn)? {
             Some(Record::Change(header, _)) => {
                 let origin = self.reader.origin_of(&header)?;
-                origin.admission != Admission::Local && origin.principal == arrival.origin.principal
+                // What is nobody's in particular is anybody's.
+                let is_open = origin.principal.is_empty() || origin.principal == arrival.origin.principal;
+                origin.admission != Admission::Local && is_open
             }
             // It is in the very group that is being made: whose it is can be asked when that is written.
             _ => false,
@@ -37,11 +39,17 @@ impl Core {
         Ok(())
     }
 
-    /// Whether a change is to be judged again, for that reason.
-    pub(super) fn is_anothers(work: &Work, document: DocumentId, arrival: &Arrival) -> bool {
-        !work.anothers.is_empty()
+    /// Whether a change that is new here is to be judged again, for that reason.
+    pub(super) fn is_anothers(
+        &mut self,
+        work: &mut Work,
+        document: DocumentId,
+        arrival: &Arrival,
+    ) -> Result<bool, HistoryError> {
+        let is_anothers = !work.anothers.is_empty()
             && is_judged(arrival)
-            && work.anothers.contains(&(document, arrival.change.actor().clone()))
+            && work.anothers.contains(&(document, arrival.change.actor().clone()));
+        Ok(is_anothers && !self.holds(work, document, arrival.change.hash())?)
     }
 }
 

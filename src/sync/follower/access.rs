@@ -2,7 +2,7 @@
 //! everything.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use super::streams::Incoming;
 use super::{Follower, Wanting, Wish};
@@ -81,23 +81,9 @@ impl Rights {
     }
 
     /// Whether a row need not be tried, because it stands on one that was denied.
-    ///
-    /// # Errors
-    /// [`HistoryError`] when the store cannot be read.
-    pub(super) fn turns_away(
-        &mut self,
-        document: DocumentId,
-        body: &IncomingBody,
-        reader: &Reader,
-    ) -> Result<bool, HistoryError> {
-        let Some(refused) = self.denied.get_mut(&document) else { return Ok(false) };
-        let IncomingBody::Change(change) = body else { return Ok(refused.whole) };
-        if !refused.changes.is_empty() {
-            // What the peer might not bring may have come from somebody who may.
-            let graph = reader.graph(document)?;
-            let graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
-            refused.changes.retain(|hash| !graph.contains(hash));
-        }
+    pub(super) fn turns_away(&mut self, document: DocumentId, body: &IncomingBody) -> bool {
+        let Some(refused) = self.denied.get_mut(&document) else { return false };
+        let IncomingBody::Change(change) = body else { return refused.whole };
         let (hash, deps) = (change.hash(), change.deps());
         let away =
             refused.whole || refused.changes.contains(&hash) || deps.iter().any(|dep| refused.changes.contains(dep));
@@ -107,7 +93,7 @@ impl Rights {
             let is_behind = !(refused.whole && deps.is_empty());
             self.untold.push(DeniedRow { document, change: Some(hash), is_behind, why: Denied::BEHIND.to_owned() });
         }
-        Ok(away)
+        away
     }
 }
 
