@@ -219,7 +219,8 @@ export class Holdings {
 
   /** Follows what happens to a document that is open here. */
   attach(held: Held, handle: DocHandle<unknown>): void {
-    if (held.handle === handle) return
+    // It may have become ready since, of which nothing tells.
+    if (held.handle === handle) return this.#look(held)
     held.detach()
     held.handle = handle
     const look = () => this.#look(held)
