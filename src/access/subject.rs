@@ -305,7 +305,7 @@ impl Vigil {
         if let Some(leave) = self.subject.must_leave(now_ms()) {
             return Some(Some(leave));
         }
-        let is_due = self.epoch.has_changed().unwrap_or(false);
+        let is_due = self.is_behind();
         self.epoch.mark_unchanged();
         is_due.then_some(None)
     }

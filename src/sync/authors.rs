@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::PoisonError;
 
 use super::origins::{Dictionary, origin_from_wire, origin_to_wire};
-use super::session::SessionError;
+use super::session::{Channel, Outbox, SessionError};
 use super::wire::{self, AUTHORS_MAX, Author, Frame};
 use crate::document::{Change, ChangeGraph};
 use crate::history::{HistoryError, Origin, Reader};
@@ -95,6 +95,24 @@ impl Naming {
         Ok(Self { document, left })
     }
 
+    /// Sends what is left of a naming on a channel, a frame at a time; `false` when nothing is.
+    ///
+    /// # Errors
+    /// As [`Self::next`].
+    pub(super) fn send(
+        naming: &mut Option<Self>,
+        channel: Channel,
+        reader: &Reader,
+        out: &mut Outbox,
+    ) -> Result<bool, SessionError> {
+        let Some(left) = naming else { return Ok(false) };
+        match left.next(reader)? {
+            Some(frame) => out.send(channel, frame, false),
+            None => *naming = None,
+        }
+        Ok(naming.is_some())
+    }
+
     /// The next frame; `None` at the end. Nothing is said of authors who are nobody in particular.
     ///
     /// # Errors
@@ -102,7 +120,7 @@ impl Naming {
     ///
     /// # Cost
     /// Up to 1,024 records are read.
-    pub(super) fn next(&mut self, reader: &Reader) -> Result<Option<Vec<u8>>, SessionError> {
+    fn next(&mut self, reader: &Reader) -> Result<Option<Vec<u8>>, SessionError> {
         while !self.left.is_empty() {
             let some = self.left.split_off(self.left.len().saturating_sub(AUTHORS_MAX));
             let (mut origins, mut authors) = (Dictionary::default(), Vec::new());

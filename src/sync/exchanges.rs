@@ -467,12 +467,8 @@ impl Running {
         out: &mut Outbox,
     ) -> Result<bool, SessionError> {
         let channel = Channel::Document(opened);
-        if let Some(naming) = &mut self.ahead {
-            if let Some(frame) = naming.next(reader)? {
-                out.send(channel, frame, false);
-                return Ok(true);
-            }
-            self.ahead = None;
+        if Naming::send(&mut self.ahead, channel, reader, out)? {
+            return Ok(true);
         }
         if let Some((message, gone)) = self.outgoing.take() {
             let end = message.len().min(gone + limits.part_bytes);

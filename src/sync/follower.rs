@@ -247,15 +247,9 @@ impl Follower {
 
     /// Takes note that rows of the document wait for changes we lack.
     pub(super) fn handle_missing(&mut self, document: DocumentId, exchanges: &Exchanges) {
+        self.ask_for(document, exchanges);
         if let Some(wanting) = self.wanted.get_mut(&document) {
-            (wanting.rows_wait, wanting.again) = (true, true);
-            return;
-        }
-        let live = exchanges.is_live(document);
-        let state = if live { Wish::Exchanging } else { Wish::Asked };
-        self.wanted.insert(document, Wanting { rows_wait: true, again: live, ..Wanting::new(state) });
-        if !live {
-            self.asks.push_back(document);
+            wanting.rows_wait = true;
         }
     }
 

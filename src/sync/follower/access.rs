@@ -309,8 +309,8 @@ impl Follower {
         rows.chunks(DENIED_MAX).try_for_each(|rows| out.control(&Frame::Denied(wire::Denied { rows: rows.to_vec() })))
     }
 
-    /// Asks for a document of which something was withdrawn here: the peer may have that, and not send it by itself, since we
-    /// brought it.
+    /// Asks for a document, or once more if that is under way. So for one of which something was withdrawn here: the peer may
+    /// have that, and not send it by itself, since we brought it.
     pub(in crate::sync) fn ask_for(&mut self, document: DocumentId, exchanges: &Exchanges) {
         if let Some(wanting) = self.wanted.get_mut(&document) {
             wanting.again = true;

@@ -40,12 +40,8 @@ impl Source {
             out.send(channel, begin.encode()?, false);
             return Ok(true);
         }
-        if let Some(naming) = &mut outgoing.authors {
-            if let Some(frame) = naming.next(reader)? {
-                out.send(channel, frame, false);
-                return Ok(true);
-            }
-            outgoing.authors = None;
+        if Naming::send(&mut outgoing.authors, channel, reader, out)? {
+            return Ok(true);
         }
         let end = bytes.len().min(outgoing.gone + self.limits.part_bytes);
         let part = Frame::StreamPart(StreamPart { bytes: bytes[outgoing.gone..end].to_vec() });
