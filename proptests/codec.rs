@@ -7,7 +7,7 @@ use tidelog::id::{Chain, ChangeHash, DocumentId, Heads, LogCursor, LogId, Lsn, N
 use tidelog::sync::wire::{
     Access, Ack, Auth, Author, Authors, Busy, ChangeBatch, Denied, DeniedRow, DocSync, DocumentBatch, Frame, Hello,
     HelloAck, Inventory, InventoryRow, Judgement, Listing, Origin, Outcome, Part, Position, Role, Row, RowKind,
-    StreamBegin, StreamPart, Token, Want, Wanted,
+    StreamBegin, StreamPart, TakenBack, Token, Want, Wanted,
 };
 
 use crate::support::Golden;
@@ -47,6 +47,7 @@ mod mirror {
         struct Denied(Vec<DeniedRow>);
         struct Author(Vec<u8>, u32);
         struct Authors([u8; 16], Vec<Origin>, Vec<Author>);
+        struct TakenBack(u64);
     }
 
     #[derive(Debug, PartialEq, SchemaWrite, SchemaRead)]
@@ -148,6 +149,7 @@ fn written_by_wincode(frame: &Frame) -> Vec<u8> {
             origins(&b.origins),
             b.authors.iter().map(|author| mirror::Author(author.actor.clone(), author.origin)).collect(),
         )),
+        Frame::TakenBack(b) => write!(mirror::TakenBack(b.rows)),
         other => panic!("{other:?} has no body"),
     }
 }
@@ -272,6 +274,7 @@ fn frame() -> impl Strategy<Value = Frame> {
         (listing, vec(document(), 0..5)).prop_map(|(listing, withheld)| Frame::Access(Access { listing, withheld })),
         vec(denied, 0..5).prop_map(|rows| Frame::Denied(Denied { rows })),
         authors(),
+        any::<u64>().prop_map(|rows| Frame::TakenBack(TakenBack { rows })),
     ]
 }
 
@@ -440,6 +443,7 @@ fn golden() -> Vec<(&'static str, Frame)> {
                 authors: vec![Author { actor: vec![1; 16], origin: 0 }, Author { actor: vec![2], origin: 0 }],
             }),
         ),
+        ("taken-back", Frame::TakenBack(TakenBack { rows: 1 << 40 })),
     ]
 }
 

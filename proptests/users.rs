@@ -11,7 +11,7 @@ use std::time::Instant;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tidelog::document::Change;
-use tidelog::id::{ChangeHash, DocumentId};
+use tidelog::id::{ChangeHash, DocumentId, LogCursor};
 use tidelog::sync::wire::{Frame, Outcome, Role};
 use tidelog::sync::{
     Admitted, Channel, Denied, IncomingBody, IncomingRow, Output, Permits, Proven, Session, SessionConfig, SessionError,
@@ -83,13 +83,15 @@ struct World {
     strict: bool,
     /// How often the link began anew because something was on its way that may not be read any more.
     renewed: usize,
+    /// Heads that the client named.
+    named: HashSet<ChangeHash>,
 }
 
 impl World {
     fn new(limits: Limits, strict: bool) -> Self {
         let replicas = [Replica::new(0, &limits), Replica::new(1, &limits)];
         let (rights, now) = (Arc::new(Rights::default()), Instant::now());
-        Self { replicas, rights, ends: None, now, limits, strict, renewed: 0 }
+        Self { replicas, rights, ends: None, now, limits, strict, renewed: 0, named: HashSet::new() }
     }
 
     fn link(&mut self) {
@@ -156,8 +158,14 @@ impl World {
         let ends = self.ends.as_mut().unwrap();
         match output {
             Output::Send { channel, frame, finish } => {
-                if side == NODE && !frame.is_empty() {
-                    check_frame(&frame, channel, &self.rights, &self.replicas);
+                match (side, frame.is_empty()) {
+                    (NODE, false) => check_frame(&frame, channel, &self.rights, &self.replicas, &self.named),
+                    (_, false) => {
+                        if let Ok(Frame::DocumentBatch(batch)) = Frame::decode(&frame) {
+                            self.named.extend(batch.heads.as_slice());
+                        }
+                    }
+                    _ => {}
                 }
                 send(ends, side, channel, frame, finish);
             }
@@ -236,6 +244,11 @@ impl World {
         edited.unwrap().wait().unwrap();
     }
 
+    /// Up to where the node has the client's log.
+    fn followed(&self) -> Option<LogCursor> {
+        self.replicas[NODE].database.reader().peer_cursor(self.replicas[CLIENT].node).unwrap()
+    }
+
     /// What both should have in common, once nothing is left to do.
     fn check(&self) {
         let [node, client] = [0, 1].map(|side| self.replicas[side].database.reader());
@@ -287,7 +300,9 @@ fn carry_out(end: &mut End, replica: &Replica, peer: NodeId, rights: &Rights, si
         }
         Output::TakeBack(rows) => {
             assert_eq!(side, CLIENT);
-            runtime.block_on(replica.database.take_back(peer, rows)).unwrap();
+            let count = rows.len();
+            let is_all = runtime.block_on(replica.database.take_back(peer, rows)).unwrap();
+            end.session.handle_taken_back(if is_all { count } else { 0 }).unwrap();
         }
         Output::Withhold { documents, withheld } => {
             assert_eq!(side, CLIENT);
@@ -298,7 +313,13 @@ fn carry_out(end: &mut End, replica: &Replica, peer: NodeId, rights: &Rights, si
 }
 
 /// Nothing of what may not be read is in a frame that the node gives out.
-fn check_frame(frame: &[u8], channel: Channel, rights: &Rights, [node, client]: &[Replica; 2]) {
+fn check_frame(
+    frame: &[u8],
+    channel: Channel,
+    rights: &Rights,
+    [node, client]: &[Replica; 2],
+    named_by_client: &HashSet<ChangeHash>,
+) {
     let frame = Frame::decode(frame).unwrap();
     let named: Vec<DocumentId> = match &frame {
         Frame::ChangeBatch(batch) => {
@@ -316,11 +337,11 @@ fn check_frame(frame: &[u8], channel: Channel, rights: &Rights, [node, client]: 
             let is_there = node.database.reader().row(part.document).unwrap().is_some();
             if is_there { vec![part.document] } else { Vec::new() }
         }
-        // The client may be named what it has.
+        // The client may be named what it has, or has named itself before it took it back.
         Frame::Want(want) => {
             let has = |document: DocumentId, heads: &[ChangeHash]| {
                 let graph = client.database.reader().graph(document).unwrap();
-                graph.lock().unwrap().contains_all(heads)
+                graph.lock().unwrap().contains_all(heads) || heads.iter().all(|head| named_by_client.contains(head))
             };
             let unknown = want.documents.iter().filter(|wanted| !has(wanted.document, wanted.heads.as_slice()));
             unknown.map(|wanted| wanted.document).collect()
@@ -363,6 +384,30 @@ fn a_client_cannot_take_back_or_withhold_what_the_node_has() {
         let refused = node.handle_frame(world.now, Channel::Control, &bytes, world.replicas[NODE].database.reader());
         assert!(matches!(refused, Err(SessionError::UnexpectedFrame { .. })), "{refused:?}");
     }
+}
+
+/// What was denied holds the client's log up no longer than until the client has taken it back: else a link that stands
+/// for long, or many that do not, would have all of it sent again.
+#[test]
+fn what_is_taken_back_does_not_come_again() {
+    let mut world = World::new(Limits::DEFAULT, false);
+    world.edit(NODE, 0, 0, false);
+    world.link();
+    world.run(&mut picks(1));
+    for what in 1..4 {
+        world.edit(CLIENT, 0, what, true);
+        world.edit(CLIENT, 0, what, false);
+        let before = world.replicas[CLIENT].database.reader().tail();
+        world.run(&mut picks(2));
+        assert!(world.followed().unwrap().lsn >= before.lsn);
+    }
+    assert_eq!(world.replicas[CLIENT].database.rejected().unwrap().len(), 3);
+    world.check();
+    // Who says he took back more than he was denied is no client of ours.
+    let bytes = Frame::TakenBack(tidelog::sync::wire::TakenBack { rows: 1000 }).encode().unwrap();
+    let node = &mut world.ends.as_mut().unwrap()[NODE].session;
+    let refused = node.handle_frame(world.now, Channel::Control, &bytes, world.replicas[NODE].database.reader());
+    assert!(matches!(refused, Err(SessionError::UnexpectedFrame { .. })), "{refused:?}");
 }
 
 #[derive(Debug, Clone)]
@@ -418,8 +463,13 @@ proptest! {
         world.check();
         // And once more from nothing.
         world.link();
+        let met = world.replicas[CLIENT].database.reader().tail();
         world.run(&mut picks);
         world.check();
+        if !strict {
+            let followed = world.followed().unwrap();
+            prop_assert!(followed.lsn >= met.lsn, "the client's log is taken up to {followed:?}, and went to {met:?}");
+        }
         let rejected = world.replicas[CLIENT].database.rejected().unwrap();
         prop_assert!(rejected.iter().all(|rejected| rejected.change.is_some_and(|hash| world.rights.denied.lock().unwrap().contains(&hash))));
     }

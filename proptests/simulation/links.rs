@@ -347,6 +347,12 @@ impl World {
                 if channel == Channel::Control && frame.first() == Some(&4) {
                     self.check_acknowledged(here, link, side, &frame)?;
                 }
+                if link.is_guarded && !frame.is_empty() {
+                    if let (Some(users), Some(user), 0) = (&mut self.users, user_at(here), side) {
+                        users.note_named(user, &frame);
+                    }
+                    self.say(|| format!("link {id}: replica {here} says {}", spelled(&frame)));
+                }
                 if link.is_guarded && side == 1 && !frame.is_empty() {
                     self.check_guarded(link, &frame).map_err(Closed::Broken)?;
                 }
@@ -598,14 +604,6 @@ impl World {
 
     fn check_guarded(&mut self, link: &Link, frame: &[u8]) -> Result<(), String> {
         let [client, node] = link.sides;
-        self.say(|| match Frame::decode(frame) {
-            Ok(Frame::Access(access)) => format!("replica {node} says to {client}: {access:?}"),
-            Ok(Frame::Inventory(page)) => {
-                let listed: Vec<_> = page.rows.iter().map(|row| row.document).collect();
-                format!("replica {node} lists for {client}: {listed:?}")
-            }
-            frame => format!("replica {node} sends {client} {:?}", frame.map(|frame| std::mem::discriminant(&frame))),
-        });
         let (Some(users), Some(user), Some(engine)) = (&mut self.users, user_at(client), &self.replicas[node].engine)
         else {
             return Ok(());
@@ -645,7 +643,7 @@ impl World {
         let Some(link) = self.links.get_mut(&id) else { return Ok(()) };
         let [client, node] = link.sides;
         let Some(rows) = link.ends[0].as_mut().and_then(|end| end.taking.take()) else { return Ok(()) };
-        let (turn, via) = (self.turn_of(client), self.replicas[node].node);
+        let (turn, via, count) = (self.turn_of(client), self.replicas[node].node, rows.len());
         self.say(|| {
             let rows = rows.iter().map(|row| (row.document, row.change.map(|hash| hash.short()), row.is_behind));
             format!("link {id}: replica {client} takes back {:?}", rows.collect::<Vec<_>>())
@@ -662,7 +660,13 @@ impl World {
         let (taken, reports) = engine.serve(turn, work).map_err(|error| error.to_string())?;
         reports.into_iter().try_for_each(|report| self.written(client, report))?;
         match taken {
-            Ok(()) => self.pump(id, 0),
+            Ok(is_all) => {
+                let count = if is_all { count } else { 0 };
+                if let Some(end) = self.links.get_mut(&id).and_then(|link| link.ends[0].as_mut()) {
+                    end.session.handle_taken_back(count).map_err(|error| error.to_string())?;
+                }
+                self.pump(id, 0)
+            }
             Err(error) => {
                 let replica = &self.replicas[client];
                 let is_well = replica.engine.as_ref().is_some_and(|engine| engine.failure().is_none());
@@ -935,6 +939,17 @@ fn groups(rows: Vec<IncomingRow>, limits: &tidelog::Limits) -> Result<VecDeque<V
         }
     }
     Ok(groups)
+}
+
+/// What a frame between a user and a node is about, for who watches.
+fn spelled(frame: &[u8]) -> String {
+    match Frame::decode(frame) {
+        Ok(Frame::DocumentBatch(batch)) => format!("{:?} {} {} rows", batch.outcome, batch.document, batch.rows.len()),
+        Ok(Frame::ChangeBatch(batch)) => format!("batch {} of {} rows", batch.number, batch.rows.len()),
+        Ok(Frame::StreamPart(part)) => format!("{} bytes of a chunk", part.bytes.len()),
+        Ok(Frame::DocSync(part)) => format!("DocSync {}", part.document),
+        frame => format!("{frame:?}"),
+    }
 }
 
 fn mirrored(channel: Channel) -> Channel {

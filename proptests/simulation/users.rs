@@ -98,6 +98,10 @@ pub struct Users {
     makers: HashMap<ChangeHash, usize>,
     /// Changes that somebody who is trusted has made, or that a user was allowed to make somewhere.
     clean: HashSet<ChangeHash>,
+    /// Whose an author is, as some node found.
+    bound: HashMap<(DocumentId, Vec<u8>), BTreeSet<usize>>,
+    /// Heads that a user named to a node.
+    named: HashSet<(usize, ChangeHash)>,
     /// For whom a change was taken.
     taken_for: HashMap<ChangeHash, BTreeSet<usize>>,
     verdicts: HashMap<(usize, usize, ChangeHash), Verdict>,
@@ -147,6 +151,8 @@ impl Users {
             makers: HashMap::new(),
             clean: HashSet::new(),
             taken_for: HashMap::new(),
+            bound: HashMap::new(),
+            named: HashSet::new(),
             verdicts: HashMap::new(),
             denied: HashSet::new(),
             labels: HashMap::new(),
@@ -414,8 +420,11 @@ impl Users {
                     }
                     Some((from, None)) if from < NODES => {
                         let for_whom = self.taken_for.get(&hash);
+                        // What nobody in particular carried is his whose author it is.
+                        let author = reader.names().name(header.actor).map_err(text)?;
+                        let theirs = self.bound.get(&(document, author.bytes.clone()));
                         principal.is_empty()
-                            || for_whom.is_some_and(|users| users.iter().any(|user| principal == NAMES[*user]))
+                            || for_whom.into_iter().chain(theirs).flatten().any(|user| principal == NAMES[*user])
                     }
                     Some(_) | None => principal.is_empty(),
                 };
@@ -436,9 +445,20 @@ impl Users {
                         Some(user) => Owner::User(user),
                         None => Owner::Anybody,
                     };
+                    if let Owner::User(user) = owner {
+                        let author = reader.names().name(header.actor).map_err(text)?;
+                        self.bound.entry((document, author.bytes.clone())).or_default().insert(user);
+                    }
                     self.owners[n].entry((document, header.actor)).or_insert(owner);
                 }
             }
+        }
+    }
+
+    /// Takes note of the heads that a user names to a node.
+    pub fn note_named(&mut self, user: usize, frame: &[u8]) {
+        if let Ok(Frame::DocumentBatch(batch)) = Frame::decode(frame) {
+            self.named.extend(batch.heads.as_slice().iter().map(|head| (user, *head)));
         }
     }
 
@@ -468,12 +488,14 @@ impl Users {
                 let is_there = reader.row(part.document).map_err(text)?.is_some();
                 named.extend(is_there.then_some(part.document));
             }
-            // He may be named what he has.
+            // He may be named what he has, or has named himself before he took it back.
             Frame::Want(want) => {
                 for wanted in &want.documents {
                     let Some(client) = client else { continue };
                     let graph = client.graph(wanted.document).map_err(text)?;
-                    if !graph.lock().unwrap().contains_all(wanted.heads.as_slice()) {
+                    let is_his = graph.lock().unwrap().contains_all(wanted.heads.as_slice());
+                    let is_named = wanted.heads.as_slice().iter().all(|head| self.named.contains(&(user, *head)));
+                    if !is_his && !is_named {
                         named.insert(wanted.document);
                     }
                 }

@@ -12,7 +12,7 @@ use tidelog::id::{ChangeHash, DocumentId};
 use tidelog::log::Durability;
 use tidelog::{Error, Limits};
 
-use super::cluster::with_users;
+use super::cluster::only_users;
 use super::links::{Edge, Link};
 use super::random::Random;
 use super::replica::{Replica, Waiter};
@@ -76,10 +76,10 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Whether some clients are users: in one cluster of six, where that is asked for, and where a fault is planted that
-    /// only those can show.
+    /// Whether some clients are users: in one cluster of six, in all where that is asked for, and where a fault is planted
+    /// that only those can show.
     fn has_users(&self) -> bool {
-        self.mutant.map_or_else(|| self.seed % 6 == 2 && with_users(), Mutant::is_about_users)
+        self.mutant.map_or_else(|| self.seed % 6 == 2 || only_users(), Mutant::is_about_users)
     }
 }
 

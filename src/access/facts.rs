@@ -2,8 +2,8 @@
 
 use serde_json::Value as Json;
 
+use super::shared::Shared;
 use crate::document::{Path, Values, ViewError};
-use crate::engine::Database;
 use crate::error::Error;
 use crate::id::{DocumentId, Lsn};
 use crate::rules::{Data, Documents, Fields, Value};
@@ -65,25 +65,29 @@ fn escaped(key: &str) -> String {
 
 /// Other documents that a decision looks at, and which they were.
 pub(super) struct Others<'a> {
-    database: &'a Database,
+    shared: &'a Shared,
     /// Each with the position of its last record: when that moves, the decision is void.
     pub(super) seen: std::cell::RefCell<Vec<(DocumentId, Lsn)>>,
 }
 
 impl<'a> Others<'a> {
-    pub(super) fn of(database: &'a Database) -> Self {
-        Self { database, seen: std::cell::RefCell::default() }
+    /// Those that rules see on a server.
+    pub(super) fn of(shared: &'a Shared) -> Self {
+        Self { shared, seen: std::cell::RefCell::default() }
     }
 
     fn read(&self, collection: &str, id: &str) -> Result<Option<Value>, Error> {
         let name = crate::id::CollectionName::new(collection)?;
         let document = id.parse().unwrap_or_else(|_| DocumentId::named(&name, id));
-        let state = self.database.reader().document(document)?;
+        // Before it is read: a change that comes in between must not go by unseen.
+        self.shared.note_consulted(document);
+        let database = &self.shared.database;
+        let state = database.reader().document(document)?;
         let last = state.as_ref().map_or(Lsn::ZERO, |state| state.last_lsn);
         self.seen.borrow_mut().push((document, last));
         match state {
             Some(state) if state.visible && state.collection == name && state.change_count > 0 => {
-                let value = self.database.consult(document, |view| Ok(view.to_json()?))?;
+                let value = database.consult(document, |view| Ok(view.to_json()?))?;
                 Ok(Some(Value::from_json(&value)))
             }
             _ => Ok(None),

@@ -243,12 +243,11 @@ impl Shared {
         self.authority.as_ref().is_none_or(|authority| authority.is_revoked(identity))
     }
 
-    pub(super) fn note_consulted(&self, documents: impl Iterator<Item = DocumentId>) {
+    /// Has the changes of a document watched, from here on.
+    pub(super) fn note_consulted(&self, document: DocumentId) {
         let mut consulted = self.consulted.lock().unwrap_or_else(PoisonError::into_inner);
-        for document in documents {
-            if consulted.len() <= CONSULTED_MAX {
-                consulted.insert(document);
-            }
+        if consulted.len() <= CONSULTED_MAX {
+            consulted.insert(document);
         }
     }
 

@@ -223,14 +223,12 @@ impl Subject {
     /// Has the rules decide for him, now. Whatever other documents they look at are watched from here on; those are the
     /// second half of the answer.
     pub(super) fn ask(&self, rules: &Rules, request: Request<'_>) -> (Decision, Vec<(DocumentId, Lsn)>) {
-        let others = Others::of(self.database());
+        let shared = &self.0.access.0;
+        let others = Others::of(shared);
         let (auth, time_ms) = (self.0.auth.as_ref(), now_ms() as i64);
         let decision = rules.decide(&Request { auth, time_ms, documents: &others, ..request });
-        let shared = &self.0.access.0;
         shared.counts.note(request.operation, decision.allowed);
-        let seen = others.seen.into_inner();
-        shared.note_consulted(seen.iter().map(|(document, _)| *document));
-        (decision, seen)
+        (decision, others.seen.into_inner())
     }
 
     /// Whether there can be anything in a collection that he may do that to.

@@ -75,7 +75,8 @@ impl Database {
         self.ask(Input::Withhold { documents, withheld, via }).await.map(|_| ())
     }
 
-    /// Takes back what the node `via` will not have. Resolves once that is durable.
+    /// Takes back what the node `via` will not have. Resolves once that is durable, with whether none of the changes is left:
+    /// what others made is theirs to take back, and so is what was made here on top of it.
     ///
     /// # Errors
     /// [`Error`] when a document cannot be read or the log not be written.
@@ -85,21 +86,33 @@ impl Database {
     ///
     /// # Cost
     /// Each document is made twice.
-    pub async fn take_back(&self, via: NodeId, rows: Vec<DeniedRow>) -> Result<(), Error> {
+    pub async fn take_back(&self, via: NodeId, rows: Vec<DeniedRow>) -> Result<bool, Error> {
         let database = self.clone();
         let work = move || {
+            let changes: Vec<_> = rows.iter().filter_map(|row| Some((row.document, row.change?))).collect();
             let mut documents: BTreeMap<DocumentId, Vec<DeniedRow>> = BTreeMap::new();
             // What was not looked at for the sake of others falls with those.
             for row in rows.into_iter().filter(|row| !row.is_behind) {
                 documents.entry(row.document).or_default().push(row);
             }
-            documents.into_iter().try_for_each(|(document, rows)| database.take_back_of(via, document, &rows))
+            documents.into_iter().try_for_each(|(document, rows)| database.take_back_of(via, document, &rows))?;
+            database.has_none(&changes)
         };
         // When another thread is done does not follow from a seed.
         if cfg!(feature = "sim") {
             return work();
         }
         tokio::task::spawn_blocking(work).await.map_err(|_| Error::Closed)?
+    }
+
+    fn has_none(&self, changes: &[(DocumentId, ChangeHash)]) -> Result<bool, Error> {
+        for (document, hash) in changes {
+            let graph = self.reader().graph(*document)?;
+            if graph.lock().unwrap_or_else(PoisonError::into_inner).contains(hash) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn take_back_of(&self, via: NodeId, document: DocumentId, rows: &[DeniedRow]) -> Result<(), Error> {

@@ -394,6 +394,10 @@ impl Engine {
             self.push(void, None);
         }
         self.take_asked();
+        self.commit_queued(now_ms, now)
+    }
+
+    fn commit_queued(&mut self, now_ms: u64, now: Instant) -> Report {
         let batch = self.drain();
         let mut report = Report::default();
         if let Some(why) = &self.failure {

@@ -58,8 +58,10 @@ enum Event {
     OpenedOurs(Channel, FrameReader),
     /// The writer answered.
     Admitted(u64, Result<Admitted, Error>),
-    /// What the peer said of what we may do there is logged.
-    Taken,
+    /// So many rows that the peer denied are taken back.
+    TakenBack(usize),
+    /// What the peer said of what we may read there is logged.
+    Withheld,
     /// The writer could not do what the peer said of what we may do there.
     NotTaken(Error),
     /// What came will not be taken for so long that the peer has to go.
@@ -446,7 +448,7 @@ impl Conversation {
     }
 
     fn take(&mut self, event: Event) -> Result<(), Ended> {
-        if let Event::Admitted(..) | Event::Taken = event {
+        if let Event::Admitted(..) | Event::TakenBack(_) | Event::Withheld = event {
             self.unanswered = self.unanswered.saturating_sub(1);
         }
         match event {
@@ -472,7 +474,8 @@ impl Conversation {
             Event::Admitted(ticket, Err(error)) => {
                 self.session.handle_refused(ticket, &error.to_string()).map_err(Ended::Session)?;
             }
-            Event::Taken => {}
+            Event::TakenBack(rows) => self.session.handle_taken_back(rows).map_err(Ended::Session)?,
+            Event::Withheld => {}
             Event::TooMuch(why) => return Err(Ended::TurnedAway(why)),
             Event::NotTaken(error) => return Err(Ended::Session(SessionError::Refused(error.to_string()))),
             Event::Failed(error) => return Err(Ended::Link(error)),

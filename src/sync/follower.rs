@@ -61,6 +61,8 @@ pub(super) struct Follower {
     rights: Rights,
     /// What we may read there.
     offered: Offered,
+    /// Documents that the peer listed otherwise than they are here, though all it has of them is here.
+    differing: Vec<DocumentId>,
 }
 
 struct Wanting {
@@ -69,10 +71,20 @@ struct Wanting {
     rows_wait: bool,
     /// Something came meanwhile that the answer need not cover.
     again: bool,
-    stream_logged: bool,
+    /// The stream that its answer is about to name is logged already.
+    logged_stream: Option<LoggedStream>,
+    /// Whatever may be taken of a chunk is: the peer is not asked again for what it said that the chunk has.
+    is_read: bool,
     /// The heads the peer had when it answered with an exchange: what the exchange must bring at least.
     required: Heads,
     attempts: u32,
+    /// What a page said of its state.
+    listed: Option<[u8; 16]>,
+}
+
+/// A chunk that came before the answer that names it.
+struct LoggedStream {
+    was_denied: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -114,6 +126,7 @@ impl Follower {
             caught_up: false,
             rights: Rights::of(role),
             offered: Offered::default(),
+            differing: Vec::new(),
         }
     }
 
@@ -146,10 +159,10 @@ impl Follower {
         self.wanted.keys().next().copied()
     }
 
-    /// Whether the cursor may move with what is logged next. Not beyond what was denied: nobody says that the peer has
-    /// heard of that. On the next link it is either withdrawn or brought and denied again.
+    /// Whether the cursor may move with what is logged next. Not beyond what was denied, before the peer says that it has
+    /// taken that back: on the next link it is either withdrawn or brought and denied again.
     pub(super) fn may_move_cursor(&self) -> bool {
-        self.is_answered() && !self.rights.has_denied_any()
+        self.is_answered() && self.rights.is_settled()
     }
 
     /// Whether nothing is left to ask for.
@@ -225,8 +238,8 @@ impl Follower {
                 if let Some(wanting) = self.wanted.get_mut(&document) {
                     wanting.state = Wish::Streaming;
                     wanting.required = batch.heads;
-                    if std::mem::take(&mut wanting.stream_logged) {
-                        self.ask_again(document);
+                    if let Some(LoggedStream { was_denied }) = wanting.logged_stream.take() {
+                        self.conclude_stream(document, was_denied);
                     }
                 }
             }
@@ -281,20 +294,33 @@ impl Follower {
                 return Ok(());
             }
             // What was denied does not come, however often it is asked for.
-            _ if self.rights.has_denied(document) => true,
+            (outcome, _) if self.rights.has_denied(document) => {
+                if outcome == Outcome::Exchange {
+                    self.rights.leave_unsettled();
+                }
+                true
+            }
             // An exchange that ended already may have been about older heads than the answer's.
             (Outcome::Exchange | Outcome::Complete | Outcome::More, _) => has_all(document, heads, reader)?,
         };
-        self.conclude(document, whole)
+        self.conclude(document, whole, reader)
     }
 
-    pub(super) fn handle_logged_stream(&mut self, document: DocumentId) {
+    /// Takes note that a chunk is logged, or that something of it was denied.
+    pub(super) fn handle_logged_stream(&mut self, document: DocumentId, was_denied: bool) {
         match self.wanted.get_mut(&document) {
-            // What was denied does not come, however often it is asked for.
-            Some(_) if self.rights.has_denied(document) => _ = self.wanted.remove(&document),
-            Some(wanting) if wanting.state == Wish::Streaming => self.ask_again(document),
-            Some(wanting) => wanting.stream_logged = true,
+            Some(wanting) if wanting.state == Wish::Streaming => self.conclude_stream(document, was_denied),
+            // The answer that names the stream is yet to come.
+            Some(wanting) => wanting.logged_stream = Some(LoggedStream { was_denied }),
             None => {}
+        }
+    }
+
+    /// Asks for what came after a chunk. What was denied of it does not come, however often it is asked for.
+    fn conclude_stream(&mut self, document: DocumentId, was_denied: bool) {
+        if let Some(wanting) = self.wanted.get_mut(&document) {
+            wanting.is_read = was_denied && !wanting.again;
+            self.ask_again(document);
         }
     }
 
@@ -308,9 +334,12 @@ impl Follower {
         match wanting.state {
             Wish::Exchanging => {
                 let said = ended.their_heads.is_some();
-                let whole = self.rights.has_denied(ended.document)
-                    || said && has_all(ended.document, &wanting.required, reader)?;
-                self.conclude(ended.document, whole)
+                let has_denied = self.rights.has_denied(ended.document);
+                if has_denied {
+                    self.rights.leave_unsettled();
+                }
+                let whole = has_denied || said && has_all(ended.document, &wanting.required, reader)?;
+                self.conclude(ended.document, whole, reader)
             }
             Wish::Asked | Wish::Exchanged => {
                 wanting.state = Wish::Exchanged;
@@ -318,6 +347,11 @@ impl Follower {
             }
             Wish::Streaming => Ok(()),
         }
+    }
+
+    /// Documents of which a node that does not take everything from us may lack something, though we have all it has.
+    pub(super) fn take_differing(&mut self) -> impl Iterator<Item = DocumentId> + use<> {
+        std::mem::take(&mut self.differing).into_iter()
     }
 
     pub(super) fn handle_stored(&mut self, cursor: LogCursor) {
@@ -353,13 +387,14 @@ impl Follower {
             self.compare(page, reader, intake, out, exchanges)?;
             return Ok(true);
         }
-        if !self.asks.is_empty() {
-            let documents = self.asks.drain(..self.asks.len().min(256)).collect::<Vec<_>>();
+        let asks = if self.asks.is_empty() { 0 } else { self.asks.len().min(256).min(self.room_for_asks()) };
+        if asks > 0 {
+            let documents = self.asks.drain(..asks).collect::<Vec<_>>();
             let documents = documents.into_iter().map(|id| self.wish(id, reader)).collect::<Result<_, _>>()?;
             send_wants(0, documents, out)?;
             return Ok(true);
         }
-        let followed = self.cursor.into_iter().chain(self.held.filter(|_| self.rights.has_denied_any()));
+        let followed = self.cursor.into_iter().chain(self.held.filter(|_| !self.rights.is_settled()));
         let reached = followed.max_by_key(|cursor| cursor.lsn).is_some_and(|cursor| cursor.lsn >= self.tail_met);
         if reached && !self.caught_up && self.is_answered() {
             self.caught_up = true;
@@ -367,6 +402,13 @@ impl Follower {
             return Ok(true);
         }
         Ok(false)
+    }
+
+    /// How many documents more may be asked for beside what pages list: the peer takes eight pages of them at once.
+    fn room_for_asks(&self) -> usize {
+        let asked = self.wanted.values().filter(|wanting| wanting.state == Wish::Asked).count();
+        let unanswered = asked.saturating_sub(self.asks.len());
+        (4 * self.limits.inventory_rows).saturating_sub(unanswered)
     }
 
     /// Asks for every document of the page that we lack or that differs.
@@ -382,7 +424,7 @@ impl Follower {
         self.offered.compare(&page, self.peer, reader, intake)?;
         for row in page.rows {
             if let Some(wanting) = self.wanted.get_mut(&row.document) {
-                wanting.again = true;
+                (wanting.again, wanting.listed) = (true, Some(row.digest));
                 continue;
             }
             let state = reader.document(row.document)?;
@@ -392,7 +434,7 @@ impl Follower {
             let live = exchanges.is_live(row.document);
             let wish = if live { Wish::Exchanging } else { Wish::Asked };
             // What is being exchanged may have been said before it became what the page lists: ask afterwards.
-            self.wanted.insert(row.document, Wanting { again: live, ..Wanting::new(wish) });
+            self.wanted.insert(row.document, Wanting { again: live, listed: Some(row.digest), ..Wanting::new(wish) });
             if !live {
                 wishes.push(self.wish(row.document, reader)?);
             }
@@ -408,9 +450,14 @@ impl Follower {
     }
 
     /// The answer for a document is logged. It is whole unless something came meanwhile.
-    fn conclude(&mut self, document: DocumentId, whole: bool) -> Result<(), SessionError> {
+    fn conclude(&mut self, document: DocumentId, whole: bool, reader: &Reader) -> Result<(), SessionError> {
         let Some(wanting) = self.wanted.get_mut(&document) else { return Ok(()) };
         if whole && !wanting.again {
+            if let Some(listed) = wanting.listed.filter(|_| self.offered.is_limited())
+                && reader.document(document)?.is_some_and(|state| state.digest.0 != listed)
+            {
+                self.differing.push(document);
+            }
             self.wanted.remove(&document);
             return Ok(());
         }
@@ -468,6 +515,9 @@ impl Follower {
 
     /// Names a document with the heads we have, as far as the peer may know them.
     fn wish(&self, document: DocumentId, reader: &Reader) -> Result<Wanted, HistoryError> {
+        if let Some(wanting) = self.wanted.get(&document).filter(|wanting| wanting.is_read) {
+            return Ok(Wanted { document, heads: shortened(wanting.required.clone()) });
+        }
         if self.rights.may_read(document) {
             let heads = reader.document(document)?.map_or_else(Heads::default, |state| shortened(state.heads));
             return Ok(Wanted { document, heads });
@@ -481,7 +531,16 @@ impl Follower {
 
 impl Wanting {
     fn new(state: Wish) -> Self {
-        Self { state, rows_wait: false, again: false, stream_logged: false, required: Heads::default(), attempts: 0 }
+        Self {
+            state,
+            rows_wait: false,
+            again: false,
+            logged_stream: None,
+            is_read: false,
+            required: Heads::default(),
+            attempts: 0,
+            listed: None,
+        }
     }
 }
 

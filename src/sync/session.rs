@@ -337,6 +337,8 @@ pub struct Session {
     follower: Follower,
     exchanges: Exchanges,
     guard: Guard,
+    /// Rows that the peer denied and that are taken back.
+    taken_back: u64,
     out: Outbox,
     strict: bool,
     /// When we last did something, or heard of a document.
@@ -408,6 +410,7 @@ impl Session {
             follower: Follower::new(config.peer, config.role, config.cursor, &config.limits),
             exchanges: Exchanges::new(config.node, config.peer, config.role, &config.limits),
             guard: Guard::default(),
+            taken_back: 0,
             out: Outbox::default(),
             strict: config.strict,
             moved: None,
@@ -603,6 +606,7 @@ impl Session {
         if !self.opening.acknowledged {
             return Ok(false);
         }
+        self.follower.take_differing().for_each(|document| self.source.offer(document));
         let may_answer = !self.guard.filters() || self.intake.is_empty();
         let worked = self.source.step(now, reader, &mut self.out, &mut self.exchanges, may_answer)?;
         let withdrawn = self.source.take_withdrawn();
@@ -645,6 +649,9 @@ impl Session {
             Frame::Access(_) | Frame::Denied(_) if self.config.role != Role::Node => {
                 return Err(unexpected(&frame, "a client says nothing of our rights"));
             }
+            Frame::TakenBack(_) if self.config.role != Role::Client => {
+                return Err(unexpected(&frame, "a node is denied nothing"));
+            }
             // A node says it before it acknowledges us.
             Frame::Access(access) if self.opening.judged => {
                 self.follower.handle_access(access, &mut self.intake);
@@ -668,6 +675,7 @@ impl Session {
                 self.out.put(Output::TakeBack(denied.rows));
                 Ok(())
             }
+            Frame::TakenBack(taken) => self.follower.handle_taken_back(taken.rows),
             Frame::Busy(busy) => {
                 self.source.pause(now + Duration::from_millis(busy.retry_after_ms.into()));
                 Ok(())
@@ -781,6 +789,19 @@ impl Session {
         if self.opening.judged { self.handle_access_changed(reader) } else { self.acknowledge(reader) }
     }
 
+    /// Takes note that so many rows that the peer denied are taken back, durably: all that an [`Output::TakeBack`] had, or
+    /// none of them where some are left.
+    ///
+    /// # Errors
+    /// As [`Self::handle_frame`].
+    pub fn handle_taken_back(&mut self, rows: usize) -> Result<(), SessionError> {
+        if rows == 0 {
+            return Ok(());
+        }
+        self.taken_back += rows as u64;
+        self.out.control(&Frame::TakenBack(wire::TakenBack { rows: self.taken_back }))
+    }
+
     /// Takes note that the peer's user may do other things than before.
     ///
     /// # Errors
@@ -807,7 +828,10 @@ impl Session {
                 Mark::Document { document, heads, outcome } => {
                     self.follower.handle_logged_document(document, &heads, outcome, reader)?;
                 }
-                Mark::Stream { document } => self.follower.handle_logged_stream(document),
+                Mark::Stream { document } => {
+                    let was_denied = outcome.denied.iter().any(|denied| denied.document == document);
+                    self.follower.handle_logged_stream(document, was_denied);
+                }
                 Mark::Exchange { channel, arrived } => {
                     self.exchanges.settle(channel, arrived, &outcome.denied, reader)?;
                 }
@@ -866,6 +890,7 @@ pub(super) fn unexpected(frame: &Frame, why: &'static str) -> SessionError {
         Frame::Access(_) => "Access",
         Frame::Denied(_) => "Denied",
         Frame::Authors(_) => "Authors",
+        Frame::TakenBack(_) => "TakenBack",
         Frame::Skipped(_) => "unknown",
     };
     SessionError::UnexpectedFrame { frame, why }

@@ -12,6 +12,7 @@
 //! it brought during this session are left out.
 
 mod audience;
+mod offers;
 mod rows;
 mod streams;
 
@@ -71,6 +72,8 @@ pub(super) struct Source {
     unacknowledged: VecDeque<(u64, Vec<DocumentId>)>,
     /// Documents of which changes were withdrawn here, and that was not looked at yet.
     withdrawn: BTreeSet<DocumentId>,
+    /// Documents of which the peer is told once more what was said here of their lives.
+    offers: VecDeque<DocumentId>,
 }
 
 enum Phase {
@@ -138,6 +141,7 @@ impl Source {
             reached: None,
             unacknowledged: VecDeque::new(),
             withdrawn: BTreeSet::new(),
+            offers: VecDeque::new(),
         }
     }
 
@@ -250,7 +254,10 @@ impl Source {
             Phase::Waiting => Ok(false),
             Phase::Listing(_) => self.list(reader, out),
             Phase::Resting(after) => self.look_for_changes(*after, reader),
-            Phase::Streaming(after) => self.stream(*after, reader, out),
+            Phase::Streaming(after) => {
+                let after = *after;
+                Ok(self.send_offers(reader, out)? || self.stream(after, reader, out)?)
+            }
         }
     }
 
@@ -332,9 +339,13 @@ impl Source {
         Ok(true)
     }
 
+    fn has_room_for_batch(&self) -> bool {
+        self.number - self.acknowledged < self.limits.batches_in_flight as u64
+    }
+
     /// Sends the next slice of the log.
     fn stream(&mut self, after: Lsn, reader: &Reader, out: &mut Outbox) -> Result<bool, SessionError> {
-        if !self.awake || self.number - self.acknowledged >= self.limits.batches_in_flight as u64 {
+        if !self.awake || !self.has_room_for_batch() {
             return Ok(false);
         }
         let mut entries = reader.read_log(after, self.limits.batch_bytes, BATCH_RECORDS_MAX)?;

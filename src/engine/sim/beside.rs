@@ -56,8 +56,9 @@ impl Engine {
         self.queue.push_back(Waiting { ticket: self.tickets, input: job.input, in_flight, asked });
     }
 
-    /// Has work done with the database that waits for the writer, and steps that until the work is over. Either this
-    /// thread does something or the worker does, so the same work comes to the same.
+    /// Has work done with the database that waits for the writer, and steps that until the work is over. What the work
+    /// asks for is committed one by one: how much of it came before the writer looked is chance, and the same work must
+    /// come to the same groups.
     ///
     /// # Errors
     /// [`Error`] when the store cannot be read.
@@ -68,6 +69,8 @@ impl Engine {
     ) -> Result<(R, Vec<Report>), Error> {
         let database = self.database()?;
         let mut reports = Vec::new();
+        // What was asked for before goes first.
+        self.take_asked();
         self.work_is_over = false;
         let worker = || {
             let _over = Over(&database);
@@ -79,10 +82,8 @@ impl Engine {
         let result = std::thread::scope(|scope| {
             let worker = scope.spawn(worker);
             loop {
-                self.take_asked();
                 while !self.queue.is_empty() {
-                    reports.push(self.step(turn.now_ms, turn.now));
-                    self.take_asked();
+                    reports.push(self.commit_queued(turn.now_ms, turn.now));
                 }
                 let next = || self.beside.as_ref().and_then(|beside| beside.jobs.recv().ok());
                 match if self.work_is_over { None } else { next() } {

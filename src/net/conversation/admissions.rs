@@ -70,12 +70,15 @@ pub(super) async fn admit_in_order(
                 let admitted = database.offer(Source { node: peer, is_trusted, clash, judge }, rows, cursor).await;
                 Event::Admitted(ticket, admitted)
             }
-            Admission::TakeBack(rows) => match database.take_back(peer, rows).await {
-                Ok(()) => Event::Taken,
-                Err(error) => Event::NotTaken(error),
-            },
+            Admission::TakeBack(rows) => {
+                let count = rows.len();
+                match database.take_back(peer, rows).await {
+                    Ok(is_all) => Event::TakenBack(if is_all { count } else { 0 }),
+                    Err(error) => Event::NotTaken(error),
+                }
+            }
             Admission::Withhold(documents, withheld) => match database.withhold(peer, documents, withheld).await {
-                Ok(()) => Event::Taken,
+                Ok(()) => Event::Withheld,
                 Err(error) => Event::NotTaken(error),
             },
         };

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::streams::Incoming;
-use super::{Follower, Wanting, Wish};
+use super::{Follower, Wanting, Wish, unexpected};
 use crate::history::{HistoryError, Origin, Reader, fold};
 use crate::id::{ChangeHash, DocumentId, NodeId, truncated};
 use crate::log::rows::IndexRow;
@@ -32,8 +32,12 @@ pub(super) struct Rights {
     /// What it was denied, by document; nothing at all of a document, where that may not be created.
     denied: HashMap<DocumentId, Refused>,
     denials: usize,
-    /// It was denied something on this link.
-    has_denied_any: bool,
+    /// Rows of which it was told that they are denied, and of those the ones that it has taken back.
+    told: u64,
+    taken: u64,
+    /// Whether it has sent all that it may is not known: there was more than it can be told of, or an exchange in which
+    /// something was denied.
+    is_uncertain: bool,
     /// Rows that stand on denied ones and of which it was not told yet.
     untold: Vec<DeniedRow>,
 }
@@ -67,8 +71,16 @@ impl Rights {
         self.permits.as_ref().is_none_or(|permits| permits.may_read(document))
     }
 
-    pub(super) fn has_denied_any(&self) -> bool {
-        self.has_denied_any
+    /// Whether it has taken back whatever it was denied on this link.
+    pub(super) fn is_settled(&self) -> bool {
+        // It keeps a document without edits that may not be created, and may bring it when rights have changed.
+        let is_kept = |refused: &Refused| refused.whole && refused.changes.is_empty();
+        self.told == self.taken && self.untold.is_empty() && !self.is_uncertain && !self.denied.values().any(is_kept)
+    }
+
+    /// Has what it brings on this link brought once more on the next one.
+    pub(super) fn leave_unsettled(&mut self) {
+        self.is_uncertain = true;
     }
 
     pub(super) fn has_denied(&self, document: DocumentId) -> bool {
@@ -87,6 +99,7 @@ impl Rights {
         let (hash, deps) = (change.hash(), change.deps());
         let away =
             refused.whole || refused.changes.contains(&hash) || deps.iter().any(|dep| refused.changes.contains(dep));
+        self.is_uncertain |= away && refused.changes.len() >= DENIALS_MAX;
         if away && refused.changes.len() < DENIALS_MAX {
             refused.changes.insert(hash);
             // Of a document that may not be created, the first changes stand on nothing else.
@@ -256,6 +269,9 @@ impl Follower {
     /// Takes what the peer says of what we may read.
     pub(in crate::sync) fn handle_access(&mut self, access: wire::Access, intake: &mut Intake) {
         self.offered.is_limited = true;
+        // Pages that came before and wait are older than this.
+        let withheld: HashSet<_> = access.withheld.iter().collect();
+        self.pages.iter_mut().for_each(|page| page.rows.retain(|row| !withheld.contains(&row.document)));
         for document in &access.withheld {
             self.offered.received.remove(document);
             self.offered.fresh.remove(document);
@@ -288,7 +304,6 @@ impl Follower {
         if self.rights.denials > DENIALS_MAX {
             return Err(SessionError::TooMany { what: "changes that it may not make", max: DENIALS_MAX });
         }
-        self.rights.has_denied_any |= !denied.is_empty();
         let mut rows = std::mem::take(&mut self.rights.untold);
         for Denied { document, change, why } in denied {
             let refused = self.rights.denied.entry(*document).or_default();
@@ -306,7 +321,17 @@ impl Follower {
             rows.push(DeniedRow { document, change, is_behind, why });
             self.rights.denials += usize::from(!is_behind);
         }
+        self.rights.told += rows.len() as u64;
         rows.chunks(DENIED_MAX).try_for_each(|rows| out.control(&Frame::Denied(wire::Denied { rows: rows.to_vec() })))
+    }
+
+    /// Takes note of how many of the rows that it was denied the peer has taken back.
+    pub(in crate::sync) fn handle_taken_back(&mut self, rows: u64) -> Result<(), SessionError> {
+        if rows < self.rights.taken || rows > self.rights.told {
+            return Err(unexpected("TakenBack", "so many rows were not denied, or fewer than it has said"));
+        }
+        self.rights.taken = rows;
+        Ok(())
     }
 
     /// Asks for a document, or once more if that is under way. So for one of which something was withdrawn here: the peer may
@@ -328,6 +353,7 @@ impl Follower {
     pub(in crate::sync) fn handle_access_changed(&mut self, exchanges: &Exchanges) {
         let mut denied: Vec<DocumentId> = self.rights.denied.drain().map(|(document, _)| document).collect();
         denied.sort_unstable();
+        self.wanted.values_mut().for_each(|wanting| wanting.is_read = false);
         denied.into_iter().for_each(|document| self.handle_missing(document, exchanges));
     }
 }

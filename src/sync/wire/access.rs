@@ -66,6 +66,13 @@ pub struct DeniedRow {
     pub why: String,
 }
 
+/// What the sender of edits that were denied says once it has durably taken them back: nothing of them comes again.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct TakenBack {
+    /// How many rows that is, of all [`Denied`] frames on this link, in their order.
+    pub rows: u64,
+}
+
 /// Authors that one [`Authors`] frame names.
 pub const AUTHORS_MAX: usize = 1024;
 
@@ -106,6 +113,12 @@ impl Checked for Denied {
     fn check(&self) -> Result<(), &'static str> {
         require(self.rows.len() <= DENIED_MAX, "too many rows are denied at once")?;
         require(self.rows.iter().all(|row| row.why.len() <= WHY_BYTES_MAX), "a reason is too long")
+    }
+}
+
+impl Checked for TakenBack {
+    fn check(&self) -> Result<(), &'static str> {
+        Ok(())
     }
 }
 
