@@ -530,6 +530,27 @@ pub(crate) mod feeds {
     pub(crate) const STANDINGS_PER_READ: usize = 4096;
 }
 
+/// Bounds of one change feed whose reader may not see everything.
+#[cfg(feature = "web")]
+pub(crate) mod sifted {
+    /// Documents that changed since its reader was told what he may see. With more, all that there are are asked about.
+    pub(crate) const CHANGED_MAX: usize = 4096;
+    /// Documents of one feed that are asked about. With more, it begins anew.
+    pub(crate) const DOCUMENTS_MAX: usize = 1_000_000;
+    /// Documents that are told to be released or withheld by one change of rights. With more, it begins anew.
+    pub(crate) const RIGHTS_MAX: usize = 10_000;
+    /// Documents of which is remembered whether they may be seen. Beyond it that is found again.
+    pub(crate) const KNOWN_MAX: usize = 10_000;
+    /// Other documents that decide what may be seen. With more, any change in their collections has everything asked again.
+    pub(crate) const RESTS_ON_MAX: usize = 10_000;
+    /// Other documents that are kept as they were at one moment. Beyond it they are read again.
+    pub(crate) const OTHERS_MAX: usize = 1024;
+    /// Where rules look at the time, it moves on in steps of so many milliseconds.
+    pub(crate) const TIME_MS: u64 = 4_000;
+    /// How long documents are asked about at a stretch, in milliseconds.
+    pub(crate) const TURN_MS: u64 = 50;
+}
+
 /// Bounds on the search for changes that automerge cannot apply, of a document that could not be made with them.
 pub(crate) mod voids {
     /// Such changes that one pass looks for. They are noted, and another pass looks for more.

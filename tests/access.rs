@@ -1,6 +1,7 @@
 //! Who may do what, over real sockets: HTTP and server-sent events, stock clients over WebSocket, rules that change and
 //! tokens that are revoked while connections stand.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
@@ -309,6 +310,168 @@ fn a_listener_is_told_what_comes_and_goes_when_rules_and_rights_change() {
         assert_eq!((last.0.as_str(), &last.1["error"]["code"]), ("error", &json!("E0205")), "{last:?}");
     }
     assert_eq!(node.ask(Some(&ben), "GET", "/v1/collections", &Value::Null).0, 401);
+}
+
+/// Notes are for who is in their room.
+const ROOMS: &str = "
+match /notes/{id} { allow read: if request.auth.uid in get(/rooms/$(resource.data.room)).data.members; }
+match /{c}/{id} { allow read, write: if request.auth.token.role == 'admin'; }
+";
+
+/// What somebody has who follows the feed, and does what it says: nothing else tells him what he may read.
+struct Mirror<'a> {
+    token: &'a str,
+    cursor: String,
+    has: BTreeMap<String, Value>,
+    /// What the last of it was about.
+    kinds: Vec<String>,
+}
+
+impl Mirror<'_> {
+    fn take(&mut self, node: &Node, event: &Value) {
+        let (kind, id) = (event["kind"].as_str().unwrap(), event["id"].as_str().unwrap().to_owned());
+        self.kinds.push(kind.to_owned());
+        if ["withheld", "deleted", "gone", "purged"].contains(&kind) {
+            self.has.remove(&id);
+        } else {
+            let path = format!("/v1/collections/notes/documents/{id}");
+            match node.ask(Some(self.token), "GET", &path, &Value::Null) {
+                (200, value) => self.has.insert(id, value),
+                _ => self.has.remove(&id),
+            };
+        }
+    }
+
+    fn open(&mut self, opened: &Value) {
+        self.kinds.clear();
+        if !opened["reset"].is_null() {
+            self.kinds.push(format!("reset {}", opened["reset"]["reason"].as_str().unwrap()));
+            self.has.clear();
+        }
+    }
+
+    fn page(&mut self, node: &Node, form: &str) {
+        let path = format!("/v1/changes?collection=notes&feed={form}&since={}", self.cursor);
+        let (status, page) = node.ask(Some(self.token), "GET", &path, &Value::Null);
+        assert_eq!(status, 200, "{page}\n{}", node.log());
+        self.open(&page["opened"]);
+        page["events"].as_array().unwrap().iter().for_each(|event| self.take(node, event));
+        // In whatever order the documents come.
+        self.kinds.sort();
+        page["cursor"].as_str().unwrap().clone_into(&mut self.cursor);
+    }
+
+    /// Until he has these.
+    fn hear(&mut self, node: &Node, stream: &mut Events, wanted: &[&str]) {
+        let begun = Instant::now();
+        self.kinds.clear();
+        while self.names() != wanted {
+            assert!(begun.elapsed() < Duration::from_secs(20), "{:?}\n{}", self.has, node.log());
+            let (name, data) = stream.next().expect("the stream goes on");
+            match name.as_str() {
+                "opened" => self.open(&data),
+                "change" => self.take(node, &data),
+                _ => {}
+            }
+        }
+        println!("{wanted:?} {:?} after {:?}", self.kinds, begun.elapsed());
+        // What he is told last says where to go on.
+        while let Some((name, data)) = stream.next() {
+            if name == "progress" && data["progress"]["caught_up"] == true {
+                data["progress"]["cursor"].as_str().unwrap().clone_into(&mut self.cursor);
+                break;
+            }
+        }
+    }
+
+    fn names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.has.values().map(|value| value["text"].as_str().unwrap()).collect();
+        names.sort_unstable();
+        names
+    }
+}
+
+#[test]
+fn a_feed_is_whole_whatever_is_granted_or_taken_while_it_stands_and_while_nobody_listens() {
+    let mut node = Node::start(ROOMS);
+    let (ann, ben) = (node.token("ann", "admin", "[]"), node.token("ben", "user", "[]"));
+    for (room, members) in [("hall", json!(["ben"])), ("attic", json!([])), ("cellar", json!([]))] {
+        node.run(&["add", "rooms", &json!({ "members": members }).to_string(), "--name", room]);
+        node.add(&ann, "notes", &json!({ "room": room, "text": room }));
+    }
+    let rooms = node.ask(Some(&ann), "GET", "/v1/collections/rooms/documents?values=true", &Value::Null).1;
+    let let_in = |node: &Node, room: &str, members: Value| {
+        let found = rooms["documents"].as_array().unwrap().iter().find(|row| row["name"] == room).unwrap();
+        let path = format!("/v1/collections/rooms/documents/{}", found["id"].as_str().unwrap());
+        assert_eq!(node.ask(Some(&ann), "PATCH", &path, &json!({ "members": members })).0, 200);
+    };
+    let mut mirror = Mirror { token: &ben, cursor: "beginning".into(), has: BTreeMap::new(), kinds: Vec::new() };
+
+    // While he listens: a document that rules look at, and other rules.
+    let mut stream = node.stream(&ben, "/v1/changes?feed=sse&collection=notes");
+    mirror.hear(&node, &mut stream, &["hall"]);
+    let_in(&node, "attic", json!(["ben"]));
+    mirror.hear(&node, &mut stream, &["attic", "hall"]);
+    assert_eq!(mirror.kinds, ["released"]);
+    let_in(&node, "hall", json!([]));
+    mirror.hear(&node, &mut stream, &["attic"]);
+    assert_eq!(mirror.kinds, ["withheld"]);
+    fs::write(
+        node.rules(),
+        ROOMS.replace("request.auth.uid in", "!(request.auth.uid in").replace("members;", "members);"),
+    )
+    .unwrap();
+    mirror.hear(&node, &mut stream, &["cellar", "hall"]);
+    assert_eq!(mirror.kinds.len(), 3, "{:?}", mirror.kinds);
+    fs::write(node.rules(), ROOMS).unwrap();
+    mirror.hear(&node, &mut stream, &["attic"]);
+    drop(stream);
+    let then = (mirror.cursor.clone(), mirror.has.clone());
+
+    // While he is away, in pages, over a kill of the server.
+    let_in(&node, "cellar", json!(["ann", "ben"]));
+    let_in(&node, "attic", json!(["ann"]));
+    let mut child = node.child.take().unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    node.start_again();
+    mirror.page(&node, "normal");
+    assert_eq!((mirror.names(), &*mirror.kinds), (vec!["cellar"], &["released".to_owned(), "withheld".to_owned()][..]));
+    let kinds = mirror.kinds.clone();
+    mirror.page(&node, "normal");
+    assert_eq!((mirror.names(), mirror.kinds.len()), (vec!["cellar"], 0));
+    // Back to a copy of old, and to another token.
+    let renewed = node.token("ben", "user", "[]");
+    let now =
+        std::mem::replace(&mut mirror, Mirror { token: &renewed, cursor: then.0, has: then.1, kinds: Vec::new() });
+    mirror.page(&node, "normal");
+    assert_eq!((mirror.names(), &mirror.kinds), (now.names(), &kinds));
+
+    // While he waits for whatever comes first.
+    let waiting = std::thread::scope(|scope| {
+        let (node, mirror) = (&node, &mut mirror);
+        let waits = scope.spawn(move || mirror.page(node, "longpoll"));
+        std::thread::sleep(Duration::from_millis(300));
+        let begun = Instant::now();
+        let_in(node, "hall", json!(["ben"]));
+        waits.join().unwrap();
+        begun.elapsed()
+    });
+    assert_eq!((mirror.names(), &*mirror.kinds), (vec!["cellar", "hall"], &["released".to_owned()][..]));
+    println!("a long poll hears of it after {waiting:?}");
+
+    // Other rules meanwhile: nobody knows what he was told, so all is told anew.
+    fs::write(node.rules(), format!("{ROOMS}\n// Others.\n")).unwrap();
+    let begun = Instant::now();
+    while mirror.kinds.first().is_none_or(|kind| kind != "reset rights") {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{}", node.log());
+        mirror.page(&node, "normal");
+    }
+    assert_eq!(mirror.names(), ["cellar", "hall"]);
+    // Who may read nothing is told of nothing.
+    let eve = node.token("eve", "user", "[]");
+    let page = node.ask(Some(&eve), "GET", "/v1/changes", &Value::Null).1;
+    assert_eq!(page["events"], json!([]), "{page}");
 }
 
 #[test]

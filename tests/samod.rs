@@ -10,7 +10,7 @@ use futures_util::{SinkExt, StreamExt};
 use samod::{BackoffConfig, DialError, Dialer, DialerHandle, DocHandle, Repo, Transport, Url};
 use tidelog::automerge::transaction::Transactable;
 use tidelog::automerge::{AutoCommit, Automerge, ROOT, ReadDoc};
-use tidelog::node::{Node, NodeConfig};
+use tidelog::node::{AccessConfig, Node, NodeConfig};
 use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
 
 /// Connects to `/sync` of a node, without TLS.
@@ -123,6 +123,34 @@ async fn samod_makes_finds_edits_parts_and_comes_back() {
     until(&his, "meanwhile", 5).await;
 
     soon("the end", async { tokio::join!(alice.stop(), bob.stop()) }).await;
+    node.shut_down().await;
+}
+
+/// One that may not be read for a while is heard of again when that is over, with nothing but the time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn samod_hears_what_was_written_once_it_may_be_read_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let rules = folder.path().join("rules");
+    let condition = "request.time.toMillis() < resource.data.until || request.time.toMillis() > resource.data.from";
+    std::fs::write(&rules, format!("match /{{c}}/{{id}} {{ allow read: if {condition}; }}")).unwrap();
+    let config = NodeConfig::new(folder.path().join("data"), "127.0.0.1:0".parse().unwrap());
+    let access = AccessConfig { rules: Some(rules), ..AccessConfig::default() };
+    let node = Node::start(NodeConfig { access, ..config }).await.unwrap();
+    let (bob, _at_bob) = client(&node).await;
+    let now = || std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis() as u64;
+    let (until_ms, from_ms) = (now() + 3_000, now() + 5_000);
+    let value_then = serde_json::json!({ "n": 1, "until": until_ms, "from": from_ms });
+    let (ours, commit) = node.database().collection("default").unwrap().create(value_then).unwrap();
+    commit.await.unwrap();
+    let his = soon("the document", bob.find(ours.id().to_string()[10..].parse().unwrap())).await.unwrap();
+    let his = his.expect("it may be read at first");
+    assert_eq!(value(&his, "n"), Some(1));
+    tokio::time::sleep(Duration::from_millis(until_ms + 200 - now())).await;
+    ours.change(|edit| Ok(edit.put("n", 2)?)).unwrap().wait().unwrap();
+    tokio::time::sleep(Duration::from_millis((from_ms - 200).saturating_sub(now()))).await;
+    assert_eq!(value(&his, "n"), Some(1), "it may not be read now");
+    until(&his, "n", 2).await;
+    soon("the end", bob.stop()).await;
     node.shut_down().await;
 }
 

@@ -191,6 +191,27 @@ async fn a_client_has_what_its_user_may_read_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_may_be_read_from_or_until_a_moment_comes_and_goes_with_nothing_but_the_time() {
+    let server = Server::start(
+        "match /messages/{id} { allow read: if request.time.toMillis() > resource.data.from
+        && request.time.toMillis() < resource.data.until; }",
+    )
+    .await;
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis() as u64;
+    let soon = server.add("messages", json!({ "from": now + 3_000, "until": now + 3_600_000 }));
+    let late = server.add("messages", json!({ "from": now + 3_600_000, "until": now + 3_600_000 }));
+    let over = server.add("messages", json!({ "from": 0, "until": now + 3_000 }));
+    let ada = Client::start(&server, Some(server.token("ada", None, &[]).await));
+    ada.caught_up().await;
+    assert!(ada.sees(over.id()) && !ada.has(soon.id()) && !ada.has(late.id()));
+    let came = ada.until("a document whose time has come", |ada| ada.sees(soon.id()));
+    tokio::join!(came, ada.until("a document whose time is over", |ada| !ada.sees(over.id())));
+    assert!(!ada.has(late.id()));
+    ada.close().await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_a_token_that_counts_nobody_comes_in() {
     let server = Server::start(RULES).await;
     let red = server.add("messages", json!({ "room": "red" }));

@@ -8,18 +8,25 @@
 //!
 //! * `shared.rs` is [`Access`]; `subject.rs` the one who asks; `judge.rs` what he writes.
 //! * `facts.rs` is what rules are shown of documents.
+//! * `sifted.rs` is the change feed as one may see it, `place.rs` the cursors of it, and `moment.rs` what he might see as of
+//!   some moment.
 //! * `replay.rs` makes decisions that are on record again, by other rules.
 
 mod facts;
 mod judge;
+mod moment;
+mod place;
 mod replay;
 mod shared;
+mod sifted;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod subject;
 
+pub(crate) use place::Place;
 pub use replay::{Difference, Found, ReplayOptions, Replayed, replay};
 #[cfg(feature = "node")]
 pub(crate) use replay::{claims_at, kept, with_change};
 pub use shared::{Access, AccessOptions, Admittance, Refusal};
+pub(crate) use sifted::{From, Next, Said, SiftedFeed};
 pub(crate) use subject::{Subject, Vigil};

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use serde_json::Value as Json;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -94,6 +95,16 @@ impl Subject {
         self.0.identity.as_ref().is_some_and(|identity| identity.role() == Some(role))
     }
 
+    /// Whether rules decide what he may see.
+    pub(super) fn has_rules(&self) -> bool {
+        self.0.access.rules().is_some()
+    }
+
+    /// What his token claims; `None` for nobody in particular.
+    pub(super) fn claims_json(&self) -> Option<&Json> {
+        self.0.identity.as_ref().map(Identity::claims)
+    }
+
     /// Whether he has to go, and why.
     pub(crate) fn must_leave(&self, now_ms: u64) -> Option<Leave> {
         let identity = self.0.identity.as_ref()?;
@@ -123,6 +134,7 @@ impl Subject {
             told_at: None,
             rests_until: now,
             asks_at: None,
+            is_by_time: false,
         }
     }
 
@@ -253,7 +265,7 @@ impl Subject {
     }
 
     /// Takes note that a decision rests on the time, if it does.
-    fn note_time(&self, is_timed: bool) {
+    pub(super) fn note_time(&self, is_timed: bool) {
         if is_timed {
             self.0.is_timed.store(true, Ordering::Relaxed);
         }
@@ -281,13 +293,15 @@ pub(crate) struct Vigil {
     rests_until: Instant,
     /// When he is to be asked about again if anything rests on the time; never, where nobody wants that.
     asks_at: Option<Instant>,
+    /// Nothing but the time was what told last.
+    is_by_time: bool,
 }
 
 /// Timers are set no further ahead than this, ms: a day.
 const FAR_MS: u64 = 86_400_000;
 /// How long nothing is told after what followed from a change was done, at least; as long as that took, and so long at
 /// most.
-const REST: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(2)];
+pub(super) const REST: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(2)];
 /// How often every answer is found anew where some rest on the time.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 
@@ -322,6 +336,8 @@ impl Vigil {
             self.rests_until = now + (now - told_at).clamp(REST[0], REST[1]);
             self.asks_at = self.asks_at.map(|_| now + ASK_AGAIN);
         }
+        // Of rules that never look at it, no timer is kept.
+        let is_timed = self.asks_at.is_some() && self.subject.0.access.rules().is_some_and(|r| r.look_at_the_time());
         loop {
             let ends = self.subject.leaves_in(now_ms()).unwrap_or(FAR_MS).min(FAR_MS);
             let far = || Instant::now() + Duration::from_millis(FAR_MS);
@@ -331,16 +347,16 @@ impl Vigil {
                         // Nothing changes any more but the time.
                         std::future::pending::<()>().await;
                     }
-                    return self.told();
+                    return self.told(false);
                 }
                 Ok(()) = self.revocations.changed() => {
                     if let Some(leave) = self.subject.must_leave(now_ms()) {
                         return Some(leave);
                     }
                 }
-                () = tokio::time::sleep_until(self.asks_at.unwrap_or_else(far)) => {
+                () = tokio::time::sleep_until(self.asks_at.filter(|_| is_timed).unwrap_or_else(far)) => {
                     if self.subject.0.is_timed.load(Ordering::Relaxed) {
-                        return self.told();
+                        return self.told(true);
                     }
                     self.asks_at = self.asks_at.map(|_| Instant::now() + ASK_AGAIN);
                 }
@@ -362,10 +378,16 @@ impl Vigil {
     /// As if it had been told, since what follows from it is done in any case.
     pub(crate) fn catch_up(&mut self) {
         self.epoch.mark_unchanged();
-        self.told();
+        self.told(false);
     }
 
-    fn told(&mut self) -> Option<Leave> {
+    /// Whether only time went by, when [`Self::next`] told of no reason to go.
+    pub(crate) fn is_by_time(&self) -> bool {
+        self.is_by_time
+    }
+
+    fn told(&mut self, is_by_time: bool) -> Option<Leave> {
+        self.is_by_time = is_by_time;
         self.told_at = Some(Instant::now());
         self.subject.0.is_timed.store(false, Ordering::Relaxed);
         self.subject.must_leave(now_ms())
@@ -470,7 +492,11 @@ mod tests {
             // The second answer is the first one, which is remembered.
             assert!(subject.may(Operation::Get, document).unwrap());
             assert_eq!(told_after(&mut vigil).await, Some(ASK_AGAIN));
+            assert!(vigil.is_by_time());
         }
         assert_eq!(told_after(&mut vigil).await, None);
+        access.renew();
+        assert_eq!(told_after(&mut vigil).await, Some(Duration::ZERO));
+        assert!(!vigil.is_by_time());
     }
 }

@@ -7,7 +7,7 @@ use automerge::legacy::{Key, ObjectId, OpType};
 use automerge::{ObjType, Prop, ReadDoc};
 use serde_json::Value;
 
-use super::reading::json_at;
+use super::reading::{Reading, json_at};
 use super::{Change, Edit, Path, View, ViewError};
 
 /// Values of a document, as it is, or as an edit would leave it.
@@ -22,6 +22,12 @@ pub trait Values {
 impl Values for View {
     fn json(&self, path: &Path) -> Result<Option<Value>, ViewError> {
         self.reading(|document| json_at(document, path, None))
+    }
+}
+
+impl Values for Reading<'_> {
+    fn json(&self, path: &Path) -> Result<Option<Value>, ViewError> {
+        Reading::json(self, path.clone())
     }
 }
 

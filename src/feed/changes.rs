@@ -54,6 +54,9 @@ enum Since {
     Beginning,
     Now,
     Cursor(FeedCursor),
+    /// The beginning, for one who is to forget what he has.
+    #[cfg(feature = "web")]
+    Anew(ResetReason),
 }
 
 impl Changes {
@@ -93,6 +96,19 @@ impl Changes {
     pub fn coalesced(mut self) -> Self {
         self.coalesced = true;
         self
+    }
+
+    /// Tells everything anew, as to a cursor that is void.
+    #[cfg(feature = "web")]
+    pub(crate) fn anew(mut self, reason: ResetReason) -> Self {
+        self.since = Since::Anew(reason);
+        self
+    }
+
+    /// Of which documents it is.
+    #[cfg(feature = "web")]
+    pub(crate) fn documents(&self) -> &Filter {
+        &self.filter
     }
 
     /// Opens the feed. It reads when it is asked for an item, at the pace of whoever asks; nothing is queued for it.
@@ -161,6 +177,8 @@ impl ChangeFeed {
                 let now = reached(&beginning, end);
                 (Opening::Resumed { from: now }, now)
             }
+            #[cfg(feature = "web")]
+            Since::Anew(reason) => (Opening::Reset { reason, to: reached(&beginning, end) }, beginning),
             Since::Cursor(cursor) => match place(&reader, &cursor)? {
                 Ok(()) => {
                     let digest = if cursor.filter == key { cursor.digest } else { FeedDigest::default() };

@@ -87,6 +87,8 @@ pub enum ResetReason {
     OtherLog,
     /// The cursor stands behind what this log has kept: its tail was lost.
     LostTail,
+    /// What may be read is not what it was, and what follows from that cannot be told document by document.
+    Rights,
 }
 
 impl ResetReason {
@@ -96,6 +98,7 @@ impl ResetReason {
         match self {
             Self::OtherLog => "other-log",
             Self::LostTail => "lost-tail",
+            Self::Rights => "rights",
         }
     }
 }

@@ -20,7 +20,7 @@ use self::admissions::{Admission, admit_in_order};
 use self::purse::Purse;
 use self::streams::Begun;
 use super::close::CloseCode;
-use super::door::{Doorkeeper, Entry, TurnedAway, Visitor, next_change};
+use super::door::{Change, Doorkeeper, Entry, TurnedAway, Visitor, next_change};
 use super::error::NetError;
 use super::frames::{FrameReader, FrameWriter};
 use super::link::Link;
@@ -225,10 +225,12 @@ impl Conversation {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return Ended::Stopped,
                 // Before what the peer sends, however much that is.
-                leave = next_change(&mut self.visitor) => {
-                    let ended = match leave {
-                        Some(leave) => Err(not_let_in(leave)),
-                        None => self.session.handle_access_changed(self.database.reader()).map_err(Ended::Session),
+                change = next_change(&mut self.visitor) => {
+                    let (session, reader) = (&mut self.session, self.database.reader());
+                    let ended = match change {
+                        Change::Leave(leave) => Err(not_let_in(leave)),
+                        Change::Rights => session.handle_access_changed(reader).map_err(Ended::Session),
+                        Change::Time => session.handle_time_passed(reader).map_err(Ended::Session),
                     };
                     match ended {
                         Ok(()) => continue,

@@ -50,17 +50,29 @@ pub(crate) struct Visitor {
     pub(crate) payer: Arc<dyn Payer>,
 }
 
+/// What changes what somebody may do.
+#[cfg_attr(not(feature = "node"), allow(dead_code, reason = "whoever keeps a door says it, and those are above"))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// He has to go.
+    Leave(Leave),
+    /// Rules, tokens or a document that rules look at.
+    Rights,
+    /// Nothing but the time.
+    Time,
+}
+
 /// Waits for whatever changes what somebody may do.
 pub(crate) trait Watch: Send {
     /// Waits until he may do other things than before, or has to go.
     ///
     /// # Cancel safety
     /// Nothing is missed when it is dropped.
-    fn next(&mut self) -> Pin<Box<dyn Future<Output = Option<Leave>> + Send + '_>>;
+    fn next(&mut self) -> Pin<Box<dyn Future<Output = Change> + Send + '_>>;
 }
 
 /// Waits for whatever changes what a visitor may do; for ever where there is none.
-pub(super) async fn next_change(visitor: &mut Option<Visitor>) -> Option<Leave> {
+pub(super) async fn next_change(visitor: &mut Option<Visitor>) -> Change {
     match visitor {
         Some(visitor) => visitor.watch.next().await,
         None => std::future::pending().await,

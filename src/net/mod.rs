@@ -44,7 +44,7 @@ pub use allow::{Admission, AdmittedBy, AllowList, OutstandingInvite, Role, Unkno
 pub use backoff::Backoff;
 pub use close::CloseCode;
 #[cfg(feature = "node")]
-pub(crate) use door::{Doorkeeper, Entry, Guards, Held, Payer, Toll, TurnedAway, Visitor, Watch};
+pub(crate) use door::{Change, Doorkeeper, Entry, Guards, Held, Payer, Toll, TurnedAway, Visitor, Watch};
 pub use endpoint::{Endpoint, Handshake};
 pub use error::{KeyFault, NetError};
 pub use frames::{FrameReader, FrameWriter};

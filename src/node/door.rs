@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::access::{Access, Refusal, Vigil};
-use crate::net::{CloseCode, Doorkeeper, Entry, Held, Payer, Toll, TurnedAway, Visitor, Watch};
+use crate::net::{Change, CloseCode, Doorkeeper, Entry, Held, Payer, Toll, TurnedAway, Visitor, Watch};
 use crate::quota::{Account, Arrival, Busy, Kind, Ledger};
-use crate::sync::{Leave, Permits, Proven};
+use crate::sync::{Permits, Proven};
 
 /// Lets users in over QUIC.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ impl Doorkeeper for Door {
         let permits = self.access.rules().is_some().then(|| Arc::new(subject.clone()) as Arc<dyn Permits>);
         Ok(Visitor {
             proven: Proven { principal: subject.principal().to_owned(), permits },
-            watch: Box::new(Changes(subject.vigil())),
+            watch: Box::new(Changes(subject.vigil().with_the_time())),
             judge: Some(Arc::new(subject)),
             payer: Arc::new(Tab(account)),
         })
@@ -50,8 +50,14 @@ impl Doorkeeper for Door {
 struct Changes(Vigil);
 
 impl Watch for Changes {
-    fn next(&mut self) -> Pin<Box<dyn Future<Output = Option<Leave>> + Send + '_>> {
-        Box::pin(self.0.next())
+    fn next(&mut self) -> Pin<Box<dyn Future<Output = Change> + Send + '_>> {
+        Box::pin(async {
+            match self.0.next().await {
+                Some(leave) => Change::Leave(leave),
+                None if self.0.is_by_time() => Change::Time,
+                None => Change::Rights,
+            }
+        })
     }
 }
 

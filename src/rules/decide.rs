@@ -21,6 +21,7 @@ pub struct Rules {
     /// The rules about one collection by its name, beside those about any.
     by_collection: HashMap<Box<str>, Operations>,
     any: Operations,
+    is_timed: bool,
 }
 
 /// For each operation: the rules about it, ascending, and what a decision needs.
@@ -79,7 +80,8 @@ impl Rules {
         }
         let digest = *blake3::hash(source.as_bytes()).as_bytes();
         let (by_collection, any) = index(&program, &rules);
-        Ok(Self { source: source.to_owned(), digest, program, rules, by_collection, any })
+        let is_timed = by_collection.values().chain([&any]).any(|all| all.needs.iter().any(|needs| needs.time));
+        Ok(Self { source: source.to_owned(), digest, program, rules, by_collection, any, is_timed })
     }
 
     /// The text they were read from.
@@ -102,6 +104,21 @@ impl Rules {
     pub fn needs(&self, operation: Operation, collection: &str) -> Needs {
         let operations = self.by_collection.get(collection).unwrap_or(&self.any);
         operations.needs[operation as usize].clone()
+    }
+
+    /// Whether any decision may look at the time.
+    #[must_use]
+    pub fn look_at_the_time(&self) -> bool {
+        self.is_timed
+    }
+
+    /// The same of an operation in any collection, with all that a decision may look at anywhere.
+    #[must_use]
+    pub fn needs_anywhere(&self, operation: Operation) -> Needs {
+        let mut all = Needs::never();
+        let operations = self.by_collection.values().chain([&self.any]);
+        operations.for_each(|operations| all.merge(&operations.needs[operation as usize]));
+        all
     }
 
     /// Whether a request is allowed: whether one `allow` about its path and operation is true.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::machine::Machine;
 use super::program::{Id, Node, Program, Root, Rule};
 use super::request::{Fields, Needs, Operation, Request};
+use super::value::Value;
 
 /// Above so many different paths of fields, all of them are meant.
 const PATHS_MAX: usize = 64;
@@ -76,8 +77,12 @@ impl Needs {
                 self.author |= *root == Root::Change;
                 return true;
             }
-            Node::Get(_) | Node::Exists(_) => {
+            Node::Get(path) | Node::Exists(path) => {
                 self.documents = true;
+                match (&mut self.collections, collection_of(program, *path)) {
+                    (Some(collections), Some(name)) => drop(collections.insert(name)),
+                    (collections, _) => *collections = None,
+                }
                 return true;
             }
             _ => return false,
@@ -100,7 +105,10 @@ impl Needs {
                 }
             },
             Root::Time => self.time = true,
-            Root::Auth => self.claims |= path.first().is_none_or(|name| &**name == "token"),
+            Root::Auth if path.first().is_none_or(|name| &**name == "token") => {
+                self.claims = true;
+                self.claim_fields.add(path.iter().skip(1).map(|name| name.to_string()).collect());
+            }
             _ => {}
         }
         true
@@ -122,6 +130,11 @@ impl Needs {
         self.claims |= other.claims;
         self.before_fields.merge(&other.before_fields);
         self.after_fields.merge(&other.after_fields);
+        self.claim_fields.merge(&other.claim_fields);
+        match (&mut self.collections, &other.collections) {
+            (Some(collections), Some(more)) => collections.extend(more.iter().cloned()),
+            (collections, _) => *collections = None,
+        }
     }
 
     /// Of no `allow`: never.
@@ -152,5 +165,18 @@ impl Fields {
             [] => self.add(Vec::new()),
             _ => {}
         }
+    }
+}
+
+/// The collection that a path is in; `None` where only the request says which.
+fn collection_of(program: &Program, path: Id) -> Option<String> {
+    match program.node(path) {
+        Node::Path(collection, _) => match program.node(*collection) {
+            Node::Literal(Value::String(name)) => Some(name.to_string()),
+            _ => None,
+        },
+        Node::Scope(_, inner) => collection_of(program, *inner),
+        Node::Slot(slot) => collection_of(program, *program.slots.get(*slot as usize)?),
+        _ => None,
     }
 }

@@ -1,5 +1,6 @@
 //! What is asked of rules, and what they answer.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -184,10 +185,14 @@ pub struct Needs {
     pub before_fields: Fields,
     /// Which fields of the document as it would be.
     pub after_fields: Fields,
+    /// Which claims.
+    pub claim_fields: Fields,
+    /// Which collections other documents are in; `None`: any.
+    pub collections: Option<BTreeSet<String>>,
 }
 
 impl Needs {
-    pub(super) const NOTHING: Self = Self {
+    pub(crate) const NOTHING: Self = Self {
         constant: None,
         before: false,
         after: false,
@@ -198,6 +203,8 @@ impl Needs {
         claims: false,
         before_fields: Fields::None,
         after_fields: Fields::None,
+        claim_fields: Fields::None,
+        collections: Some(BTreeSet::new()),
     };
 }
 

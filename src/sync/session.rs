@@ -810,9 +810,24 @@ impl Session {
         if mutant!(RevocationUnheard) {
             return Ok(());
         }
+        self.look_again(reader, true)
+    }
+
+    /// Takes note that the peer's user may read other documents than before, for nothing but the time. What was denied is
+    /// not asked for every few seconds.
+    ///
+    /// # Errors
+    /// As [`Self::handle_frame`].
+    pub fn handle_time_passed(&mut self, reader: &Reader) -> Result<(), SessionError> {
+        self.look_again(reader, false)
+    }
+
+    fn look_again(&mut self, reader: &Reader, asks_for_denied: bool) -> Result<(), SessionError> {
         self.exchanges.drop_unreadable(reader, &mut self.out)?;
         self.report_ended_exchanges(reader)?;
-        self.follower.handle_access_changed(&self.exchanges);
+        if asks_for_denied {
+            self.follower.handle_access_changed(&self.exchanges);
+        }
         self.source.handle_access_changed(&mut self.out)
     }
 

@@ -214,7 +214,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             Ok(subject) if subject.principal() == before.principal() => {
                 let permits = self.payer.clone().map(|account| Paying { subject: subject.clone(), account });
                 self.session.handle_permits(permits.map(|permits| Arc::new(permits) as _));
-                self.vigil = Some(subject.vigil());
+                self.vigil = Some(subject.vigil().with_the_time());
                 self.subject = Some(subject);
             }
             Ok(_) => self.end(RepoFault::Unauthenticated("the token is somebody else's".to_owned())),
@@ -227,6 +227,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         match leave {
             Some(Leave::Expired) => self.end(RepoFault::Expired),
             Some(Leave::Revoked) => self.end(RepoFault::Revoked),
+            // What was denied is not asked for every few seconds.
+            None if self.vigil.as_ref().is_some_and(Vigil::is_by_time) => self.session.handle_lagged(),
             None => self.session.handle_permits_changed(),
         }
     }
@@ -258,7 +260,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         let mut ticks = tokio::time::interval_at(Instant::now() + PING_EVERY, PING_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut stop = self.shared.stop.clone();
-        self.vigil = self.subject.as_ref().map(Subject::vigil);
+        self.vigil = self.subject.as_ref().map(|subject| subject.vigil().with_the_time());
         loop {
             // Each time, not only when nothing else happens: a client that never pauses must hear it too.
             self.take_mail();

@@ -35,6 +35,10 @@ export type FeedEvent =
       time: number
       message?: string
     })
+  /** May be read by now: read it anew, whatever you have of it. */
+  | { kind: "released"; cursor: string; position: number; id: string; collection: string; name?: string; heads: string[] }
+  /** May not be read any more: drop it. */
+  | { kind: "withheld"; cursor: string; id: string; collection: string }
   | (EventBase & { kind: "withdrawn" | "void" | "standing" | "gone"; [more: string]: unknown })
   /** Forget what you have: documents are told as they stand, then what happens. */
   | { kind: "reset"; reason: string; cursor: string }

@@ -216,7 +216,7 @@ impl RepoSession {
         self.documents.handle_permits_changed();
     }
 
-    /// Takes note that the log grew and nobody can say by what.
+    /// Takes note that the log grew and nobody can say by what, or that something may be read by now that could not be.
     pub fn handle_lagged(&mut self) {
         self.documents.wake_all();
     }

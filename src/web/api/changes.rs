@@ -13,16 +13,16 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::documents::{answer, bounded, query_problem};
 use super::problem::Problem;
 use super::{Held, blocking, hold};
-use crate::access::{Subject, Vigil};
+use crate::access::{From, Next, Place, Said, SiftedFeed, Subject, Vigil};
 use crate::document::Patch;
-use crate::feed::{ChangeFeed, Event, EventKind, FeedCursor, Item};
+use crate::feed::{Event, EventKind};
 use crate::id::DocumentId;
 use crate::limits::api;
-use crate::rules::Operation;
 use crate::web::guest::Payer;
 use crate::web::server::{App, stopped};
 
@@ -68,9 +68,9 @@ pub(super) async fn changes(
     });
     // A browser that connects again says where it was, whatever the address says.
     let last = headers.get("last-event-id").and_then(|value| value.to_str().ok());
-    let feed = open(&app, &wanted, last)?;
+    let feed = open(&app, &wanted, last, subject.clone())?;
     let held = if form == Form::Normal { None } else { Some(hold(payer)?) };
-    let told = Told { app: app.clone(), patches: wanted.patches, subject, _held: held };
+    let told = Told { app, patches: wanted.patches, subject, _held: held };
     match form {
         Form::Normal | Form::Longpoll => page(feed, &wanted, form == Form::Longpoll, &told).await,
         Form::Sse | Form::Ndjson => Ok(flow(feed, form, told)),
@@ -88,21 +88,27 @@ struct Told {
 }
 
 impl Told {
-    /// An event as it is told; `None` when it is about a document that he may not see.
-    async fn seen(&self, event: Event) -> Result<Option<Value>, Problem> {
-        let (subject, document) = (self.subject.clone(), event.document);
-        let may_see =
-            !subject.is_restricted() || blocking(&self.app, move || subject.may(Operation::List, document)).await?;
-        if may_see { self.json(event).await.map(Some) } else { Ok(None) }
+    /// What there is to tell of what was read.
+    async fn tell(&self, mut feed: SiftedFeed) -> Result<(SiftedFeed, Vec<Said>, Next), Problem> {
+        // Decisions may have documents made.
+        if feed.is_free() {
+            let (said, next) = feed.tell()?;
+            return Ok((feed, said, next));
+        }
+        blocking(&self.app, move || {
+            let (said, next) = feed.tell()?;
+            Ok((feed, said, next))
+        })
+        .await
     }
 
-    async fn json(&self, event: Event) -> Result<Value, Problem> {
+    async fn json(&self, event: Event, place: Place) -> Result<Value, Problem> {
         if !self.patches || !matches!(event.kind, EventKind::Changed(_)) {
-            return Ok(event.to_json()?);
+            return Ok(placed(event.to_json()?, place));
         }
         let database = self.app.shared.database.clone();
         blocking(&self.app, move || {
-            let mut json = event.to_json()?;
+            let mut json = placed(event.to_json()?, place);
             json["patches"] = match event.patches(&database)? {
                 Some(patches) => patches.iter().map(Patch::to_json).collect(),
                 None => Value::Null,
@@ -113,7 +119,13 @@ impl Told {
     }
 }
 
-fn open(app: &App, wanted: &Wanted, last: Option<&str>) -> Result<ChangeFeed, Problem> {
+/// An event with the cursor behind it.
+fn placed(mut event: Value, place: Place) -> Value {
+    event["cursor"] = place.to_string().into();
+    event
+}
+
+fn open(app: &App, wanted: &Wanted, last: Option<&str>, subject: Subject) -> Result<SiftedFeed, Problem> {
     let mut changes = app.shared.database.changes();
     changes = match (&wanted.collection, &wanted.document) {
         (None, None) => changes,
@@ -124,22 +136,22 @@ fn open(app: &App, wanted: &Wanted, last: Option<&str>) -> Result<ChangeFeed, Pr
     if wanted.coalesced {
         changes = changes.coalesced();
     }
-    changes = match last.or(wanted.since.as_deref()) {
-        None | Some("beginning") => changes,
-        Some("now") => changes.since_now(),
-        Some(text) => match text.parse::<FeedCursor>() {
-            Ok(cursor) => changes.since(cursor),
+    let from = match last.or(wanted.since.as_deref()) {
+        None | Some("beginning") => From::Beginning,
+        Some("now") => From::Now,
+        Some(text) => match text.parse::<Place>() {
+            Ok(place) => From::Place(place),
             Err(error) => {
                 let expected = format!("a cursor as this server gave it, `beginning` or `now` ({error})");
                 return Err(Problem::parameter("since", text, &expected));
             }
         },
     };
-    Ok(changes.open()?)
+    Ok(SiftedFeed::open(changes, from, subject)?)
 }
 
 /// So many items as there are now; or, when there are none, those that come first within the time.
-async fn page(mut feed: ChangeFeed, wanted: &Wanted, waits: bool, told: &Told) -> Result<Response, Problem> {
+async fn page(mut feed: SiftedFeed, wanted: &Wanted, waits: bool, told: &Told) -> Result<Response, Problem> {
     let mut stop = told.app.shared.stop.clone();
     let limit = bounded(wanted.limit)?;
     let seconds = wanted.timeout.unwrap_or(api::POLL_SECONDS);
@@ -149,31 +161,44 @@ async fn page(mut feed: ChangeFeed, wanted: &Wanted, waits: bool, told: &Told) -
     }
     let end = tokio::time::sleep(Duration::from_secs(seconds));
     tokio::pin!(end);
+    let mut vigil = told.subject.vigil().with_the_time();
     let (mut events, mut opening, mut caught_up) = (Vec::new(), Value::Null, false);
     loop {
-        while events.len() < limit
-            && let Some(item) = feed.try_next().await?
-        {
-            match item {
-                Item::Opened(opened) => opening = opened.to_json(),
-                Item::Event(event) => {
+        feed.pull(limit.saturating_sub(events.len()).max(1)).await?;
+        let (said, next);
+        (feed, said, next) = told.tell(feed).await?;
+        let mut may_go_on = false;
+        for said in said {
+            match said {
+                Said::Opened(opened) => {
+                    // Whatever was told before is to be forgotten.
+                    events.clear();
+                    opening = opened;
+                }
+                Said::Event(event, place) => {
                     caught_up = false;
-                    events.extend(told.seen(event).await?);
+                    events.push(told.json(*event, place).await?);
                 }
-                Item::Progress { caught_up: reached, .. } => {
-                    caught_up = reached;
-                    // Through much that has nothing to tell: whoever asked may go on from here.
-                    if !reached {
-                        break;
-                    }
-                }
+                Said::Right(right) => events.push(right.to_json()),
+                // Through much that has nothing to tell: whoever asked may go on from here.
+                Said::Progress(_, reached) => (caught_up, may_go_on) = (reached, !reached),
             }
         }
-        if !waits || !events.is_empty() {
-            break;
+        match next {
+            Next::Work => continue,
+            Next::Pull if events.len() < limit && !may_go_on => continue,
+            Next::Wait | Next::Pull if !waits || !events.is_empty() || may_go_on => break,
+            Next::Pull => break,
+            Next::Wait | Next::Rest(_) => {}
         }
+        let rest = if let Next::Rest(until) = next { Some(until) } else { None };
         let more = tokio::select! {
-            more = feed.wait() => more,
+            () = until(rest), if rest.is_some() => true,
+            more = feed.wait(), if rest.is_none() => more,
+            leave = vigil.next(), if rest.is_none() => match leave {
+                Some(_) => return Err(Problem::left()),
+                None => true,
+            },
             () = &mut end => false,
             () = stopped(&mut stop) => false,
         };
@@ -186,77 +211,124 @@ async fn page(mut feed: ChangeFeed, wanted: &Wanted, waits: bool, told: &Told) -
     Ok(answer(StatusCode::OK, &body))
 }
 
+/// Waits until then; for ever, where there is nothing to wait for.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// One item after the other, for as long as somebody reads.
-fn flow(feed: ChangeFeed, form: Form, told: Told) -> Response {
+fn flow(feed: SiftedFeed, form: Form, told: Told) -> Response {
     let stop = told.app.shared.stop.clone();
     let kind = if form == Form::Sse { "text/event-stream" } else { "application/x-ndjson" };
-    let vigil = told.subject.vigil();
-    let lines = stream::unfold(Some((feed, stop, vigil, told)), move |state| async move {
-        let (mut feed, mut stop, mut vigil, told) = state?;
+    let (vigil, wakes) = (told.subject.vigil(), told.subject.vigil().with_the_time());
+    let teller = Teller { feed: Some(feed), next: Next::Pull, wakes, form, told, silent_since: Instant::now() };
+    let lines = stream::unfold(Some((teller, stop, vigil)), move |state| async move {
+        let (mut teller, mut stop, mut vigil) = state?;
         let (text, goes_on) = tokio::select! {
-            next = next_lines(&mut feed, form, &told) => next,
+            next = teller.next_lines() => next,
             () = stopped(&mut stop) => return None,
             () = left(&mut vigil) => (last_line(&Problem::left(), form), false),
         };
-        Some((Ok::<_, Infallible>(Bytes::from(text)), goes_on.then_some((feed, stop, vigil, told))))
+        Some((Ok::<_, Infallible>(Bytes::from(text)), goes_on.then_some((teller, stop, vigil))))
     });
     ([(CONTENT_TYPE, kind), (CACHE_CONTROL, "no-store")], Body::from_stream(lines)).into_response()
 }
 
-/// Waits until he has to go. What else changes, each event is asked about.
+/// Waits until he has to go.
 async fn left(vigil: &mut Vigil) {
     while vigil.next().await.is_none() {}
 }
 
-/// The next lines, and whether there may be more. Without anything to say for a while, a line without meaning.
-async fn next_lines(feed: &mut ChangeFeed, form: Form, told: &Told) -> (String, bool) {
-    let mut text = String::new();
-    let silence = Duration::from_secs(api::SILENCE_SECONDS);
-    let first = match tokio::time::timeout(silence, feed.next()).await {
-        Err(_) => return (SILENCE[usize::from(form == Form::Sse)].to_owned(), true),
-        Ok(None) => return (text, false),
-        Ok(Some(item)) => item,
-    };
-    let mut next = first.map(Some);
-    loop {
-        let made = match next {
-            Ok(Some(item)) => line(item, form, told).await,
-            // Nothing of it was for him: a line without meaning, so that he knows that somebody is there.
-            Ok(None) if text.is_empty() => return (SILENCE[usize::from(form == Form::Sse)].to_owned(), true),
-            Ok(None) => return (text, true),
-            Err(error) => Err(error.into()),
-        };
-        match made {
-            Ok(line) => text.push_str(&line),
+/// Tells a feed line by line.
+struct Teller {
+    /// `None` only while it is used, and after it failed.
+    feed: Option<SiftedFeed>,
+    next: Next,
+    /// Hears when he may see other documents than before.
+    wakes: Vigil,
+    form: Form,
+    told: Told,
+    silent_since: Instant,
+}
+
+impl Teller {
+    /// The next lines, and whether there may be more. Without anything to say for a while, a line without meaning. Where it
+    /// is dropped, the stream ends.
+    async fn next_lines(&mut self) -> (String, bool) {
+        let mut text = String::new();
+        let goes_on = match self.fill(&mut text).await {
+            Ok(goes_on) => goes_on,
             Err(problem) => {
-                text.push_str(&last_line(&problem, form));
-                return (text, false);
+                text.push_str(&last_line(&problem, self.form));
+                false
+            }
+        };
+        self.silent_since = Instant::now();
+        (text, goes_on)
+    }
+
+    async fn fill(&mut self, text: &mut String) -> Result<bool, Problem> {
+        let silence = Duration::from_secs(api::SILENCE_SECONDS);
+        while text.len() < api::STREAM_BYTES {
+            let Some(mut feed) = self.feed.take() else { return Ok(false) };
+            let rest = match self.next {
+                Next::Rest(until) => Some(until),
+                Next::Wait if !text.is_empty() => {
+                    self.feed = Some(feed);
+                    return Ok(true);
+                }
+                _ => None,
+            };
+            let waits = self.next == Next::Wait;
+            let goes_on = tokio::select! {
+                biased;
+                () = std::future::ready(()), if !waits && rest.is_none() => true,
+                () = until(rest), if rest.is_some() => true,
+                goes_on = feed.wait(), if waits => goes_on,
+                // Whether he has to go is heard elsewhere.
+                _ = self.wakes.next(), if waits => true,
+                () = tokio::time::sleep_until(self.silent_since + silence) => {
+                    text.push_str(SILENCE[usize::from(self.form == Form::Sse)]);
+                    self.feed = Some(feed);
+                    return Ok(true);
+                }
+            };
+            if !goes_on {
+                return Ok(false);
+            }
+            feed.pull(PULLED).await?;
+            let (feed, said, next) = self.told.tell(feed).await?;
+            (self.feed, self.next) = (Some(feed), next);
+            for said in said {
+                text.push_str(&line(said, self.form, &self.told).await?);
+            }
+            if text.is_empty() && self.silent_since.elapsed() > silence {
+                text.push_str(SILENCE[usize::from(self.form == Form::Sse)]);
+                return Ok(true);
             }
         }
-        if text.len() >= api::STREAM_BYTES {
-            return (text, true);
-        }
-        next = feed.try_next().await;
+        Ok(true)
     }
 }
 
-async fn line(item: Item, form: Form, told: &Told) -> Result<String, Problem> {
-    let (name, id, value) = match item {
-        Item::Opened(opening) => ("opened", None, opening.to_json()),
-        Item::Event(event) => {
-            let cursor = event.cursor;
-            match told.seen(event).await? {
-                Some(json) => ("change", Some(cursor), json),
-                None => return Ok(String::new()),
-            }
-        }
-        Item::Progress { cursor, caught_up } => {
-            let progress = json!({ "progress": { "cursor": cursor.to_string(), "caught_up": caught_up } });
-            ("progress", Some(cursor), progress)
+async fn line(said: Said, form: Form, told: &Told) -> Result<String, Problem> {
+    let (name, place, value) = match said {
+        Said::Opened(opening) => ("opened", None, opening),
+        Said::Event(event, place) => ("change", Some(place), told.json(*event, place).await?),
+        Said::Right(right) => ("change", Some(right.place()), right.to_json()),
+        Said::Progress(place, caught_up) => {
+            let progress = json!({ "progress": { "cursor": place.to_string(), "caught_up": caught_up } });
+            ("progress", Some(place), progress)
         }
     };
-    Ok(written(name, id, &value, form))
+    Ok(written(name, place.map(|place| place.to_string()).as_deref(), &value, form))
 }
+
+/// Events that a stream reads at a time.
+const PULLED: usize = 64;
 
 /// A line without meaning, in lines and in server-sent events.
 const SILENCE: [&str; 2] = ["\n", ":\n\n"];
@@ -267,7 +339,7 @@ pub(super) fn last_line(problem: &Problem, form: Form) -> String {
     written("error", None, &json!({ "error": problem.to_json() }), form)
 }
 
-pub(super) fn written(name: &str, id: Option<FeedCursor>, value: &Value, form: Form) -> String {
+pub(super) fn written(name: &str, id: Option<&str>, value: &Value, form: Form) -> String {
     match (form, id) {
         (Form::Sse, Some(cursor)) => format!("event: {name}\nid: {cursor}\ndata: {value}\n\n"),
         (Form::Sse, None) => format!("event: {name}\ndata: {value}\n\n"),

@@ -19,10 +19,9 @@ use super::changes::{Form, last_line, written};
 use super::documents::{Body as Received, answer, parsed, query_problem};
 use super::problem::Problem;
 use super::{Held, blocking, hold};
-use crate::access::{Subject, Vigil};
+use crate::access::{Place, Subject, Vigil};
 use crate::engine::Collection;
 use crate::error::{Error, QueryError};
-use crate::feed::FeedCursor;
 use crate::limits::{api, queries};
 use crate::query::{IndexState, ListenOptions, Listener, Query};
 use crate::rules::Operation;
@@ -109,7 +108,7 @@ pub(super) async fn listen(
     // A browser that connects again says where it was, whatever the address says.
     let last = headers.get("last-event-id").and_then(|value| value.to_str().ok());
     if let Some(text) = last.or(wanted.since.as_deref()) {
-        let since = text.parse::<FeedCursor>().map_err(|error| {
+        let since = text.parse::<Place>().map(|place| place.feed).map_err(|error| {
             Problem::parameter("since", text, &format!("a position as this server gave it ({error})"))
         })?;
         options = options.since(since);
@@ -208,7 +207,7 @@ fn flow(first: String, told: Told, stop: watch::Receiver<bool>) -> Response {
 }
 
 fn line(snapshot: &crate::query::QuerySnapshot) -> String {
-    written("snapshot", Some(snapshot.metadata().position), &snapshot.changes_to_json(), Form::Sse)
+    written("snapshot", Some(&snapshot.metadata().position.to_string()), &snapshot.changes_to_json(), Form::Sse)
 }
 
 /// `GET /v1/collections/{collection}/indexes`
