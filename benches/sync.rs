@@ -204,6 +204,7 @@ impl End {
             token: None,
             guarded: false,
             cursor: database.reader().peer_cursor(peer.node()).unwrap(),
+            attester: None,
             agent: "tidelog/bench".into(),
             limits: Limits::DEFAULT,
         };
@@ -270,7 +271,7 @@ fn incoming(row: sync::IncomingRow) -> Vec<Incoming> {
             .map(|change| IncomingBody::Change(Box::new(change)))
             .collect(),
     };
-    bodies.into_iter().map(|body| Incoming { document, body, origin: origin.clone() }).collect()
+    bodies.into_iter().map(|body| Incoming { document, body, origin: origin.clone(), signature: None }).collect()
 }
 
 /// The channel as the other side names it.

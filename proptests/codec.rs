@@ -5,9 +5,9 @@ use proptest::option;
 use proptest::prelude::*;
 use tidelog::id::{Chain, ChangeHash, DocumentId, Heads, LogCursor, LogId, Lsn, NodeId};
 use tidelog::sync::wire::{
-    Access, Ack, Auth, Author, Authors, Busy, ChangeBatch, Denied, DeniedRow, DocSync, DocumentBatch, Frame, Hello,
-    HelloAck, Inventory, InventoryRow, Judgement, Listing, Origin, Outcome, Part, Position, Role, Row, RowKind,
-    StreamBegin, StreamPart, TakenBack, Token, Want, Wanted,
+    Access, Ack, Attestations, Attested, Auth, Author, Authors, Busy, ChangeBatch, Denied, DeniedRow, DocSync,
+    DocumentBatch, Frame, Hello, HelloAck, Inventory, InventoryRow, Judgement, Listing, Origin, Outcome, Part,
+    Position, Role, Row, RowKind, StreamBegin, StreamPart, TakenBack, Token, Want, Wanted,
 };
 
 use crate::support::Golden;
@@ -47,6 +47,8 @@ mod mirror {
         struct Denied(Vec<DeniedRow>);
         struct Author(Vec<u8>, u32);
         struct Authors([u8; 16], Vec<Origin>, Vec<Author>);
+        struct Attested(u32, u32, Vec<u8>, [u8; 32], [u8; 64]);
+        struct Attestations(Vec<[u8; 16]>, Vec<Origin>, Vec<Attested>);
         struct TakenBack(u64);
     }
 
@@ -149,6 +151,14 @@ fn written_by_wincode(frame: &Frame) -> Vec<u8> {
             origins(&b.origins),
             b.authors.iter().map(|author| mirror::Author(author.actor.clone(), author.origin)).collect(),
         )),
+        Frame::Attestations(b) => write!(mirror::Attestations(
+            b.documents.iter().map(|d| d.0).collect(),
+            origins(&b.origins),
+            b.authors
+                .iter()
+                .map(|a| mirror::Attested(a.document, a.origin, a.actor.clone(), a.first.0, a.signature))
+                .collect(),
+        )),
         Frame::TakenBack(b) => write!(mirror::TakenBack(b.rows)),
         other => panic!("{other:?} has no body"),
     }
@@ -235,6 +245,23 @@ fn authors() -> impl Strategy<Value = Frame> {
     })
 }
 
+fn attestations() -> impl Strategy<Value = Frame> {
+    (vec(document(), 1..3), vec(origin(), 1..3)).prop_flat_map(|(documents, origins)| {
+        let places = (0..documents.len() as u32, 0..origins.len() as u32);
+        let signature = vec(any::<u8>(), 64).prop_map(|bytes| <[u8; 64]>::try_from(bytes).unwrap());
+        let author = (places, vec(any::<u8>(), 1..65), any::<[u8; 32]>(), signature);
+        let author = author.prop_map(|((document, origin), actor, first, signature)| Attested {
+            document,
+            origin,
+            actor,
+            first: ChangeHash(first),
+            signature,
+        });
+        (Just(documents), Just(origins), vec(author, 0..5))
+            .prop_map(|(documents, origins, authors)| Frame::Attestations(Attestations { documents, origins, authors }))
+    })
+}
+
 fn frame() -> impl Strategy<Value = Frame> {
     let judgement = prop_oneof![
         Just(Judgement::Known),
@@ -274,6 +301,7 @@ fn frame() -> impl Strategy<Value = Frame> {
         (listing, vec(document(), 0..5)).prop_map(|(listing, withheld)| Frame::Access(Access { listing, withheld })),
         vec(denied, 0..5).prop_map(|rows| Frame::Denied(Denied { rows })),
         authors(),
+        attestations(),
         any::<u64>().prop_map(|rows| Frame::TakenBack(TakenBack { rows })),
     ]
 }
@@ -439,12 +467,47 @@ fn golden() -> Vec<(&'static str, Frame)> {
             "authors",
             Frame::Authors(Authors {
                 document,
-                origins: vec![origin],
+                origins: vec![origin.clone()],
                 authors: vec![Author { actor: vec![1; 16], origin: 0 }, Author { actor: vec![2], origin: 0 }],
             }),
         ),
+        ("attestations", attestations_of(document, origin)),
         ("taken-back", Frame::TakenBack(TakenBack { rows: 1 << 40 })),
     ]
+}
+
+/// Two authors of a document, as somebody signed them.
+fn attestations_of(document: DocumentId, origin: Origin) -> Frame {
+    let author = |actor: &[u8], byte: u8| Attested {
+        document: 0,
+        origin: 0,
+        actor: actor.to_vec(),
+        first: ChangeHash([byte; 32]),
+        signature: [byte; 64],
+    };
+    let authors = vec![author(&[1; 16], 3), author(&[2], 4)];
+    Frame::Attestations(Attestations { documents: vec![document], origins: vec![origin], authors })
+}
+
+/// What is read names nothing that is not listed, no author without a name, and no more than so many.
+#[test]
+fn attestations_of_what_is_not_there_are_refused() {
+    let origin = Origin { node: NodeId([7; 32]), principal: "ada".into(), admission: 1, rules_version: 0 };
+    let good = attestations_of(DocumentId([1; 16]), origin);
+    assert!(Frame::decode(&good.encode().unwrap()).is_ok());
+    let faults: [&dyn Fn(&mut Attestations); 6] = [
+        &|said| said.authors[1].document = 1,
+        &|said| said.authors[1].origin = 1,
+        &|said| said.authors[0].actor.clear(),
+        &|said| said.authors[0].actor = vec![1; 65],
+        &|said| said.origins[0].admission = 3,
+        &|said| said.authors = vec![said.authors[0].clone(); 1025],
+    ];
+    for (n, fault) in faults.iter().enumerate() {
+        let Frame::Attestations(mut said) = good.clone() else { unreachable!() };
+        fault(&mut said);
+        assert!(Frame::decode(&Frame::Attestations(said).encode().unwrap()).is_err(), "{n}");
+    }
 }
 
 /// The bytes on the wire are those that were released.

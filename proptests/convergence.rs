@@ -197,7 +197,7 @@ fn statement(kind: LifecycleKind, lamport: u64) -> Incoming {
         heads: Heads::default(),
         name: None,
     };
-    Incoming { document, body: IncomingBody::Lifecycle(statement.encode()), origin: origin(9) }
+    Incoming { document, body: IncomingBody::Lifecycle(statement.encode()), origin: origin(9), signature: None }
 }
 
 fn admit(database: &Database, rows: Vec<Incoming>) -> Admitted {

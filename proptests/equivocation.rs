@@ -106,7 +106,12 @@ fn open(storage: &MemoryStorage, number: u8) -> Database {
 }
 
 fn row(change: &Change) -> Incoming {
-    Incoming { document: DOCUMENT, body: IncomingBody::Change(Box::new(change.clone())), origin: origin(9) }
+    Incoming {
+        document: DOCUMENT,
+        body: IncomingBody::Change(Box::new(change.clone())),
+        origin: origin(9),
+        signature: None,
+    }
 }
 
 /// In an order in which each comes after what it depends on.

@@ -320,7 +320,7 @@ impl Model {
                     (*id, IncomingBody::Lifecycle(bytes.clone()))
                 }
             };
-            rows.push(Incoming { document, body, origin: origin(9) });
+            rows.push(Incoming { document, body, origin: origin(9), signature: None });
         }
         self.written_since_open = true;
         let answer = self.database().admit_blocking(rows).unwrap();

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test panics; it does not return errors")]
 
+mod attestation;
 #[cfg(feature = "node")]
 mod auth;
 mod codec;

@@ -10,8 +10,8 @@ use tidelog::log::record::{
     SubjectHeader, VoidHeader, WithdrawnHeader, WithheldHeader, WriteKind, payload_digest,
 };
 use tidelog::log::rows::{
-    DocumentRow, HeadRow, IndexRow, NameRow, PeerRow, ProjectionRow, RefusedOrderRow, RefusedRow, SnapshotRef,
-    SnapshotRow, StatementRow, VoidsRow, WithheldRow, decode_row, encode_row,
+    DocumentRow, HeadRow, IndexRow, NameRow, PeerRow, ProjectionRow, RefusedOrderRow, RefusedRow, SignatureRow,
+    SnapshotRef, SnapshotRow, StatementRow, VoidsRow, WithheldRow, decode_row, encode_row,
 };
 use tidelog::{CollectionName, DocumentId, Heads, Lsn, NodeId};
 
@@ -189,6 +189,7 @@ macro_rules! each_row {
             Keyspace::Held,
             RefusedRow { number: 1, lsn: 300, principal: 2, rules_version: 70_000, chunk: b"chunk".to_vec() }
         );
+        $check!("row_signature", Keyspace::Held, SignatureRow { signature: [5; 64] });
         $check!("row_refused_order", Keyspace::Held, RefusedOrderRow { hash: [1; 32], bytes: 300 });
     };
 }

@@ -456,11 +456,11 @@ impl World {
 
 fn admit(database: &Database, rows: Vec<IncomingRow>) -> Admitted {
     let mut incoming = Vec::new();
-    for IncomingRow { document, body, origin } in rows {
+    for IncomingRow { document, body, origin, .. } in rows {
         let changes = match body {
             IncomingBody::Change(change) => vec![*change],
             IncomingBody::Lifecycle(bytes) => {
-                incoming.push(Incoming { document, body: Body::Lifecycle(bytes), origin });
+                incoming.push(Incoming { document, body: Body::Lifecycle(bytes), origin, signature: None });
                 continue;
             }
             IncomingBody::Document { bytes, .. } => {
@@ -468,7 +468,12 @@ fn admit(database: &Database, rows: Vec<IncomingRow>) -> Admitted {
                 changes.into_iter().map(|change| Change::from_automerge(change).unwrap()).collect()
             }
         };
-        let row = |change| Incoming { document, body: Body::Change(Box::new(change)), origin: origin.clone() };
+        let row = |change| Incoming {
+            document,
+            body: Body::Change(Box::new(change)),
+            origin: origin.clone(),
+            signature: None,
+        };
         incoming.extend(changes.into_iter().map(row));
     }
     let admitted = database.admit_blocking(incoming).unwrap();

@@ -143,10 +143,10 @@ pub(crate) fn rows_after(reader: &Reader, after: Lsn) -> Vec<Incoming> {
         .filter_map(|entry| match entry.kind {
             EntryKind::Change { document, origin, bytes, .. } => {
                 let body = IncomingBody::Change(Box::new(Change::parse(bytes).unwrap()));
-                Some(Incoming { document, body, origin })
+                Some(Incoming { document, body, origin, signature: None })
             }
             EntryKind::Lifecycle { document, origin, bytes, .. } => {
-                Some(Incoming { document, body: IncomingBody::Lifecycle(bytes), origin })
+                Some(Incoming { document, body: IncomingBody::Lifecycle(bytes), origin, signature: None })
             }
             _ => None,
         })

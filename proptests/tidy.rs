@@ -112,7 +112,10 @@ const CODECS: [(&str, &[&str]); 4] = [
         "docs/log-format.md",
         &["src/log/record.rs", "src/log/record/audit.rs", "src/log/record/removal.rs", "src/log/rows.rs"],
     ),
-    ("docs/protocol.md", &["src/sync/wire.rs", "src/sync/wire/access.rs", "src/sync/wire/ids.rs"]),
+    (
+        "docs/protocol.md",
+        &["src/sync/wire.rs", "src/sync/wire/access.rs", "src/sync/wire/ids.rs", "src/history/signature.rs"],
+    ),
     ("docs/authentication.md", &["src/auth/own.rs", "src/auth/list.rs"]),
     ("docs/repo-protocol.md", &["src/sync/repo/wire.rs", "src/sync/repo/cbor.rs"]),
 ];

@@ -53,7 +53,12 @@ impl Rights {
                     refused.push(Denied { document: row.document, change: Some(arrival), why: "no".into() });
                 } else {
                     let body = IncomingBody::Change(Box::new(change));
-                    allowed.push(IncomingRow { document: row.document, body, origin: row.origin.clone() });
+                    allowed.push(IncomingRow {
+                        document: row.document,
+                        body,
+                        origin: row.origin.clone(),
+                        signature: None,
+                    });
                 }
             }
         }
@@ -106,6 +111,7 @@ impl World {
                 token: None,
                 guarded: here == NODE,
                 cursor: us.database.reader().peer_cursor(peer).unwrap(),
+                attester: None,
                 agent: "test".into(),
                 limits: self.limits.clone(),
             });

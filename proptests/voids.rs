@@ -35,7 +35,12 @@ fn reopened(storage: &MemoryStorage, database: Database) -> (MemoryStorage, Data
 }
 
 fn row(change: &Change) -> Incoming {
-    Incoming { document: DOCUMENT, body: IncomingBody::Change(Box::new(change.clone())), origin: origin(9) }
+    Incoming {
+        document: DOCUMENT,
+        body: IncomingBody::Change(Box::new(change.clone())),
+        origin: origin(9),
+        signature: None,
+    }
 }
 
 /// Offers changes as a trusted node does: nobody tries them.

@@ -198,7 +198,7 @@ async fn a_client_that_is_closed(strict: bool) {
         rules_version: 0,
     };
     let body = tidelog::engine::IncomingBody::Change(Box::new(change.clone()));
-    let row = tidelog::engine::Incoming { document: note.id(), body, origin };
+    let row = tidelog::engine::Incoming { document: note.id(), body, origin, signature: None };
     let taken = client.database.admit(vec![row], None, None).await.unwrap();
     assert_eq!(taken.accepted, 1);
     let told = async {

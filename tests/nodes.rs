@@ -11,7 +11,7 @@ use tidelog::automerge::marks::ExpandMark;
 use tidelog::document::{EditOptions, View};
 use tidelog::id::ActorId;
 use tidelog::node::admin::Client;
-use tidelog::node::command::{Base64, Collected, Request};
+use tidelog::node::command::{AuditFilter, Base64, Collected, Request};
 use tidelog::node::trace::{AgentFeed, Trace, TraceChanges, TraceOptions, traces_folder};
 use tidelog::{Change, ChangeHash, DocumentId, Error};
 
@@ -127,6 +127,41 @@ fn assert_equal(a: &Server, b: &Server, id: DocumentId) {
     for server in [a, b] {
         let (report, rows) = server.ask(&Request::Verify { deep: true });
         assert!(rows.is_empty(), "{report} {rows:?}");
+    }
+}
+
+/// Three nodes in a row: at the last one an author is signed for by the first, and at the one between as well.
+#[test]
+fn an_author_is_signed_for_by_the_node_where_he_came_in_over_quic() {
+    let (a, mut b, mut c) = (Server::start(), Server::start(), Server::start());
+    let id = DocumentId::random();
+    let (value, text) = (Some(json!({ "text": "tide" })), id.to_string());
+    a.ask(&Request::Add { collection: "notes".into(), name: None, id: Some(text), value, must_be_new: true });
+    a.ask(&Request::Set { id: id.to_string(), path: "n".into(), value: json!(1) });
+    link(&a, &b);
+    b.wait_for(3);
+    link(&b, &c);
+    c.wait_for(3);
+    assert_equal(&a, &c, id);
+    for (server, signed) in [(&a, Value::Null), (&b, json!(true)), (&c, json!(true))] {
+        let filter = AuditFilter {
+            user: None,
+            collection: None,
+            document: Some(id.to_string()),
+            refused: None,
+            from: Some(0),
+            limit: 10,
+        };
+        let (_, rows) = server.ask(&Request::AuditList { filter });
+        let shown =
+            rows.iter().map(|row| server.ask(&Request::AuditShow { lsn: row["lsn"].as_u64().unwrap() }).1.remove(0));
+        let of_author: Vec<Value> = shown.filter(|row| row["seq"].is_u64()).collect();
+        assert_eq!(of_author.len(), 2, "{rows:?}");
+        for row in of_author {
+            assert_eq!(row["entered"], *a.node, "{row}");
+            let expected = if row["seq"] == 1 { &signed } else { &Value::Null };
+            assert_eq!(row["signed"], *expected, "{row}");
+        }
     }
 }
 

@@ -25,7 +25,7 @@ fn typed(document: &DocHandle, author: u8, texts: &[&str]) -> Vec<Change> {
 
 fn row(node: NodeId, document: &DocHandle, change: &Change) -> Incoming {
     let origin = Origin { node, principal: String::new(), admission: Admission::Structural, rules_version: 0 };
-    Incoming { document: document.id(), body: IncomingBody::Change(Box::new(change.clone())), origin }
+    Incoming { document: document.id(), body: IncomingBody::Change(Box::new(change.clone())), origin, signature: None }
 }
 
 fn log(node: &TestNode, document: &DocHandle, changes: &[Change]) {

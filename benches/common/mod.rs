@@ -87,6 +87,7 @@ pub(crate) fn rows(document: DocumentId, changes: &[Change]) -> Vec<Incoming> {
         document,
         body: IncomingBody::Change(Box::new(change.clone())),
         origin: origin.clone(),
+        signature: None,
     };
     changes.iter().map(row).collect()
 }

@@ -24,7 +24,7 @@ fn wait<T>(future: impl Future<Output = T>) -> T {
 }
 
 fn row(document: DocumentId, change: Change) -> Incoming {
-    Incoming { document, body: IncomingBody::Change(Box::new(change)), origin: origin(9) }
+    Incoming { document, body: IncomingBody::Change(Box::new(change)), origin: origin(9), signature: None }
 }
 
 /// Tries the rows, and offers to the log what passed.

@@ -36,7 +36,8 @@ fn copy(of: &Database) -> Database {
 
 /// Offers a change as a node does.
 fn offer(database: &Database, document: DocumentId, change: &Change) -> Admitted {
-    let row = Incoming { document, body: IncomingBody::Change(Box::new(change.clone())), origin: origin(9) };
+    let row =
+        Incoming { document, body: IncomingBody::Change(Box::new(change.clone())), origin: origin(9), signature: None };
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(database.admit_with(Clash::SmallerHash, vec![row], None, None)).unwrap()
 }
@@ -120,7 +121,8 @@ fn what_a_change_had_not_seen_is_nothing_to_it_whatever_came_first() {
         let client = copy(&first);
         offer(&client, document, seen);
         let body = IncomingBody::Change(Box::new(blind.clone()));
-        let examined = client.examine(node(9), vec![Incoming { document, body, origin: origin(9) }]).unwrap();
+        let examined =
+            client.examine(node(9), vec![Incoming { document, body, origin: origin(9), signature: None }]).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let admitted = client.admit_examined(Clash::KeepFirst, examined.rows, Some(node(9)), None);
         let refused = runtime.block_on(admitted).unwrap().refused;

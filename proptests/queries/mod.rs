@@ -392,7 +392,12 @@ fn a_merge_is_told_once_with_its_patches_and_its_conflicts() {
     };
     assert_eq!(ours.doc_changes()[0].patches, Some(vec![put(1, false)]));
     let origin = Origin { node: node(2), principal: String::new(), admission: Admission::Structural, rules_version: 0 };
-    let row = Incoming { document: note.id(), body: IncomingBody::Change(Box::new(theirs.unwrap())), origin };
+    let row = Incoming {
+        document: note.id(),
+        body: IncomingBody::Change(Box::new(theirs.unwrap())),
+        origin,
+        signature: None,
+    };
     assert_eq!(database.admit_blocking(vec![row]).unwrap().accepted, 1);
     let merged = listener.next_now().unwrap().unwrap();
     let [change] = merged.doc_changes() else { panic!("{:?}", merged.doc_changes()) };

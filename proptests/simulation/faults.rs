@@ -332,7 +332,7 @@ impl World {
                 admission: Admission::Structural,
                 rules_version: 0,
             };
-            let row = Incoming { document: id, body: IncomingBody::Change(Box::new(change)), origin };
+            let row = Incoming { document: id, body: IncomingBody::Change(Box::new(change)), origin, signature: None };
             let Some(engine) = self.replicas[n].engine.as_mut() else { return Ok(()) };
             if let Ok(ticket) = engine.admit(Clash::KeepFirst, vec![row], None, None) {
                 self.replicas[n].waiters.insert(ticket, Waiter::Rogue(id, hash));

@@ -13,6 +13,7 @@ use tidelog::access::sim::{Offered, Visitor};
 use tidelog::document::{Change, split};
 use tidelog::engine::sim::Engine;
 use tidelog::engine::{Clash, Incoming, IncomingBody as Body};
+use tidelog::history::Reader;
 use tidelog::id::{ChangeHash, DocumentId, LogCursor};
 use tidelog::sync::wire::{DeniedRow, Frame, Judgement, Role, RowKind, Token};
 use tidelog::sync::{
@@ -22,7 +23,7 @@ use tidelog::sync::{
 use tidelog::{Database, Error};
 
 use super::random::Random;
-use super::replica::Waiter;
+use super::replica::{Seals, Waiter};
 use super::users::{Brought, Users, user_at};
 use super::world::{CLIENTS, Event, MS, NODES, SECOND, World};
 
@@ -194,6 +195,7 @@ impl World {
             },
             guarded: !self.is_trusted(there),
             cursor,
+            attester: Some(Arc::new(Seals(us.node))),
             agent: "sim".into(),
             limits: us.limits.clone(),
         });
@@ -511,7 +513,8 @@ impl World {
                     return self.ask_on(link, side);
                 }
             };
-            let groups = groups(rows, &self.replicas[here].limits).map_err(Closed::Broken)?;
+            let Some(engine) = &self.replicas[here].engine else { return Ok(false) };
+            let groups = groups(rows, &self.replicas[here].limits, engine.reader()).map_err(Closed::Broken)?;
             end.admitting = Some(Admitting { ticket, groups, cursor, all: Admitted::default(), asked: false });
         }
         let Some(admitting) = end.admitting.as_mut().filter(|admitting| !admitting.asked) else { return Ok(false) };
@@ -920,20 +923,26 @@ fn note_batch(batches: &mut VecDeque<(u64, DocumentId, ChangeHash)>, frame: &[u8
 }
 
 /// What the session wants to be logged, as groups for the writer.
-fn groups(rows: Vec<IncomingRow>, limits: &tidelog::Limits) -> Result<VecDeque<Vec<Incoming>>, String> {
+fn groups(
+    rows: Vec<IncomingRow>,
+    limits: &tidelog::Limits,
+    reader: &Reader,
+) -> Result<VecDeque<Vec<Incoming>>, String> {
     let mut groups: VecDeque<Vec<Incoming>> = VecDeque::new();
     let mut push = |row: Incoming| match groups.back_mut() {
         Some(group) if group.len() < limits.group_records_max => group.push(row),
         _ => groups.push_back(vec![row]),
     };
-    for IncomingRow { document, body, origin } in rows {
+    for IncomingRow { document, body, origin, signature } in rows {
         match body {
-            IncomingBody::Change(change) => push(Incoming { document, body: Body::Change(change), origin }),
-            IncomingBody::Lifecycle(bytes) => push(Incoming { document, body: Body::Lifecycle(bytes), origin }),
-            IncomingBody::Document { bytes, authors } => {
+            IncomingBody::Change(change) => push(Incoming { document, body: Body::Change(change), origin, signature }),
+            IncomingBody::Lifecycle(bytes) => {
+                push(Incoming { document, body: Body::Lifecycle(bytes), origin, signature });
+            }
+            IncomingBody::Document { bytes, mut authors } => {
                 for change in split(&bytes, limits).map_err(|error| error.to_string())? {
-                    let origin = authors.origin(&change, &origin);
-                    push(Incoming { document, body: Body::Change(Box::new(change)), origin });
+                    let (origin, signature) = authors.origin(document, &change, &origin, reader);
+                    push(Incoming { document, body: Body::Change(Box::new(change)), origin, signature });
                 }
             }
         }

@@ -257,6 +257,7 @@ impl World {
                 document: id,
                 body: IncomingBody::Change(Box::new(change)),
                 origin: origin.clone(),
+                signature: None,
             };
             let rows = changes.into_iter().map(row).collect();
             let Some(engine) = self.replicas[to].engine.as_mut() else { break };

@@ -63,6 +63,7 @@ impl World {
                 document: id,
                 body: IncomingBody::Change(Box::new(change)),
                 origin: origin.clone(),
+                signature: None,
             };
             let Some(engine) = self.replicas[n].engine.as_mut() else { continue };
             if let Ok(ticket) = engine.admit(Clash::KeepFirst, changes.into_iter().map(row).collect(), None, None) {

@@ -86,6 +86,8 @@ impl Plan {
 /// How long faults and edits last in an episode; what is left of five minutes is for becoming equal.
 const CHAOS: u64 = 262 * SECOND;
 const EPISODE: u64 = 300 * SECOND;
+/// What clusters with users get beside.
+const PEACE_OF_USERS: u64 = 120 * SECOND;
 /// Time between two edits of a client, so that each makes one a second and more even in an hour with peace and crashes
 /// in it.
 const EDIT_EVERY: u64 = 720 * MS;
@@ -232,7 +234,8 @@ impl World {
             self.run_until(begin + CHAOS)?;
             self.chaos = false;
             self.heal_all()?;
-            let bound = begin + EPISODE;
+            // Users' links list everything when rights change, and bring what is denied once more.
+            let bound = begin + EPISODE + if self.users.is_some() { PEACE_OF_USERS } else { 0 };
             // At least a moment, so that what was under way arrives.
             let mut at = self.now + 2 * SECOND;
             loop {

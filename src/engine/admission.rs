@@ -66,6 +66,8 @@ pub(super) struct Trials {
     quarantine: Mutex<Quarantine>,
     /// Changes refused since the database was opened because they do not apply or were in quarantine.
     refused: AtomicU64,
+    /// Claims of nodes about other nodes that were taken for their own word since then: unsigned ones, and forged ones.
+    unproven: [AtomicU64; 2],
 }
 
 /// A ring of changes that cannot be applied.
@@ -93,7 +95,8 @@ impl Trials {
             ControlFlow::Continue(())
         })?;
         let (views, consulted) = (WorkingSet::new(limits.trial_budget), WorkingSet::new(limits.consulted_budget));
-        Ok(Self { views, consulted, quarantine: Mutex::new(quarantine), refused: AtomicU64::new(0) })
+        let (quarantine, refused, unproven) = (Mutex::new(quarantine), AtomicU64::new(0), Default::default());
+        Ok(Self { views, consulted, quarantine, refused, unproven })
     }
 
     pub(super) fn consulted(&self) -> &WorkingSet {
@@ -103,6 +106,17 @@ impl Trials {
     /// How many changes were refused since the database was opened.
     pub(super) fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
+    }
+
+    /// How many claims of nodes about other nodes were taken for their own word: unsigned ones, and forged ones.
+    pub(super) fn unproven(&self) -> [u64; 2] {
+        self.unproven.each_ref().map(|count| count.load(Ordering::Relaxed))
+    }
+
+    /// Counts one.
+    #[cfg(feature = "quic")]
+    pub(super) fn count_unproven(&self, is_forged: bool) {
+        self.unproven[usize::from(is_forged)].fetch_add(1, Ordering::Relaxed);
     }
 
     /// How many trial views were built since the database was opened.
@@ -241,7 +255,8 @@ impl Database {
             let origin = Origin { rules_version: outcome.rules_version, ..origin };
             let body = |change| IncomingBody::Change(Box::new(change));
             let passed = outcome.passed.into_iter().map(body);
-            examined.rows.extend(passed.map(|body| Incoming { document, body, origin: origin.clone() }));
+            let row = |body| Incoming { document, body, origin: origin.clone(), signature: None };
+            examined.rows.extend(passed.map(row));
             let denied = |(change, why)| Denied { document, change: Some(change), why };
             examined.denied.extend(outcome.denied.into_iter().map(denied));
             examined.refused.extend(outcome.refused);

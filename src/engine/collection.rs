@@ -158,6 +158,7 @@ impl Collection {
             document: id,
             body: IncomingBody::Lifecycle(self.creation(id, None, CreationRank::Imported)),
             origin,
+            signature: None,
         }
     }
 

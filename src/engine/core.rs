@@ -27,7 +27,7 @@ use super::refusal::{Audit, Claims};
 use crate::document::{Change, ChangeGraph, Node};
 use crate::history::fold::{fold_change, fold_lifecycle, index_key, index_row, new_row, project_row};
 use crate::history::voids::is_degraded;
-use crate::history::{Graphs, HistoryError, Misfit, Names, Origin, Reader};
+use crate::history::{Graphs, HistoryError, Misfit, Names, Origin, Reader, Signature};
 use crate::id::{ActorId, ChangeHash, DocumentId, Heads, LogCursor, Lsn, NodeId, StorageId};
 use crate::limits::Limits;
 use crate::log::record::{
@@ -45,6 +45,8 @@ pub struct Incoming {
     pub body: IncomingBody,
     /// Where it entered.
     pub origin: Origin,
+    /// Of an author's first change, the node's signature of that, which is kept with it.
+    pub signature: Option<Box<Signature>>,
 }
 
 /// What an [`Incoming`] row says.
@@ -348,8 +350,15 @@ impl Core {
                     answer.known += heard.known;
                 }
                 for change in changes {
-                    let arrival =
-                        Arrival { change, origin: origin.clone(), via: None, made_here: true, clash: Clash::KeepFirst };
+                    let origin = origin.clone();
+                    let arrival = Arrival {
+                        change,
+                        origin,
+                        signature: None,
+                        via: None,
+                        made_here: true,
+                        clash: Clash::KeepFirst,
+                    };
                     self.take_own(work, document, arrival, now, &mut answer)?;
                 }
             }
@@ -359,7 +368,8 @@ impl Core {
                 for row in rows {
                     match row.body {
                         IncomingBody::Change(change) => {
-                            let arrival = Arrival { change: *change, origin: row.origin, via, made_here: false, clash };
+                            let (change, origin, signature) = (*change, row.origin, row.signature);
+                            let arrival = Arrival { change, origin, signature, via, made_here: false, clash };
                             self.take_change(work, row.document, arrival, now, &mut answer)?;
                         }
                         IncomingBody::Lifecycle(bytes) => {
@@ -654,6 +664,10 @@ impl Core {
         fold_change(&mut row, lsn, &header, change.bytes().len(), self.limits.clock_entries_in_row);
         self.appender.push(&mut work.group, &Record::Change(header, change.bytes().to_vec()));
         self.index(work, document, lsn, &index);
+        if let Some(signature) = &arrival.signature {
+            let (key, row) = signature.row(document);
+            work.group.batch.put(Keyspace::Held, key, row);
+        }
         if let Some(graph) = work.graphs.get(&document) {
             let mut graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
             graph.add(node_of(change, lsn)).map_err(|error| HistoryError::Document {

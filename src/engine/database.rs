@@ -271,6 +271,8 @@ pub struct Status {
     pub trials_bytes: usize,
     /// Changes of untrusted peers that were refused since the database was opened, because they cannot be applied.
     pub quarantined: u64,
+    /// Authors that nodes said were another node's, without its signature and with a false one, since it was opened.
+    pub unproven_origins: [u64; 2],
     /// Snapshots made since the database was opened because a client waited for them.
     pub awaited_snapshots: u64,
     /// Of the documents that are materialised now, those of which some changes cannot be applied and are not shown.
@@ -408,6 +410,7 @@ impl Database {
             awaited_snapshots: self.inner.snapshots.awaited(),
             degraded: self.inner.working_set.degraded(),
             quarantined: self.inner.trials.refused(),
+            unproven_origins: self.inner.trials.unproven(),
             failure: queue.as_ref().and_then(|queue| queue.state().failure().map(str::to_owned)),
             disk_full: queue.is_some_and(|queue| queue.state().disk_full()),
         }

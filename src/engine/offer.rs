@@ -27,7 +27,16 @@ pub(crate) struct Source {
     pub(crate) judge: Option<Arc<dyn Judge>>,
 }
 
+/// What a signature costs to check, in microseconds.
+const SIGNATURE_US: u64 = 50;
+
 impl Database {
+    /// Counts a claim of a node about another one that is taken for its own word.
+    #[cfg(feature = "quic")]
+    pub(crate) fn note_unproven(&self, unproven: sync::Unproven) {
+        self.trials().count_unproven(unproven == sync::Unproven::Forged);
+    }
+
     /// How many documents would come to be by these rows.
     pub(crate) fn count_new(&self, rows: &[IncomingRow]) -> u64 {
         let reader = self.reader();
@@ -150,20 +159,24 @@ impl Database {
 
     /// The rows in one incoming row: a document chunk holds many, and the document that was built to take it apart.
     async fn unpack(&self, from: &Source, row: IncomingRow) -> Result<(Vec<Incoming>, Option<View>), Error> {
-        let IncomingRow { document, body, origin } = row;
-        let one = |body| (vec![Incoming { document, body, origin: origin.clone() }], None);
+        let IncomingRow { document, body, origin, signature } = row;
+        let one = |body| (vec![Incoming { document, body, origin: origin.clone(), signature }], None);
         match body {
             sync::IncomingBody::Change(change) => Ok(one(IncomingBody::Change(change))),
             sync::IncomingBody::Lifecycle(bytes) => Ok(one(IncomingBody::Lifecycle(bytes))),
-            sync::IncomingBody::Document { bytes: chunk, authors } => {
-                let turn = self.turns().turn(self.account_of(from), cost_of_split(chunk.len())).await?;
-                let limits = self.limits().clone();
-                let (changes, view) = aside(turn, move || split_and_keep(&chunk, &limits)).await??;
-                let row = |change| {
-                    let origin = authors.origin(&change, &origin);
-                    Incoming { document, body: IncomingBody::Change(Box::new(change)), origin }
-                };
-                Ok((changes.into_iter().map(row).collect(), Some(view)))
+            sync::IncomingBody::Document { bytes: chunk, mut authors } => {
+                let cost = cost_of_split(chunk.len()) + SIGNATURE_US * authors.signatures() as u64;
+                let turn = self.turns().turn(self.account_of(from), cost).await?;
+                let (limits, reader) = (self.limits().clone(), self.reader().clone());
+                let unpacked = aside(turn, move || {
+                    let (changes, view) = split_and_keep(&chunk, &limits)?;
+                    let row = |change| {
+                        let (origin, signature) = authors.origin(document, &change, &origin, &reader);
+                        Incoming { document, body: IncomingBody::Change(Box::new(change)), origin, signature }
+                    };
+                    Ok::<_, Error>((changes.into_iter().map(row).collect(), Some(view)))
+                });
+                unpacked.await?
             }
         }
     }
@@ -220,6 +233,7 @@ mod tests {
             document: handle.id(),
             body: sync::IncomingBody::Change(Box::new(change)),
             origin: origin.clone(),
+            signature: None,
         };
         (handle.id(), (0..count).map(|at| row(edit(at))).collect())
     }
@@ -270,7 +284,8 @@ mod tests {
             admission: Admission::Structural,
             rules_version: 0,
         };
-        let rows = bodies.into_iter().map(|body| IncomingRow { document, body, origin: origin.clone() }).collect();
+        let row = |body| IncomingRow { document, body, origin: origin.clone(), signature: None };
+        let rows = bodies.into_iter().map(row).collect();
         let from = Source { node: database.node(), is_trusted: false, clash: Clash::KeepFirst, judge: None };
         database.offer(from, rows, None).await
     }

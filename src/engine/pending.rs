@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::core::Clash;
 use crate::document::Change;
-use crate::history::Origin;
+use crate::history::{Origin, Signature};
 use crate::id::{ChangeHash, DocumentId, NodeId};
 use crate::limits::Limits;
 
@@ -19,6 +19,8 @@ const WAIT_MAX: Duration = Duration::from_secs(60);
 pub(super) struct Arrival {
     pub(super) change: Change,
     pub(super) origin: Origin,
+    /// Of an author's first change, the signature that is kept with it.
+    pub(super) signature: Option<Box<Signature>>,
     pub(super) via: Option<NodeId>,
     /// An edit of this process's own view.
     pub(super) made_here: bool,
@@ -233,6 +235,7 @@ mod tests {
         let arrival = |change: &Change| Arrival {
             change: change.clone(),
             origin: origin.clone(),
+            signature: None,
             via: None,
             made_here: false,
             clash: Clash::KeepFirst,

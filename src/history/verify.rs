@@ -110,6 +110,8 @@ pub fn verify(
     go_on(&mut report, "doc_ix and by_seq", orphans)?;
     let refused = audit::check_refused(reader, &mut report);
     go_on(&mut report, "held", refused)?;
+    let signatures = audit::check_signatures(reader, &mut report);
+    go_on(&mut report, "held", signatures)?;
     if deep {
         for (n, id) in documents.into_iter().enumerate() {
             if let Err(error) = rebuild_document(reader, id, &mut report) {

@@ -253,6 +253,14 @@ pub struct RefusedOrderRow {
     pub bytes: u64,
 }
 
+/// A row of `held` under `s`, a document and what was signed: a node's signature of whose an author is, as it came with
+/// the author's first change. It is passed on, and no projection: without it this node answers for the author itself.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct SignatureRow {
+    /// Ed25519, by the node in the change's origin.
+    pub signature: [u8; 64],
+}
+
 /// The row of `state` about the view of a collection: the present values of its documents, for queries.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct ViewRow {

@@ -39,6 +39,8 @@ const ADDRESSES_MAX: usize = 8;
 #[derive(Clone)]
 pub struct Endpoint {
     inner: Arc<Inner>,
+    /// Our own key.
+    pub(super) identity: Identity,
 }
 
 struct Inner {
@@ -132,7 +134,7 @@ impl Endpoint {
             handshakes: Arc::new(Semaphore::new(queues::HANDSHAKES)),
             frame_bytes_max: limits.frame_bytes_max,
         };
-        Self { inner: Arc::new(inner) }
+        Self { inner: Arc::new(inner), identity: identity.clone() }
     }
 
     /// Our own key.

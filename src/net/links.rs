@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use tracing::Instrument as _;
 
 use super::allow::{Admission, AdmittedBy, AllowList, Role};
+use super::attester::LinkAttester;
 use super::backoff::Backoff;
 use super::close::CloseCode;
 use super::conversation::{Conversation, Manners, Opening};
@@ -78,6 +79,7 @@ struct Shared {
     endpoint: Endpoint,
     allow: Arc<AllowList>,
     options: LinkOptions,
+    attester: Arc<LinkAttester>,
     guards: Guards,
     stop: watch::Sender<bool>,
     token: watch::Sender<Option<Token>>,
@@ -128,7 +130,9 @@ impl Links {
         options: LinkOptions,
         guards: Guards,
     ) -> Self {
+        let attester = Arc::new(LinkAttester::new(endpoint.identity.clone(), database.clone()));
         let shared = Arc::new(Shared {
+            attester,
             database,
             endpoint,
             allow,
@@ -392,6 +396,7 @@ impl Links {
             token: link.is_dialled().then(|| token.borrow_and_update().clone()).flatten(),
             guarded: role == Role::Client && self.shared.guards.door.is_some(),
             cursor,
+            attester: Some(self.shared.attester.clone()),
             agent: concat!("tidelog/", env!("CARGO_PKG_VERSION")).to_owned(),
             limits: self.shared.database.limits().clone(),
         };

@@ -22,6 +22,7 @@
 //! RFC 9000 (QUIC), RFC 9001 (QUIC-TLS), RFC 8446 (TLS 1.3), RFC 7250 (raw public keys), RFC 8410 (Ed25519 in DER).
 
 mod allow;
+mod attester;
 mod backoff;
 mod close;
 mod conversation;

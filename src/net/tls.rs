@@ -7,13 +7,15 @@
 //! struck off would come back, and early data can be replayed.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{AlwaysResolvesClientRawPublicKeys, Resumption};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls13_signature_with_raw_key};
-use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
+use rustls::pki_types::{
+    CertificateDer, ServerName, SignatureVerificationAlgorithm, SubjectPublicKeyInfoDer, UnixTime, alg_id,
+};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{AlwaysResolvesServerRawPublicKeys, NoServerSessionStorage};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme};
@@ -61,6 +63,18 @@ fn node_of_name(name: &ServerName<'_>) -> Option<NodeId> {
 pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
 }
+
+/// Whether `node` signed `message`: Ed25519 over the message itself, as in RFC 8032.
+pub(super) fn is_signed_by(node: NodeId, message: &[u8], signature: &[u8; 64]) -> bool {
+    let is_ed25519 = |algorithm: &&&dyn SignatureVerificationAlgorithm| {
+        algorithm.public_key_alg_id() == alg_id::ED25519 && algorithm.signature_alg_id() == alg_id::ED25519
+    };
+    let algorithm = SUPPORTED.get_or_init(|| provider().signature_verification_algorithms).all.iter().find(is_ed25519);
+    algorithm.is_some_and(|algorithm| algorithm.verify_signature(&node.0, message, signature).is_ok())
+}
+
+/// The provider's algorithms, asked for once.
+static SUPPORTED: OnceLock<WebPkiSupportedAlgorithms> = OnceLock::new();
 
 /// How we accept.
 pub(super) fn accepting(identity: &Identity) -> Result<quinn::ServerConfig, NetError> {

@@ -271,7 +271,7 @@ impl Survey {
             name: None,
         };
         let origin = Origin { node: here, principal: String::new(), admission: Admission::Local, rules_version: 0 };
-        Some(Incoming { document, body: IncomingBody::Lifecycle(said.encode()), origin })
+        Some(Incoming { document, body: IncomingBody::Lifecycle(said.encode()), origin, signature: None })
     }
 }
 
@@ -321,13 +321,18 @@ fn refill(
                 offer.bytes += change.bytes().len();
                 *offered.entry("changes").or_default() += 1;
                 let (document, origin) = (DocumentId(header.document), survey.origin(&header, here));
-                offer.rows.push(Incoming { document, body: IncomingBody::Change(Box::new(change)), origin });
+                offer.rows.push(Incoming {
+                    document,
+                    body: IncomingBody::Change(Box::new(change)),
+                    origin,
+                    signature: None,
+                });
             }
             Record::Lifecycle(header, bytes) => {
                 let node = survey.node(header.origin, here);
                 let origin = Origin { node, principal: String::new(), admission: Admission::Local, rules_version: 0 };
                 let document = DocumentId(header.document);
-                offer.rows.push(Incoming { document, body: IncomingBody::Lifecycle(bytes), origin });
+                offer.rows.push(Incoming { document, body: IncomingBody::Lifecycle(bytes), origin, signature: None });
             }
             _ => {}
         }

@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, PoisonError};
 
+use super::attest::{Attester, Verifier};
 use super::authors::{Authors, Naming};
 use super::exchange::{Exchange, GenerateError};
 use super::gate::ChunkKind;
@@ -18,7 +19,7 @@ use super::permits::Permits;
 use super::session::{
     Channel, Denied, IncomingBody, IncomingRow, Opened, Outbox, Output, SessionError, Side, parse_change,
 };
-use super::wire::{self, DocSync, Frame, Role};
+use super::wire::{self, Attestations, DocSync, Frame};
 use super::{ExchangeError, GateError};
 use crate::history::{HistoryError, Origin, Reader};
 use crate::id::{DocumentId, Heads, NodeId};
@@ -40,10 +41,12 @@ pub(super) struct Exchanges {
     /// Who writes, where the peer brings what somebody wrote.
     principal: String,
     permits: Option<Arc<dyn Permits>>,
-    /// The peer is a node: it is believed in whose authors are.
-    is_believed: bool,
+    /// What the word of a node on whose authors are is held against; none for a client, who has no say in that.
+    verifier: Option<Arc<Verifier>>,
     /// The peer is a node that takes us for one: it is told whose authors are.
     pub(super) tells_authors: bool,
+    /// Signs what it is told of them.
+    attester: Option<Arc<dyn Attester>>,
 }
 
 struct Running {
@@ -90,7 +93,13 @@ const ENDING_MAX: usize = 8;
 const MESSAGE_BYTES_BESIDE: usize = 6 << 20;
 
 impl Exchanges {
-    pub(super) fn new(node: NodeId, peer: NodeId, role: Role, limits: &Limits) -> Self {
+    pub(super) fn new(
+        node: NodeId,
+        peer: NodeId,
+        verifier: Option<Arc<Verifier>>,
+        attester: Option<Arc<dyn Attester>>,
+        limits: &Limits,
+    ) -> Self {
         Self {
             node,
             peer,
@@ -103,9 +112,10 @@ impl Exchanges {
             assembling_bytes: 0,
             principal: String::new(),
             permits: None,
-            is_believed: role == Role::Node,
             // Until it has said what it takes us for.
-            tells_authors: role == Role::Node,
+            tells_authors: verifier.is_some(),
+            verifier,
+            attester,
         }
     }
 
@@ -193,7 +203,7 @@ impl Exchanges {
         out: &mut Outbox,
     ) -> Result<(), SessionError> {
         let is_new = !self.running.contains_key(&opened);
-        if !self.is_believed || is_new && !self.begin_theirs(opened, said.document, reader, out)? {
+        if self.verifier.is_none() || is_new && !self.begin_theirs(opened, said.document, reader, out)? {
             return Ok(());
         }
         match self.running.get_mut(&opened) {
@@ -203,6 +213,15 @@ impl Exchanges {
             }
             Some(_) => Err(SessionError::UnexpectedFrame { frame: "Authors", why: "the stream is another document's" }),
             None => Ok(()),
+        }
+    }
+
+    /// Takes who answers for the authors of a document that is being exchanged.
+    pub(super) fn handle_attestations(&mut self, opened: Opened, said: &Attestations) {
+        if self.verifier.is_some()
+            && let Some(running) = self.running.get_mut(&opened)
+        {
+            running.authors.take_attested(said);
         }
     }
 
@@ -297,11 +316,12 @@ impl Exchanges {
         {
             if !self.is_live(document) {
                 self.opened += 1;
-                self.running.insert(Opened { by: Side::Us, number: self.opened }, Running::new(document));
+                let running = Running::new(document, self.verifier.clone());
+                self.running.insert(Opened { by: Side::Us, number: self.opened }, running);
             }
             return Ok(true);
         }
-        let (limits, tells_authors) = (&self.limits, self.tells_authors);
+        let (limits, tells_authors, attester) = (&self.limits, self.tells_authors, &self.attester);
         let (mut over, mut unreadable) = (None, None);
         for (&opened, running) in &mut self.running {
             if running.finished_here && running.finished_there && !running.exchange.is_unsettled() {
@@ -315,7 +335,7 @@ impl Exchanges {
                 unreadable = Some(opened);
                 break;
             }
-            if running.step(opened, limits, tells_authors, reader, out)? {
+            if running.step(opened, limits, tells_authors.then_some(attester), reader, out)? {
                 return Ok(true);
             }
         }
@@ -375,7 +395,7 @@ impl Exchanges {
             out.put(Output::Reset(Channel::Document(ours)));
         }
         self.queue.retain(|queued| *queued != document);
-        self.running.insert(opened, Running::new(document));
+        self.running.insert(opened, Running::new(document, self.verifier.clone()));
         Ok(true)
     }
 }
@@ -387,7 +407,7 @@ fn may_exchange(permits: Option<&dyn Permits>, document: DocumentId, reader: &Re
 }
 
 impl Running {
-    fn new(document: DocumentId) -> Self {
+    fn new(document: DocumentId, verifier: Option<Arc<Verifier>>) -> Self {
         Self {
             document,
             exchange: Exchange::new(),
@@ -397,7 +417,7 @@ impl Running {
             outgoing: None,
             first_went: false,
             ahead: None,
-            authors: Authors::default(),
+            authors: Authors::verified_by(verifier),
             ready: true,
             finished_here: false,
             finished_there: false,
@@ -418,8 +438,8 @@ impl Running {
         let document = self.document;
         let principal = principal.to_owned();
         let origin = Origin { node, principal, admission: Admission::Structural, rules_version: 0 };
-        let mut push = |body, origin| intake.push(IncomingRow { document, body, origin });
-        self.incoming_lifecycle.drain(..).for_each(|bytes| push(IncomingBody::Lifecycle(bytes), origin.clone()));
+        let mut push = |body, origin, signature| intake.push(IncomingRow { document, body, origin, signature });
+        self.incoming_lifecycle.drain(..).for_each(|bytes| push(IncomingBody::Lifecycle(bytes), origin.clone(), None));
         let graph = reader.graph(document)?;
         let graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
         let received =
@@ -429,18 +449,19 @@ impl Running {
             self.note_progress(graph.len());
             return Ok(());
         }
-        let (mut arrived, authors) = (Vec::new(), std::mem::take(&mut self.authors));
+        let nothing = self.authors.emptied();
+        let (mut arrived, mut authors) = (Vec::new(), std::mem::replace(&mut self.authors, nothing));
         for chunk in received.chunks {
             match chunk.kind {
                 ChunkKind::Change => {
                     let change = parse_change(document, chunk.bytes, limits)?;
                     arrived.push((change.hash(), change.deps().to_vec()));
-                    let origin = authors.origin(&change, &origin);
-                    push(IncomingBody::Change(Box::new(change)), origin);
+                    let (origin, signature) = authors.origin(document, &change, &origin, reader);
+                    push(IncomingBody::Change(Box::new(change)), origin, signature);
                 }
                 ChunkKind::Document => {
                     let (bytes, authors) = (chunk.bytes, authors.clone());
-                    push(IncomingBody::Document { bytes, authors }, origin.clone());
+                    push(IncomingBody::Document { bytes, authors }, origin.clone(), None);
                 }
                 ChunkKind::Bundle => {
                     return Err(SessionError::MalformedChange { document, why: "bundles do not travel".into() });
@@ -462,7 +483,7 @@ impl Running {
         &mut self,
         opened: Opened,
         limits: &Limits,
-        tells_authors: bool,
+        tells_authors: Option<&Option<Arc<dyn Attester>>>,
         reader: &Reader,
         out: &mut Outbox,
     ) -> Result<bool, SessionError> {
@@ -497,8 +518,12 @@ impl Running {
                 Err(GenerateError::Gate(error)) => return Err(self.refused(error)),
             };
             drop(graph);
-            if tells_authors && self.outgoing.is_some() && !self.exchange.under_way().is_empty() {
-                self.ahead = Some(Naming::of_changes(self.document, self.exchange.under_way(), reader)?);
+            if let Some(attester) = tells_authors
+                && self.outgoing.is_some()
+                && !self.exchange.under_way().is_empty()
+            {
+                let sent = self.exchange.under_way();
+                self.ahead = Some(Naming::of_changes(self.document, sent, reader, attester.clone())?);
             }
             return Ok(self.outgoing.is_some());
         }

@@ -12,22 +12,25 @@
 
 mod access;
 mod streams;
+mod wanted;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use self::access::{Offered, Rights};
 use self::streams::Incoming;
+use self::wanted::{LoggedStream, Wanting, Wish, send_wants};
+use super::attest::{Attested, Verifier};
 use super::exchanges::{Ended, Exchanges};
 use super::intake::{Intake, Mark};
 use super::origins::origin_from_wire;
 use super::session::{IncomingBody, IncomingRow, Opened, Outbox, Output, SessionError, SessionEvent, parse_change};
 use super::wire::{
-    self, Ack, ChangeBatch, DocumentBatch, Frame, Inventory, Judgement, Outcome, Position, ROW_IN_PARTS, Role, Row,
-    RowKind, Want, Wanted,
+    self, Ack, Attestations, ChangeBatch, DocumentBatch, Frame, Inventory, Judgement, Outcome, Position, ROW_IN_PARTS,
+    Row, RowKind,
 };
 use crate::history::{HistoryError, Origin, Reader};
-use crate::id::{DocumentId, Heads, LogCursor, LogId, Lsn, NodeId};
+use crate::id::{ActorId, DocumentId, Heads, LogCursor, LogId, Lsn, NodeId};
 use crate::limits::Limits;
 use crate::log::record::Admission;
 
@@ -55,6 +58,10 @@ pub(super) struct Follower {
     asks: VecDeque<DocumentId>,
     /// The bytes of the next long row.
     parts: Vec<u8>,
+    /// Who answers for authors whose first changes are in the next batch.
+    attested: BTreeMap<(DocumentId, ActorId), Attested>,
+    /// What a node's word of origins is held against; none for a client, who has no say in that.
+    verifier: Option<Arc<Verifier>>,
     streams: BTreeMap<Opened, Incoming>,
     caught_up: bool,
     /// What the peer may do here.
@@ -65,46 +72,17 @@ pub(super) struct Follower {
     differing: Vec<DocumentId>,
 }
 
-struct Wanting {
-    state: Wish,
-    /// Rows of it wait for changes we lack.
-    rows_wait: bool,
-    /// Something came meanwhile that the answer need not cover.
-    again: bool,
-    /// The stream that its answer is about to name is logged already.
-    logged_stream: Option<LoggedStream>,
-    /// Whatever may be taken of a chunk is: the peer is not asked again for what it said that the chunk has.
-    is_read: bool,
-    /// The heads the peer had when it answered with an exchange: what the exchange must bring at least.
-    required: Heads,
-    attempts: u32,
-    /// What a page said of its state.
-    listed: Option<[u8; 16]>,
-}
-
-/// A chunk that came before the answer that names it.
-struct LoggedStream {
-    was_denied: bool,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Wish {
-    Asked,
-    Streaming,
-    Exchanging,
-    /// An exchange ended before the answer came.
-    Exchanged,
-}
-
-/// How often a document is asked for before the link is given up.
-const ATTEMPTS_MAX: u32 = 8;
-/// Heads named when asking. With fewer the peer sends more than it must.
-const HEADS_MAX: usize = 1024;
-/// A `Want` frame is closed beyond so many bytes.
-const WANT_BYTES: usize = 512 << 10;
+/// Authors in one batch of whom it is kept who answers for them: twice as many as a batch of ours has rows.
+const ATTESTED_MAX: usize = 4096;
 
 impl Follower {
-    pub(super) fn new(peer: NodeId, role: Role, cursor: Option<LogCursor>, limits: &Limits) -> Self {
+    pub(super) fn new(
+        peer: NodeId,
+        verifier: Option<Arc<Verifier>>,
+        cursor: Option<LogCursor>,
+        limits: &Limits,
+    ) -> Self {
+        let rights = Rights::of(verifier.is_some());
         Self {
             peer,
             limits: limits.clone(),
@@ -122,9 +100,11 @@ impl Follower {
             wanted: BTreeMap::new(),
             asks: VecDeque::new(),
             parts: Vec::new(),
+            attested: BTreeMap::new(),
+            verifier,
             streams: BTreeMap::new(),
             caught_up: false,
-            rights: Rights::of(role),
+            rights,
             offered: Offered::default(),
             differing: Vec::new(),
         }
@@ -171,7 +151,12 @@ impl Follower {
     }
 
     /// Takes a slice of the peer's log.
-    pub(super) fn handle_batch(&mut self, batch: ChangeBatch, intake: &mut Intake) -> Result<(), SessionError> {
+    pub(super) fn handle_batch(
+        &mut self,
+        batch: ChangeBatch,
+        reader: &Reader,
+        intake: &mut Intake,
+    ) -> Result<(), SessionError> {
         if self.strict || self.listing {
             return Err(unexpected("ChangeBatch", "documents are listed"));
         }
@@ -185,8 +170,9 @@ impl Follower {
         self.batch = batch.number;
         for row in batch.rows {
             let document = batch.documents[row.document as usize];
-            self.take_row(document, row, &batch.origins, intake)?;
+            self.take_row(document, row, &batch.origins, reader, intake)?;
         }
+        self.attested.clear();
         self.require_no_parts("ChangeBatch")?;
         let end = batch.end.map(|end| self.cursor_at(end));
         if mutant!(AckBeforeLogged) {
@@ -194,6 +180,18 @@ impl Follower {
         }
         intake.mark(Mark::Batch { number: batch.number, end });
         Ok(())
+    }
+
+    /// Takes who answers for authors in the batch that follows.
+    pub(super) fn handle_attestations(&mut self, said: &Attestations) {
+        if self.verifier.is_none() {
+            return;
+        }
+        for attested in Attested::from_wire(said) {
+            if self.attested.len() < ATTESTED_MAX {
+                self.attested.insert((attested.document, attested.actor.clone()), attested);
+            }
+        }
     }
 
     /// Takes a page of the peer's documents.
@@ -216,7 +214,12 @@ impl Follower {
     }
 
     /// Takes an answer to a want.
-    pub(super) fn handle_document(&mut self, batch: DocumentBatch, intake: &mut Intake) -> Result<(), SessionError> {
+    pub(super) fn handle_document(
+        &mut self,
+        batch: DocumentBatch,
+        reader: &Reader,
+        intake: &mut Intake,
+    ) -> Result<(), SessionError> {
         let document = batch.document;
         let asked = |wanting: &Wanting| matches!(wanting.state, Wish::Asked | Wish::Exchanged);
         let is_asked = self.wanted.get(&document).is_some_and(asked);
@@ -229,8 +232,9 @@ impl Follower {
             self.offered.note_received(document);
         }
         for row in batch.rows {
-            self.take_row(document, row, &batch.origins, intake)?;
+            self.take_row(document, row, &batch.origins, reader, intake)?;
         }
+        self.attested.clear();
         self.require_no_parts("DocumentBatch")?;
         match (batch.outcome, batch.streamed) {
             (Outcome::More, None) => {}
@@ -316,14 +320,6 @@ impl Follower {
         }
     }
 
-    /// Asks for what came after a chunk. What was denied of it does not come, however often it is asked for.
-    fn conclude_stream(&mut self, document: DocumentId, was_denied: bool) {
-        if let Some(wanting) = self.wanted.get_mut(&document) {
-            wanting.is_read = was_denied && !wanting.again;
-            self.ask_again(document);
-        }
-    }
-
     /// Takes note that an exchange is over, whoever began it.
     pub(super) fn handle_exchanged(&mut self, ended: Ended, reader: &Reader) -> Result<(), SessionError> {
         let Some(wanting) = self.wanted.get_mut(&ended.document) else { return Ok(()) };
@@ -404,13 +400,6 @@ impl Follower {
         Ok(false)
     }
 
-    /// How many documents more may be asked for beside what pages list: the peer takes eight pages of them at once.
-    fn room_for_asks(&self) -> usize {
-        let asked = self.wanted.values().filter(|wanting| wanting.state == Wish::Asked).count();
-        let unanswered = asked.saturating_sub(self.asks.len());
-        (4 * self.limits.inventory_rows).saturating_sub(unanswered)
-    }
-
     /// Asks for every document of the page that we lack or that differs.
     fn compare(
         &mut self,
@@ -449,39 +438,12 @@ impl Follower {
         send_wants(page.page, wishes, out)
     }
 
-    /// The answer for a document is logged. It is whole unless something came meanwhile.
-    fn conclude(&mut self, document: DocumentId, whole: bool, reader: &Reader) -> Result<(), SessionError> {
-        let Some(wanting) = self.wanted.get_mut(&document) else { return Ok(()) };
-        if whole && !wanting.again {
-            if let Some(listed) = wanting.listed.filter(|_| self.offered.is_limited())
-                && reader.document(document)?.is_some_and(|state| state.digest.0 != listed)
-            {
-                self.differing.push(document);
-            }
-            self.wanted.remove(&document);
-            return Ok(());
-        }
-        wanting.attempts += u32::from(!whole);
-        if wanting.attempts > ATTEMPTS_MAX {
-            return Err(SessionError::NotConverging { document });
-        }
-        self.ask_again(document);
-        Ok(())
-    }
-
-    fn ask_again(&mut self, document: DocumentId) {
-        if let Some(wanting) = self.wanted.get_mut(&document) {
-            wanting.state = Wish::Asked;
-            wanting.again = false;
-            self.asks.push_back(document);
-        }
-    }
-
     fn take_row(
         &mut self,
         document: DocumentId,
         row: Row,
         origins: &[wire::Origin],
+        reader: &Reader,
         intake: &mut Intake,
     ) -> Result<(), SessionError> {
         let bytes = if row.flags == ROW_IN_PARTS { std::mem::take(&mut self.parts) } else { row.bytes };
@@ -492,9 +454,16 @@ impl Follower {
         if self.rights.turns_away(document, &body) {
             return Ok(());
         }
-        let origin = self.rights.origin(origin_from_wire(&origins[row.origin as usize]));
+        let told = self.rights.origin(origin_from_wire(&origins[row.origin as usize]));
+        let (origin, signature) = match (&self.verifier, &body) {
+            (Some(verifier), IncomingBody::Change(change)) if change.seq() == 1 => {
+                let attested = self.attested.get(&(document, change.actor().clone()));
+                verifier.entered(document, change, told, attested, reader)
+            }
+            _ => (told, None),
+        };
         self.offered.note_received(document);
-        intake.push(IncomingRow { document, body, origin });
+        intake.push(IncomingRow { document, body, origin, signature });
         Ok(())
     }
 
@@ -512,54 +481,6 @@ impl Follower {
             Origin { node: self.peer, principal: String::new(), admission: Admission::Structural, rules_version: 0 };
         self.rights.origin(origin)
     }
-
-    /// Names a document with the heads we have, as far as the peer may know them.
-    fn wish(&self, document: DocumentId, reader: &Reader) -> Result<Wanted, HistoryError> {
-        if let Some(wanting) = self.wanted.get(&document).filter(|wanting| wanting.is_read) {
-            return Ok(Wanted { document, heads: shortened(wanting.required.clone()) });
-        }
-        if self.rights.may_read(document) {
-            let heads = reader.document(document)?.map_or_else(Heads::default, |state| shortened(state.heads));
-            return Ok(Wanted { document, heads });
-        }
-        // Nothing but what the peer has named itself.
-        let named = self.wanted.get(&document).map(|wanting| wanting.required.clone()).unwrap_or_default();
-        let has_them = !named.as_slice().is_empty() && has_all(document, &named, reader)?;
-        Ok(Wanted { document, heads: if has_them { shortened(named) } else { Heads::default() } })
-    }
-}
-
-impl Wanting {
-    fn new(state: Wish) -> Self {
-        Self {
-            state,
-            rows_wait: false,
-            again: false,
-            logged_stream: None,
-            is_read: false,
-            required: Heads::default(),
-            attempts: 0,
-            listed: None,
-        }
-    }
-}
-
-fn shortened(heads: Heads) -> Heads {
-    if heads.as_slice().len() <= HEADS_MAX { heads } else { Heads::new(heads.as_slice()[..HEADS_MAX].to_vec()) }
-}
-
-/// Sends wants in as many frames as they need; the last one answers the page.
-fn send_wants(page: u64, wishes: Vec<Wanted>, out: &mut Outbox) -> Result<(), SessionError> {
-    let (mut documents, mut bytes) = (Vec::new(), 0);
-    for wish in wishes {
-        bytes += 20 + 32 * wish.heads.as_slice().len();
-        documents.push(wish);
-        if bytes > WANT_BYTES {
-            bytes = 0;
-            out.control(&Frame::Want(Want { page: 0, documents: std::mem::take(&mut documents) }))?;
-        }
-    }
-    if page == 0 && documents.is_empty() { Ok(()) } else { out.control(&Frame::Want(Want { page, documents })) }
 }
 
 fn has_all(document: DocumentId, heads: &Heads, reader: &Reader) -> Result<bool, HistoryError> {

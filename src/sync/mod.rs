@@ -5,6 +5,7 @@
 //! document's Automerge sync answered from its change graph, [`Session`] the whole conversation as a state machine
 //! that does no IO. [`repo`] is the conversation with clients that speak automerge-repo's protocol instead of ours.
 
+mod attest;
 mod authors;
 mod composed;
 mod exchange;
@@ -20,6 +21,7 @@ mod session;
 mod source;
 pub mod wire;
 
+pub use attest::{Attester, Unproven};
 pub use authors::Authors;
 pub use composed::{Chunks, Composed, State};
 pub use exchange::{Arrival, Exchange, ExchangeError, GenerateError, Received};

@@ -19,9 +19,11 @@
 //! and nothing is queued here beyond a few batches.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::ExchangeError;
+use super::attest::{Attester, Verifier};
 use super::authors::Authors;
 use super::exchanges::Exchanges;
 use super::follower::Follower;
@@ -33,7 +35,7 @@ use super::wire::{
     Position, Role, WireError,
 };
 use crate::document::Change;
-use crate::history::{HistoryError, Location, Origin, Reader};
+use crate::history::{HistoryError, Location, Origin, Reader, Signature};
 use crate::id::{ChangeHash, DocumentId, LogCursor, LogId, Lsn, NodeId, truncated};
 use crate::limits::Limits;
 
@@ -140,6 +142,9 @@ pub struct SessionConfig {
     pub guarded: bool,
     /// How far we have followed the peer's log.
     pub cursor: Option<LogCursor>,
+    /// Signs what we answer for, and checks what others signed. Without it nothing is signed here, and no signature
+    /// believed.
+    pub attester: Option<Arc<dyn Attester>>,
     /// Our software and version, at most 64 bytes.
     pub agent: String,
     /// Every bound.
@@ -240,6 +245,8 @@ pub struct IncomingRow {
     pub body: IncomingBody,
     /// Where it entered the network.
     pub origin: Origin,
+    /// Of an author's first change, the signature of that, which is kept with it.
+    pub signature: Option<Box<Signature>>,
 }
 
 /// What an incoming row is.
@@ -403,12 +410,14 @@ impl Session {
     /// Begins a session. The first thing it puts out is its `Hello`.
     #[must_use]
     pub fn new(config: SessionConfig) -> Self {
+        let (attester, is_node) = (config.attester.clone(), config.role == Role::Node);
+        let verifier = is_node.then(|| Verifier::new(config.peer, attester.clone()));
         Self {
             opening: Opening::default(),
             intake: Intake::new(),
-            source: Source::new(config.peer, &config.limits),
-            follower: Follower::new(config.peer, config.role, config.cursor, &config.limits),
-            exchanges: Exchanges::new(config.node, config.peer, config.role, &config.limits),
+            source: Source::new(config.peer, attester.clone(), &config.limits),
+            follower: Follower::new(config.peer, verifier.clone(), config.cursor, &config.limits),
+            exchanges: Exchanges::new(config.node, config.peer, verifier, attester, &config.limits),
             guard: Guard::default(),
             taken_back: 0,
             out: Outbox::default(),
@@ -461,7 +470,15 @@ impl Session {
             (Channel::Document(opened), Frame::Authors(said)) => {
                 self.exchanges.handle_authors(opened, said, reader, &mut self.out)
             }
+            (Channel::Document(opened), Frame::Attestations(said)) => {
+                self.exchanges.handle_attestations(opened, &said);
+                Ok(())
+            }
             (Channel::Stream(opened), Frame::Authors(said)) => self.follower.handle_stream_authors(opened, said),
+            (Channel::Stream(opened), Frame::Attestations(said)) => {
+                self.follower.handle_stream_attestations(opened, &said);
+                Ok(())
+            }
             (Channel::Stream(opened), Frame::StreamBegin(begin)) => self.follower.handle_stream(opened, begin),
             (Channel::Stream(opened), Frame::StreamPart(part)) => {
                 self.follower.handle_stream_part(opened, &part.bytes, &mut self.intake)
@@ -662,11 +679,15 @@ impl Session {
             _ => {}
         }
         match frame {
-            Frame::ChangeBatch(batch) => self.follower.handle_batch(batch, &mut self.intake),
+            Frame::ChangeBatch(batch) => self.follower.handle_batch(batch, reader, &mut self.intake),
+            Frame::Attestations(said) => {
+                self.follower.handle_attestations(&said);
+                Ok(())
+            }
             Frame::Inventory(page) => self.follower.handle_inventory(page),
             Frame::DocumentBatch(batch) => {
                 self.moved = Some(now);
-                self.follower.handle_document(batch, &mut self.intake)
+                self.follower.handle_document(batch, reader, &mut self.intake)
             }
             Frame::Part(part) => self.follower.handle_part(&part.bytes),
             Frame::Ack(ack) => self.source.handle_ack(ack.number),
@@ -905,6 +926,7 @@ pub(super) fn unexpected(frame: &Frame, why: &'static str) -> SessionError {
         Frame::Access(_) => "Access",
         Frame::Denied(_) => "Denied",
         Frame::Authors(_) => "Authors",
+        Frame::Attestations(_) => "Attestations",
         Frame::TakenBack(_) => "TakenBack",
         Frame::Skipped(_) => "unknown",
     };

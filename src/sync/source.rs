@@ -17,21 +17,22 @@ mod rows;
 mod streams;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use self::audience::Audience;
 use self::rows::Rows;
 use self::streams::Outgoing;
+use super::attest::{Attested, Attester};
 use super::exchanges::Exchanges;
 use super::session::{Outbox, SessionError};
 use super::wire::{
     ChangeBatch, DocumentBatch, Frame, Inventory, InventoryRow, Judgement, Outcome, Position, RowKind, Want, Wanted,
 };
 use crate::history::{Entry, EntryKind, HistoryError, Origin, Reader};
-use crate::id::{DocumentId, Heads, LogCursor, Lsn, NodeId};
+use crate::id::{ActorId, ChangeHash, DocumentId, Heads, LogCursor, Lsn, NodeId};
 use crate::limits::Limits;
-use crate::log::record::{Admission, Record, StateDigest};
+use crate::log::record::{Admission, ChangeHeader, Record, StateDigest};
 
 pub(super) struct Source {
     peer: NodeId,
@@ -66,6 +67,8 @@ pub(super) struct Source {
     audience: Audience,
     /// The peer is a node that takes us for one: it is told whose authors are.
     pub(super) tells_authors: bool,
+    /// Signs what it is told of them.
+    attester: Option<Arc<dyn Attester>>,
     /// The footer that the peer was told everything up to, where it is one.
     reached: Option<LogCursor>,
     /// Documents in batches that are not acknowledged, by the batch's number.
@@ -113,7 +116,7 @@ const BATCH_RECORDS_MAX: usize = 2048;
 const CHANGED_RECORDS_MAX: usize = 16 << 10;
 
 impl Source {
-    pub(super) fn new(peer: NodeId, limits: &Limits) -> Self {
+    pub(super) fn new(peer: NodeId, attester: Option<Arc<dyn Attester>>, limits: &Limits) -> Self {
         Self {
             peer,
             limits: limits.clone(),
@@ -138,6 +141,7 @@ impl Source {
             paused_until: None,
             audience: Audience::default(),
             tells_authors: false,
+            attester,
             reached: None,
             unacknowledged: VecDeque::new(),
             withdrawn: BTreeSet::new(),
@@ -369,7 +373,7 @@ impl Source {
         self.skipped += entries.len();
         let (mut rows, mut withheld) = (Rows::default(), Vec::new());
         for entry in entries {
-            self.add_entry(entry, &mut rows, &mut withheld);
+            self.add_entry(entry, reader, &mut rows, &mut withheld)?;
         }
         if !withheld.is_empty() {
             self.drop_streams(out);
@@ -381,19 +385,21 @@ impl Source {
             return Ok(true);
         }
         self.skipped = 0;
-        self.number += 1;
         if mutant!(LastRowDropped) {
             rows.rows.pop();
         }
-        rows.send_parts(out)?;
-        let (documents, origins) = (rows.documents.items, rows.origins.items);
-        if self.audience.is_limited() {
-            self.unacknowledged.push_back((self.number, documents.clone()));
-        }
-        let batch =
-            ChangeBatch { number: self.number, documents, origins, attestation: Vec::new(), rows: rows.rows, end };
-        out.control(&Frame::ChangeBatch(batch))?;
+        self.send_batch(rows, end, out)?;
         Ok(true)
+    }
+
+    fn send_batch(&mut self, rows: Rows, end: Option<Position>, out: &mut Outbox) -> Result<(), SessionError> {
+        self.number += 1;
+        rows.send_ahead(out)?;
+        let (number, documents, origins, rows) = (self.number, rows.documents.items, rows.origins.items, rows.rows);
+        if self.audience.is_limited() {
+            self.unacknowledged.push_back((number, documents.clone()));
+        }
+        out.control(&Frame::ChangeBatch(ChangeBatch { number, documents, origins, attestation: Vec::new(), rows, end }))
     }
 
     /// Begins to list what the peer may read now, if that is due and a footer was reached: from there the log goes on.
@@ -407,28 +413,60 @@ impl Source {
         Ok(true)
     }
 
-    fn add_entry(&mut self, entry: Entry, rows: &mut Rows, withheld: &mut Vec<DocumentId>) {
-        let (kind, document, via, origin, bytes) = match entry.kind {
-            EntryKind::Change { document, via, origin, bytes, .. } => (RowKind::Change, document, via, origin, bytes),
-            EntryKind::Lifecycle { document, via, origin, bytes } => (RowKind::Lifecycle, document, via, origin, bytes),
+    fn add_entry(
+        &mut self,
+        entry: Entry,
+        reader: &Reader,
+        rows: &mut Rows,
+        withheld: &mut Vec<DocumentId>,
+    ) -> Result<(), SessionError> {
+        let (header, document, via, origin, bytes) = match entry.kind {
+            EntryKind::Change { document, via, origin, bytes, header, .. } => {
+                (Some(header), document, via, origin, bytes)
+            }
+            EntryKind::Lifecycle { document, via, origin, bytes } => (None, document, via, origin, bytes),
             // Whoever gets the winner withdraws by the same rule. What was taken back as denied the peer may have all the same.
             EntryKind::Withdrawn { document, .. } => {
                 self.withdrawn.insert(document);
-                return;
+                return Ok(());
             }
             // What we cannot apply, others may.
-            EntryKind::Void { .. } | EntryKind::Withheld { .. } | EntryKind::Footer { .. } | EntryKind::Other => return,
+            EntryKind::Void { .. } | EntryKind::Withheld { .. } | EntryKind::Footer { .. } | EntryKind::Other => {
+                return Ok(());
+            }
         };
         let brought = if mutant!(EchoWrong) { via.is_some() } else { via == Some(self.peer) };
         if brought && entry.lsn > self.echo_from {
-            return;
+            return Ok(());
         }
         if !self.audience.may_read(document) {
             withheld.extend(self.audience.forget(document));
-            return;
+            return Ok(());
         }
+        let kind = if header.is_some() { RowKind::Change } else { RowKind::Lifecycle };
         self.audience.note_row(document, kind, &bytes);
+        if let Some(header) = header {
+            self.attest(&header, &origin, reader, rows)?;
+        }
         rows.add(kind, document, &origin, bytes);
+        Ok(())
+    }
+
+    /// Says who answers for an author's first change, where the peer is told that.
+    fn attest(
+        &self,
+        header: &ChangeHeader,
+        origin: &Origin,
+        reader: &Reader,
+        rows: &mut Rows,
+    ) -> Result<(), SessionError> {
+        let Some(attester) = self.attester.as_deref().filter(|_| self.tells_authors && header.seq == 1) else {
+            return Ok(());
+        };
+        let Some(actor) = ActorId::new(&reader.names().name(header.actor)?.bytes) else { return Ok(()) };
+        let author = (DocumentId(header.document), actor, ChangeHash(header.hash));
+        rows.attested.extend(Attested::of(attester, author, origin, reader)?);
+        Ok(())
     }
 
     /// Decides how a want is answered.
@@ -495,7 +533,9 @@ impl Source {
             if rows.bytes > 0 && rows.bytes + bytes.len() > self.limits.batch_bytes {
                 break;
             }
-            rows.add(RowKind::Change, document, &reader.origin_of(&header)?, bytes);
+            let origin = reader.origin_of(&header)?;
+            self.attest(&header, &origin, reader, &mut rows)?;
+            rows.add(RowKind::Change, document, &origin, bytes);
             serving.remaining.pop_front();
         }
         // Asked when everything is read: it is about that.
@@ -503,7 +543,7 @@ impl Source {
             return say_unknown(document, out);
         }
         let outcome = if serving.remaining.is_empty() { Outcome::Complete } else { Outcome::More };
-        rows.send_parts(out)?;
+        rows.send_ahead(out)?;
         out.control(&Frame::DocumentBatch(DocumentBatch {
             document,
             origins: rows.origins.items,

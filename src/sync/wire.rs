@@ -17,8 +17,8 @@ use bincode::error::EncodeError;
 use bincode::{Decode, Encode};
 
 pub use self::access::{
-    AUTHORS_MAX, Access, Auth, Author, Authors, DENIED_MAX, Denied, DeniedRow, Listing, TOKEN_BYTES_MAX, TakenBack,
-    Token, WHY_BYTES_MAX,
+    ATTESTATIONS_MAX, AUTHORS_MAX, Access, Attestations, Attested, Auth, Author, Authors, DENIED_MAX, Denied,
+    DeniedRow, Listing, TOKEN_BYTES_MAX, TakenBack, Token, WHY_BYTES_MAX,
 };
 use crate::id::{Chain, DocumentId, Heads, LogCursor, LogId, Lsn, NodeId};
 
@@ -107,6 +107,8 @@ pub enum Frame {
     Denied(Denied),
     /// Whose a document's authors are.
     Authors(Authors),
+    /// Who answers for that.
+    Attestations(Attestations),
     /// What the sender has taken back of what it may not write.
     TakenBack(TakenBack),
     /// A frame of a later protocol that this version may ignore; its type.
@@ -189,7 +191,7 @@ pub struct ChangeBatch {
     pub documents: Vec<DocumentId>,
     /// The origins that rows name by their place here.
     pub origins: Vec<Origin>,
-    /// A signature over the batch; empty while attestation is off.
+    /// Empty: signatures go in [`Attestations`].
     pub attestation: Vec<u8>,
     /// The records, in the log's order.
     pub rows: Vec<Row>,
@@ -384,6 +386,7 @@ mod kind {
     pub(super) const ACCESS: u8 = 0x82;
     pub(super) const DENIED: u8 = 0x83;
     pub(super) const AUTHORS: u8 = 0x84;
+    pub(super) const ATTESTATIONS: u8 = 0x85;
     pub(super) const TAKEN_BACK: u8 = 0x86;
 }
 
@@ -408,6 +411,7 @@ impl Frame {
             Self::Access(_) => kind::ACCESS,
             Self::Denied(_) => kind::DENIED,
             Self::Authors(_) => kind::AUTHORS,
+            Self::Attestations(_) => kind::ATTESTATIONS,
             Self::TakenBack(_) => kind::TAKEN_BACK,
             Self::Skipped(kind) => *kind,
         }
@@ -436,6 +440,7 @@ impl Frame {
             Self::Access(body) => write(body, &mut out),
             Self::Denied(body) => write(body, &mut out),
             Self::Authors(body) => write(body, &mut out),
+            Self::Attestations(body) => write(body, &mut out),
             Self::TakenBack(body) => write(body, &mut out),
             Self::Skipped(_) => Ok(()),
         };
@@ -475,6 +480,7 @@ impl Frame {
             kind::ACCESS => body.read().map(Self::Access),
             kind::DENIED => body.read().map(Self::Denied),
             kind::AUTHORS => body.read().map(Self::Authors),
+            kind::ATTESTATIONS => body.read().map(Self::Attestations),
             kind::TAKEN_BACK => body.read().map(Self::TakenBack),
             other if other & kind::MAY_SKIP != 0 => Ok(Self::Skipped(other)),
             other => Err(WireError::Type(other)),

@@ -42,6 +42,10 @@ pub(super) fn render(shared: &Shared, access: &Access, ledger: &Ledger) -> Strin
     family("snapshots_awaited_total", "counter", awaited, &[("", status.awaited_snapshots)]);
     let quarantined = "Changes of untrusted peers that were refused because they cannot be applied.";
     family("changes_quarantined_total", "counter", quarantined, &[("", status.quarantined)]);
+    let [unsigned, forged] = status.unproven_origins;
+    let unproven = [(r#"{reason="unsigned"}"#, unsigned), (r#"{reason="forged"}"#, forged)];
+    let help = "Authors that a node said were another node's, which did not sign it: that node's own word.";
+    family("origins_unproven_total", "counter", help, &unproven);
     family("repo_sockets", "gauge", "WebSockets open.", &[("", shared.switchboard.sockets() as u64)]);
     let [proven, anonymous, refused] = access.counts().arrivals();
     let arrivals =

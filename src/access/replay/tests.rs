@@ -261,12 +261,12 @@ fn play(world: &mut World, draft: &Rules, step: Step) -> Option<Decided> {
                 rules_version: 0,
             };
             let body = IncomingBody::Change(Box::new(change.clone()));
-            let mut rows = vec![IncomingRow { document, body, origin: origin.clone() }];
+            let mut rows = vec![IncomingRow { document, body, origin: origin.clone(), signature: None }];
             // Nothing may be created in a collection where no rule ever allows it.
             let mut was_begun = true;
             if before.is_none() {
                 was_begun = subject.may_begin(&CollectionName::new(collection_of(which)).unwrap());
-                rows.insert(0, IncomingRow { document, body: creation(which), origin });
+                rows.insert(0, IncomingRow { document, body: creation(which), origin, signature: None });
             }
             let source = Source {
                 node: world.database.node(),

@@ -85,7 +85,8 @@ impl Core {
         answer.accepted = 1;
         for change in anew {
             // Made here, and by no view that has it.
-            let arrival = Arrival { change, origin: own.clone(), via: None, made_here: false, clash: Clash::KeepFirst };
+            let (origin, clash) = (own.clone(), Clash::KeepFirst);
+            let arrival = Arrival { change, origin, signature: None, via: None, made_here: false, clash };
             self.take_change(work, document, arrival, now, answer)?;
         }
         Ok(())

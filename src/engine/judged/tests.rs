@@ -89,7 +89,7 @@ fn creation(document: DocumentId, collection: &str) -> Incoming {
         heads: crate::id::Heads::default(),
         name: None,
     };
-    Incoming { document, body: IncomingBody::Lifecycle(statement.encode()), origin: origin("") }
+    Incoming { document, body: IncomingBody::Lifecycle(statement.encode()), origin: origin(""), signature: None }
 }
 
 fn origin(principal: &str) -> Origin {
@@ -120,6 +120,7 @@ fn rows(document: DocumentId, changes: &[&Change]) -> Vec<Incoming> {
         document,
         body: IncomingBody::Change(Box::new((*change).clone())),
         origin: origin(""),
+        signature: None,
     };
     changes.iter().map(row).collect()
 }

@@ -8,7 +8,7 @@ use crate::history::{HistoryError, Reader};
 use crate::id::{ChangeHash, Lsn, encode_hex};
 use crate::log::Keyspace;
 use crate::log::record::{Claims, NameKind, NameRef, Record, RefusedWhat};
-use crate::log::rows::{RefusedOrderRow, RefusedRow, decode_row};
+use crate::log::rows::{RefusedOrderRow, RefusedRow, SignatureRow, decode_row};
 
 /// What a record of kinds 9 to 11 refers to is there.
 pub(super) fn check_record(
@@ -84,6 +84,17 @@ pub(super) fn check_refused(reader: &Reader, report: &mut Verification) -> Resul
             check_kept(reader, report, &key, &bytes)?;
         }
     }
+    Ok(())
+}
+
+/// The signatures of whose authors are can be read. Whether they hold, who is told them finds out.
+pub(super) fn check_signatures(reader: &Reader, report: &mut Verification) -> Result<(), HistoryError> {
+    reader.storage().scan(Keyspace::Held, b"s", b"t", false, &mut |key, bytes| {
+        if let Err(error) = decode_row::<SignatureRow>(Keyspace::Held, key, bytes) {
+            report.fault(format!("signature {}", encode_hex(key.get(1..).unwrap_or_default())), error);
+        }
+        ControlFlow::Continue(())
+    })?;
     Ok(())
 }
 

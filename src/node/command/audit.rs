@@ -11,7 +11,7 @@ use super::{Cancel, CommandError, Exit, Output, Progress};
 use crate::access::{Difference, Found, ReplayOptions, claims_at, kept, replay as replay_rules, with_change};
 use crate::document::{Change, Touched};
 use crate::engine::Database;
-use crate::history::Past;
+use crate::history::{Origin, Past, author_statement};
 use crate::id::{ActorId, ChangeHash, CollectionName, DocumentId, Lsn, encode_hex};
 use crate::limits::audit as bounds;
 use crate::log::record::{
@@ -265,7 +265,9 @@ pub(super) fn show(db: &Database, lsn: u64, cancel: &Cancel, output: &mut dyn Ou
     match &record {
         Record::Change(header, chunk) => {
             (principal, is_local) = (header.principal, header.origin == 0);
-            row["entered"] = json!(db.reader().origin_of(header)?.node.to_string());
+            let entered = db.reader().origin_of(header)?;
+            row["entered"] = json!(entered.node.to_string());
+            row["signed"] = json!(is_signed(db, header, &entered)?);
             row["via"] = json!(db.reader().names().node(header.via)?.map(|node| node.to_string()));
             let change = Change::parse(chunk.clone()).map_err(crate::error::Error::from)?;
             describe(&mut row, &change);
@@ -299,6 +301,16 @@ pub(super) fn show(db: &Database, lsn: u64, cancel: &Cancel, output: &mut dyn Ou
     }
     output.row(row)?;
     Ok(Value::Null)
+}
+
+/// Whether the node at which a change entered signed whose it is. Nobody signs an author's later changes, nor what was
+/// written here.
+fn is_signed(db: &Database, header: &ChangeHeader, entered: &Origin) -> Result<Option<bool>, CommandError> {
+    let actor = ActorId::new(&db.reader().names().name(header.actor)?.bytes);
+    let Some(actor) = actor.filter(|_| header.seq == 1 && header.origin != 0) else { return Ok(None) };
+    let document = DocumentId(header.document);
+    let statement = author_statement(document, &actor, ChangeHash(header.hash), entered);
+    Ok(Some(db.reader().signature(document, &statement)?.is_some()))
 }
 
 fn describe(row: &mut Value, change: &Change) {

@@ -309,7 +309,7 @@ pub(super) fn admit(db: &Database, id: &str, changes: Vec<Base64>, tried: bool) 
         .into_iter()
         .map(|Base64(bytes)| {
             let body = IncomingBody::Change(Box::new(Change::parse(bytes)?));
-            Ok(Incoming { document: id, body, origin: origin.clone() })
+            Ok(Incoming { document: id, body, origin: origin.clone(), signature: None })
         })
         .collect();
     let mut waiting = 0;

@@ -309,7 +309,12 @@ impl<'a> Takeover<'a> {
             admission: Admission::Full,
             rules_version: 0,
         };
-        self.rows.push(Incoming { document: id, body: IncomingBody::Change(Box::new(change)), origin });
+        self.rows.push(Incoming {
+            document: id,
+            body: IncomingBody::Change(Box::new(change)),
+            origin,
+            signature: None,
+        });
         if self.rows.len() >= BATCH_ROWS || self.bytes >= BATCH_BYTES { self.flush() } else { Ok(()) }
     }
 

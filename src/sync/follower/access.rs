@@ -14,7 +14,7 @@ use crate::sync::guard::Proven;
 use crate::sync::intake::{Intake, Mark};
 use crate::sync::permits::Permits;
 use crate::sync::session::{Denied, IncomingBody, Opened, Outbox, SessionError};
-use crate::sync::wire::{self, DENIED_MAX, DeniedRow, Frame, Inventory, Listing, Role, WHY_BYTES_MAX};
+use crate::sync::wire::{self, DENIED_MAX, DeniedRow, Frame, Inventory, Listing, WHY_BYTES_MAX};
 
 /// Changes that one peer may be denied before the link is given up: each may have cost the making of a document.
 const DENIALS_MAX: usize = 1000;
@@ -49,9 +49,9 @@ struct Refused {
 }
 
 impl Rights {
-    pub(super) fn of(role: Role) -> Self {
+    pub(super) fn of(is_node: bool) -> Self {
         // A client brings its own changes, and whose they are it has to prove.
-        Self { principal: (role == Role::Client).then(String::new), ..Self::default() }
+        Self { principal: (!is_node).then(String::new), ..Self::default() }
     }
 
     /// Whether the peer is believed in where something entered.

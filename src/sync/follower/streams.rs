@@ -5,7 +5,7 @@ use crate::id::DocumentId;
 use crate::sync::authors::Authors;
 use crate::sync::intake::{Intake, Mark};
 use crate::sync::session::{IncomingBody, IncomingRow, Opened, SessionError};
-use crate::sync::wire::{self, StreamBegin};
+use crate::sync::wire::{self, Attestations, StreamBegin};
 
 /// A chunk that is coming in.
 pub(super) struct Incoming {
@@ -40,7 +40,7 @@ impl Follower {
         if expected + length > 2 * max {
             return Err(SessionError::TooMany { what: "bytes on streams", max: 2 * max });
         }
-        let (document, authors) = (begin.document, Authors::default());
+        let (document, authors) = (begin.document, Authors::verified_by(self.verifier.clone()));
         self.streams.insert(opened, Incoming { document, bytes: Vec::new(), authors, length });
         Ok(())
     }
@@ -60,6 +60,15 @@ impl Follower {
                 Ok(())
             }
             None => Err(unexpected("Authors", "no such document's stream began")),
+        }
+    }
+
+    /// Takes who answers for the authors of a streamed chunk, from a node.
+    pub(in crate::sync) fn handle_stream_attestations(&mut self, opened: Opened, said: &Attestations) {
+        if self.rights.may_say_origins()
+            && let Some(incoming) = self.streams.get_mut(&opened)
+        {
+            incoming.authors.take_attested(said);
         }
     }
 
@@ -85,7 +94,8 @@ impl Follower {
         {
             let Incoming { document, bytes, authors, .. } = incoming;
             let origin = self.origin_here();
-            intake.push(IncomingRow { document, body: IncomingBody::Document { bytes, authors }, origin });
+            let body = IncomingBody::Document { bytes, authors };
+            intake.push(IncomingRow { document, body, origin, signature: None });
             intake.mark(Mark::Stream { document });
         }
         Ok(())

@@ -361,7 +361,7 @@ impl Open {
                     return Err(RepoFault::Malformed { document, why: "bundles do not travel".into() });
                 }
             };
-            intake.push(IncomingRow { document, body, origin: origin(config) });
+            intake.push(IncomingRow { document, body, origin: origin(config), signature: None });
         }
         if self.exchange.denied() > DENIED_MAX {
             return Err(RepoFault::TooMany { what: "changes that may not be made", max: DENIED_MAX });
@@ -373,7 +373,7 @@ impl Open {
     fn create(&mut self, document: DocumentId, statement: Lifecycle, config: &RepoConfig, intake: &mut Intake) {
         self.created = true;
         let body = IncomingBody::Lifecycle(statement.encode());
-        intake.push(IncomingRow { document, body, origin: origin(config) });
+        intake.push(IncomingRow { document, body, origin: origin(config), signature: None });
     }
 
     /// Counts the messages that brought neither side forward.

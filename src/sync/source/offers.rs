@@ -6,7 +6,6 @@ use crate::history::{HistoryError, Reader};
 use crate::id::{DocumentId, Lsn};
 use crate::log::record::LifecycleKind;
 use crate::sync::session::{Outbox, SessionError};
-use crate::sync::wire::{ChangeBatch, Frame};
 
 impl Source {
     /// Takes note of a document that the node listed otherwise than it is here, though all the node has of it is here.
@@ -30,14 +29,9 @@ impl Source {
                 self.add_lifecycle(document, reader, &mut rows)?;
             }
         }
-        if rows.rows.is_empty() {
-            return Ok(true);
+        if !rows.rows.is_empty() {
+            self.send_batch(rows, None, out)?;
         }
-        self.number += 1;
-        rows.send_parts(out)?;
-        let (number, documents, origins, rows) = (self.number, rows.documents.items, rows.origins.items, rows.rows);
-        let batch = ChangeBatch { number, documents, origins, attestation: Vec::new(), rows, end: None };
-        out.control(&Frame::ChangeBatch(batch))?;
         Ok(true)
     }
 }

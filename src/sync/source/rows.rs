@@ -2,6 +2,7 @@
 
 use crate::history::Origin;
 use crate::id::DocumentId;
+use crate::sync::attest::Attested;
 use crate::sync::origins::{Dictionary, origin_to_wire};
 use crate::sync::session::{Outbox, SessionError};
 use crate::sync::wire::{self, Frame, PART_BYTES_MAX, Part, ROW_IN_PARTS, Row, RowKind};
@@ -15,6 +16,8 @@ pub(super) struct Rows {
     /// The bytes of the one row that is too long for a batch.
     long: Vec<u8>,
     pub(super) bytes: usize,
+    /// Whose the authors are whose first changes are among the rows.
+    pub(super) attested: Vec<Attested>,
 }
 
 impl Rows {
@@ -32,7 +35,9 @@ impl Rows {
         self.rows.push(Row { kind, flags, document, origin, bytes });
     }
 
-    pub(super) fn send_parts(&self, out: &mut Outbox) -> Result<(), SessionError> {
+    /// Sends what has to come before the rows.
+    pub(super) fn send_ahead(&self, out: &mut Outbox) -> Result<(), SessionError> {
+        Attested::frames(&self.attested).try_for_each(|frame| out.control(&frame))?;
         self.long.chunks(PART_BYTES_MAX).try_for_each(|bytes| out.control(&Frame::Part(Part { bytes: bytes.to_vec() })))
     }
 }

@@ -81,7 +81,8 @@ impl Source {
             outcome: Outcome::More,
         }))?;
         self.unread.insert(document, snapshot.bytes.len());
-        let authors = self.tells_authors.then(|| Naming::of_all(document, reader)).transpose()?;
+        let authors =
+            self.tells_authors.then(|| Naming::of_all(document, reader, self.attester.clone())).transpose()?;
         self.streams.push(Outgoing { opened, document, snapshot, begun: false, authors, gone: 0 });
         Ok(())
     }

@@ -88,6 +88,36 @@ pub struct Authors {
     pub authors: Vec<Author>,
 }
 
+/// Authors that one [`Attestations`] frame is about.
+pub const ATTESTATIONS_MAX: usize = 1024;
+
+/// Signatures of whose authors are, each made by the node that answers for it: between nodes, on the same channel and
+/// before the changes they are about. The statement that is signed is `author_statement`'s.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Attestations {
+    /// The documents that authors name by their place here.
+    pub documents: Vec<DocumentId>,
+    /// The origins that authors name by their place here; the version of the rules is not signed, and is 0.
+    pub origins: Vec<Origin>,
+    /// The authors.
+    pub authors: Vec<Attested>,
+}
+
+/// An author of a document, and where his first change entered as the node there signed it.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Attested {
+    /// The place in the frame's list of the document.
+    pub document: u32,
+    /// The place in the frame's list of what is signed: the node that signed it, the principal, the admission.
+    pub origin: u32,
+    /// Automerge's actor id, 1 to 64 bytes.
+    pub actor: Vec<u8>,
+    /// The author's first change in the document.
+    pub first: ChangeHash,
+    /// The node's Ed25519 signature.
+    pub signature: [u8; 64],
+}
+
 /// An author of a document.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct Author {
@@ -128,6 +158,22 @@ impl Checked for Authors {
         check_origins(&self.origins)?;
         for author in &self.authors {
             require((1..=ActorId::BYTES_MAX).contains(&author.actor.len()), "an author's name is empty or too long")?;
+            require((author.origin as usize) < self.origins.len(), "an author names an origin that is not listed")?;
+        }
+        Ok(())
+    }
+}
+
+impl Checked for Attestations {
+    fn check(&self) -> Result<(), &'static str> {
+        require(self.authors.len() <= ATTESTATIONS_MAX, "too many authors are attested at once")?;
+        check_origins(&self.origins)?;
+        for author in &self.authors {
+            require((1..=ActorId::BYTES_MAX).contains(&author.actor.len()), "an author's name is empty or too long")?;
+            require(
+                (author.document as usize) < self.documents.len(),
+                "an author names a document that is not listed",
+            )?;
             require((author.origin as usize) < self.origins.len(), "an author names an origin that is not listed")?;
         }
         Ok(())
