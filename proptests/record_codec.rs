@@ -5,13 +5,13 @@ use proptest::prelude::*;
 use tidelog::id::{ActorId, Chain, ChangeHash};
 use tidelog::log::Keyspace;
 use tidelog::log::record::{
-    Admission, AttributedHeader, ChangeHeader, Claims, CreationRank, FooterHeader, GapHeader, Lifecycle,
+    Admission, AllowedHeader, AttributedHeader, ChangeHeader, Claims, CreationRank, FooterHeader, GapHeader, Lifecycle,
     LifecycleHeader, LifecycleKind, NameHeader, NameKind, Record, RefusedHeader, RefusedReason, RefusedWhat, RulePlace,
-    SubjectHeader, VoidHeader, WithdrawnHeader, WithheldHeader, WriteKind, payload_digest,
+    RulesHeader, SubjectHeader, VoidHeader, WithdrawnHeader, WithheldHeader, WriteKind, payload_digest,
 };
 use tidelog::log::rows::{
-    DocumentRow, HeadRow, IndexRow, NameRow, PeerRow, ProjectionRow, RefusedOrderRow, RefusedRow, SignatureRow,
-    SnapshotRef, SnapshotRow, StatementRow, VoidsRow, WithheldRow, decode_row, encode_row,
+    DocumentRow, HeadRow, IndexRow, NameRow, PeerRow, ProjectionRow, RefusedOrderRow, RefusedRow, RulesRow,
+    SignatureRow, SnapshotRef, SnapshotRow, StatementRow, VoidsRow, WithheldRow, decode_row, encode_row,
 };
 use tidelog::{CollectionName, DocumentId, Heads, Lsn, NodeId};
 
@@ -116,7 +116,28 @@ fn records() -> Vec<(&'static str, Record)> {
         ("record_subject_as", subject(Claims::As(300))),
         ("record_subject_too_long", subject(Claims::TooLong([4; 16]))),
         ("record_attributed", Record::Attributed(AttributedHeader { statement: 1, principal: 300, rules_version: 5 })),
+        (
+            "record_rules",
+            Record::Rules(RulesHeader {
+                version: 70_000,
+                digest: [4; 32],
+                received_ms: 1_700_000_000_000,
+                text: "match /é/{id} { allow write; }\n".into(),
+            }),
+        ),
+        ("record_allowed", allowed(Some(RulePlace { line: 300, path: "/notes/{id}".into() }))),
+        ("record_allowed_unknown", allowed(None)),
     ]
+}
+
+fn allowed(rule: Option<RulePlace>) -> Record {
+    Record::Allowed(AllowedHeader {
+        principal: 300,
+        collection: 2,
+        operation: WriteKind::Delete,
+        rules_version: 70_000,
+        rule,
+    })
 }
 
 fn refused(what: RefusedWhat) -> Record {
@@ -191,6 +212,7 @@ macro_rules! each_row {
         );
         $check!("row_signature", Keyspace::Held, SignatureRow { signature: [5; 64] });
         $check!("row_refused_order", Keyspace::Held, RefusedOrderRow { hash: [1; 32], bytes: 300 });
+        $check!("row_rules", Keyspace::State, RulesRow { lsn: 300, digest: [1; 32] });
     };
 }
 
@@ -322,7 +344,7 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_make_the_codec_panic(bytes in vec(any::<u8>(), 0..300), kind in 0..12u8) {
+    fn no_bytes_make_the_codec_panic(bytes in vec(any::<u8>(), 0..300), kind in 0..20u8) {
         let _ = Record::read(AT, &bytes);
         let _ = Lifecycle::decode(&bytes);
         let _ = Lifecycle::decode(&[&[1], &bytes[..]].concat());

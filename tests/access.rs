@@ -31,21 +31,21 @@ service tidelog {
 ";
 
 /// A node that asks for tokens and has rules.
-struct Node {
-    folder: TempDir,
-    child: Option<Child>,
-    http: String,
+pub(super) struct Node {
+    pub(super) folder: TempDir,
+    pub(super) child: Option<Child>,
+    pub(super) http: String,
 }
 
 impl Node {
-    fn start(rules: &str) -> Self {
+    pub(super) fn start(rules: &str) -> Self {
         let mut node = Self { folder: tempfile::tempdir().unwrap(), child: None, http: "127.0.0.1:0".into() };
         fs::write(node.rules(), rules).unwrap();
         node.start_again();
         node
     }
 
-    fn start_again(&mut self) {
+    pub(super) fn start_again(&mut self) {
         let rules = self.rules();
         let words = [
             "serve",
@@ -67,28 +67,28 @@ impl Node {
         self.child = Some(child);
     }
 
-    fn rules(&self) -> PathBuf {
+    pub(super) fn rules(&self) -> PathBuf {
         self.folder.path().join("rules.tidelog")
     }
 
-    fn log(&self) -> String {
+    pub(super) fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
-    fn command(&self, words: &[&str]) -> Command {
+    pub(super) fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(BINARY);
         command.args(words).current_dir(self.folder.path()).stdin(Stdio::null());
         command
     }
 
-    fn run(&self, words: &[&str]) -> String {
+    pub(super) fn run(&self, words: &[&str]) -> String {
         let output = self.command(words).output().unwrap();
         assert!(output.status.success(), "{words:?} {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
     /// A token for somebody, with the rooms that he is in.
-    fn token(&self, user: &str, role: &str, rooms: &str) -> String {
+    pub(super) fn token(&self, user: &str, role: &str, rooms: &str) -> String {
         let claim = format!("rooms={rooms}");
         self.run(&["token", "new", "--user", user, "--role", role, "--claim", &claim, "-q"])
     }
@@ -108,7 +108,7 @@ impl Node {
     }
 
     /// Status and body of an answer.
-    fn ask(&self, token: Option<&str>, method: &str, path: &str, body: &Value) -> (u16, Value) {
+    pub(super) fn ask(&self, token: Option<&str>, method: &str, path: &str, body: &Value) -> (u16, Value) {
         let body = if body.is_null() { String::new() } else { body.to_string() };
         let mut text = String::new();
         self.open(method, path, token, &body).read_to_string(&mut text).unwrap();
@@ -116,7 +116,7 @@ impl Node {
         (head.split(' ').nth(1).unwrap().parse().unwrap(), serde_json::from_str(body).unwrap_or_default())
     }
 
-    fn add(&self, token: &str, collection: &str, value: &Value) -> String {
+    pub(super) fn add(&self, token: &str, collection: &str, value: &Value) -> String {
         let (status, body) = self.ask(Some(token), "POST", &format!("/v1/collections/{collection}/documents"), value);
         assert_eq!(status, 201, "{body}\n{}", self.log());
         body["id"].as_str().unwrap().to_owned()

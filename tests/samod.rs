@@ -45,7 +45,7 @@ impl Dialer for ToNode {
 }
 
 /// Bounds a wait; what does not come in so long does not come.
-async fn soon<T>(what: &str, waited: impl Future<Output = T>) -> T {
+pub(super) async fn soon<T>(what: &str, waited: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(30), waited).await.unwrap_or_else(|_| panic!("{what} did not come"))
 }
 
@@ -56,13 +56,18 @@ async fn client(node: &Node) -> (Repo, DialerHandle<Infallible>) {
 }
 
 async fn dial(repo: &Repo, node: &Node) -> DialerHandle<Infallible> {
-    let url = Url::parse(&format!("ws://{}/sync", node.http().unwrap())).unwrap();
+    dial_to(repo, &format!("ws://{}/sync", node.http().unwrap())).await
+}
+
+/// Connects to that address.
+pub(super) async fn dial_to(repo: &Repo, address: &str) -> DialerHandle<Infallible> {
+    let url = Url::parse(address).unwrap();
     let dialler = repo.dial(BackoffConfig::default(), Arc::new(ToNode(url))).unwrap();
     soon("a connection", dialler.established()).await.unwrap();
     dialler
 }
 
-fn put(document: &DocHandle, key: &str, value: i64) {
+pub(super) fn put(document: &DocHandle, key: &str, value: i64) {
     document.with_document(|document| {
         let mut transaction = document.transaction();
         transaction.put(ROOT, key, value).unwrap();

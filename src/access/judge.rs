@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use super::facts::Extract;
+use super::shared::InForce;
 use super::subject::Subject;
 use crate::document::Values;
-use crate::engine::{Claims, Deed, Denial, Judge, Look, Made, Place, now_ms};
+use crate::engine::{Claims, Deed, Denial, Judge, Look, Made, Place, Ruling, now_ms};
 use crate::error::Error;
 use crate::id::CollectionName;
 use crate::log::record::RefusedReason;
-use crate::rules::{ChangeFacts, Data, Decision, Needs, Operation, Request, Rules, Why};
+use crate::rules::{ChangeFacts, Data, Decision, Needs, Operation, Request, Why};
 
 const WRITES: [Operation; 3] = [Operation::Create, Operation::Update, Operation::Delete];
 
@@ -44,15 +45,15 @@ impl Judge for Subject {
     }
 
     fn look(&self, deed: Deed, place: Place<'_>, before: Option<&dyn Values>) -> Result<Box<dyn Look + '_>, Error> {
-        let Some(rules) = self.0.access.rules() else { return Ok(Box::new(Free(self))) };
+        let Some(in_force) = self.0.access.in_force() else { return Ok(Box::new(Free(self))) };
         let operation = operation_of(deed);
-        let needs = rules.needs(operation, place.collection.as_str());
+        let needs = in_force.rules.needs(operation, place.collection.as_str());
         let taken = before.map(|before| Extract::of(before, &needs.before_fields)).transpose()?;
         Ok(Box::new(Looked {
             subject: self,
             operation,
-            needs: needs.clone(),
-            rules: rules.clone(),
+            needs,
+            in_force,
             collection: place.collection.clone(),
             id: place.name.map_or_else(|| place.document.to_string(), str::to_owned),
             before: taken,
@@ -64,15 +65,15 @@ impl Judge for Subject {
 struct Free<'a>(&'a Subject);
 
 impl Look for Free<'_> {
-    fn judge(self: Box<Self>, _: Option<&dyn Values>, _: &dyn Made) -> Result<Result<u32, Denial>, Error> {
-        Ok(if self.0.must_leave(now_ms()).is_some() { Err(token_over()) } else { Ok(0) })
+    fn judge(self: Box<Self>, _: Option<&dyn Values>, _: &dyn Made) -> Result<Result<Ruling, Denial>, Error> {
+        Ok(if self.0.must_leave(now_ms()).is_some() { Err(token_over()) } else { Ok(Ruling::default()) })
     }
 }
 
 /// A document before something is done to it.
 struct Looked<'a> {
     subject: &'a Subject,
-    rules: Arc<Rules>,
+    in_force: InForce,
     operation: Operation,
     needs: Needs,
     collection: CollectionName,
@@ -81,16 +82,19 @@ struct Looked<'a> {
 }
 
 impl Look for Looked<'_> {
-    fn judge(self: Box<Self>, after: Option<&dyn Values>, made: &dyn Made) -> Result<Result<u32, Denial>, Error> {
-        let Self { subject, rules, operation, needs, collection, id, before } = *self;
+    fn judge(self: Box<Self>, after: Option<&dyn Values>, made: &dyn Made) -> Result<Result<Ruling, Denial>, Error> {
+        let Self { subject, in_force, operation, needs, collection, id, before } = *self;
+        let rules = &in_force.rules;
         if subject.must_leave(now_ms()).is_some() {
-            return Ok(Err(Denial { rules_version: version_of(&rules), ..token_over() }));
+            return Ok(Err(Denial { ruleset: Some(in_force.ruleset.clone()), ..token_over() }));
         }
-        let version = version_of(&rules);
         if let Some(allowed) = needs.constant {
             subject.0.access.0.counts.note(operation, allowed);
             let request = Request::new(operation, collection.as_str(), &id);
-            return Ok(if allowed { Ok(version) } else { Err(denial_of(&rules, &request, &rules.decide(&request))) });
+            return Ok(match allowed {
+                true => Ok(in_force.ruling(rules.always(operation, collection.as_str()))),
+                false => Err(denial_of(&in_force, &request, &rules.decide(&request))),
+            });
         }
         // A document that is there and not looked at is there all the same.
         let before = before.or_else(|| (operation != Operation::Create).then(Extract::default));
@@ -112,14 +116,26 @@ impl Look for Looked<'_> {
             change: Some(&change),
             ..Request::new(operation, collection.as_str(), &id)
         };
-        let (decision, _) = subject.ask(&rules, request);
+        let (decision, _) = subject.ask(rules, request);
         if !decision.allowed {
             tracing::info!(
                 principal = subject.0.principal, operation = operation.as_str(), %collection, id, why = ?decision.why,
                 "a write is not allowed"
             );
         }
-        Ok(if decision.allowed { Ok(version) } else { Err(denial_of(&rules, &request, &decision)) })
+        Ok(match decision.allowed {
+            true => Ok(in_force.ruling(decision.allow)),
+            false => Err(denial_of(&in_force, &request, &decision)),
+        })
+    }
+}
+
+impl InForce {
+    /// What the log is told of what they allow: by which `allow`, of which the number is given.
+    fn ruling(&self, allow: Option<u32>) -> Ruling {
+        let place = allow.and_then(|allow| self.rules.place_of(allow));
+        let allow = place.map(|(line, path)| (line, path.to_owned()));
+        Ruling { allow, ruleset: Some(self.ruleset.clone()) }
     }
 }
 
@@ -128,20 +144,14 @@ fn token_over() -> Denial {
 }
 
 /// What the log is told of a denial: which `allow`s were asked. The sender is told nothing of it.
-fn denial_of(rules: &Rules, request: &Request<'_>, decision: &Decision) -> Denial {
+fn denial_of(in_force: &InForce, request: &Request<'_>, decision: &Decision) -> Denial {
     let (reason, failed, detail) = match &decision.why {
         Why::NoMatch => (RefusedReason::NoMatch, None, String::new()),
         Why::Error { line, message } => (RefusedReason::Failed, Some(*line), message.clone()),
         Why::Budget => (RefusedReason::Budget, None, String::new()),
         _ => (RefusedReason::NoneTrue, None, String::new()),
     };
-    let asked = rules.asked(request).into_iter();
-    let rules_asked = asked.filter(|(line, _)| failed.is_none_or(|failed| failed == *line)).collect();
-    Denial { reason, rules: rules_asked, detail, rules_version: version_of(rules), ..Denial::default() }
-}
-
-/// The number of a set of rules in records: the same on every node that has them, and never 0.
-fn version_of(rules: &Rules) -> u32 {
-    let [a, b, c, d, ..] = rules.digest();
-    u32::from_le_bytes([a, b, c, d]).max(1)
+    let asked = in_force.rules.asked(request).into_iter();
+    let rules = asked.filter(|(line, _)| failed.is_none_or(|failed| failed == *line)).collect();
+    Denial { reason, rules, detail, ruleset: Some(in_force.ruleset.clone()), ..Denial::default() }
 }

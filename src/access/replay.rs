@@ -19,8 +19,8 @@ use crate::id::{ChangeHash, CollectionName, DocumentId, Lsn};
 use crate::limits::audit as bounds;
 use crate::log::Keyspace;
 use crate::log::record::{
-    Admission, AttributedHeader, ChangeHeader, Claims, Lifecycle, LifecycleKind, NameRef, Record, RefusedHeader,
-    RefusedReason, RefusedWhat, WriteKind,
+    Admission, AllowedHeader, AttributedHeader, ChangeHeader, Claims, Lifecycle, LifecycleKind, NameRef, Record,
+    RefusedHeader, RefusedReason, RefusedWhat, WriteKind,
 };
 use crate::log::rows::{RefusedRow, decode_row};
 use crate::rules::{Auth, ChangeFacts, Data, Decision, Documents, Needs, Operation, Request, Rules, Value, Why};
@@ -120,6 +120,7 @@ pub fn replay(
             unclear: Cell::new(false),
         },
         subjects: HashMap::new(),
+        allowed: HashMap::new(),
         done: Replayed::default(),
     };
     loop {
@@ -149,6 +150,8 @@ struct Replay<'a> {
     others: Others<'a>,
     /// The last record about what is claimed of each principal.
     subjects: HashMap<NameRef, Lsn>,
+    /// The last record of which `allow` lets in what each principal writes, by collection and kind.
+    allowed: HashMap<(NameRef, NameRef, WriteKind), (Lsn, AllowedHeader)>,
     done: Replayed,
 }
 
@@ -197,12 +200,26 @@ impl Replay<'_> {
                 self.subjects.insert(header.principal, lsn);
                 Ok(None)
             }
+            Record::Allowed(header) => {
+                let key = (header.principal, header.collection, header.operation);
+                self.allowed.insert(key, (lsn, header));
+                Ok(None)
+            }
             _ if lsn <= self.options.from => Ok(None),
             Record::Change(header, chunk) => self.change(lsn, &header, chunk),
             Record::Refused(header) => self.refused(lsn, &header),
             Record::Attributed(header) => self.attributed(lsn, &header),
             _ => Ok(None),
         }
+    }
+
+    /// Whether the rules of this node let in the write at `lsn`, wherever it entered: it knows then which of them did.
+    fn was_asked_here(&self, key: (NameRef, NameRef, WriteKind), rules_version: u32, lsn: Lsn) -> bool {
+        self.allowed.get(&key).is_some_and(|(at, said)| {
+            said.rule.is_some()
+                && said.rules_version == rules_version
+                && lsn.0 - at.0.min(lsn.0) <= AllowedHeader::REACH
+        })
     }
 
     fn is_meant(&self, collection: &str) -> bool {
@@ -227,14 +244,16 @@ impl Replay<'_> {
             Err(_) => return self.unasked(UNCLEAR),
         };
         let is_first = header.deps.is_empty() && header.heads_before.is_none();
+        let deed = if is_first { WriteKind::Create } else { WriteKind::Update };
+        let key = (header.principal, header.collection, deed);
         let case = Case {
             lsn,
             document,
             collection: collection.as_str(),
             name: reader.document(document)?.and_then(|state| state.name),
-            operation: if is_first { Operation::Create } else { Operation::Update },
+            operation: operation_of(deed),
             principal: header.principal,
-            is_local: header.origin == 0,
+            is_local: header.origin == 0 || self.was_asked_here(key, header.rules_version, lsn),
             time_ms: header.received_ms,
             was_allowed: true,
             body: Body::Logged(&change, header.admission == Admission::Local),
@@ -294,6 +313,7 @@ impl Replay<'_> {
         if !self.is_meant(state.collection.as_str()) {
             return Ok(None);
         }
+        let key = (header.principal, about.collection, WriteKind::Delete);
         let case = Case {
             lsn: at,
             document,
@@ -301,7 +321,7 @@ impl Replay<'_> {
             name: state.name,
             operation: Operation::Delete,
             principal: header.principal,
-            is_local: about.origin == 0,
+            is_local: about.origin == 0 || self.was_asked_here(key, header.rules_version, at),
             time_ms: about.received_ms,
             was_allowed: true,
             body: Body::Statement,

@@ -8,7 +8,7 @@ use tokio::sync::{broadcast, watch};
 
 use super::subject::Subject;
 use crate::auth::{Authority, Identity, TokenError};
-use crate::engine::{Database, now_ms};
+use crate::engine::{Database, Ruleset, now_ms};
 use crate::id::DocumentId;
 use crate::rules::{Operation, Rules};
 
@@ -62,13 +62,26 @@ pub(super) struct Shared {
     admittance: Admittance,
     authority: Option<Arc<Authority>>,
     // Held to take the rules or to put others there, never while they are used.
-    rules: RwLock<Option<Arc<Rules>>>,
+    rules: RwLock<Option<InForce>>,
     /// Rises when an answer may be another than before, for whatever reason but a change of the very document.
     epoch: watch::Sender<u64>,
     // Documents that decisions about others rest on. Held for look-ups.
     consulted: Mutex<HashSet<DocumentId>>,
     pub(super) counts: Counts,
     is_followed: AtomicBool,
+}
+
+/// Rules, and what the log has of them.
+#[derive(Clone)]
+pub(super) struct InForce {
+    pub(super) rules: Arc<Rules>,
+    pub(super) ruleset: Arc<Ruleset>,
+}
+
+impl InForce {
+    fn new(rules: Rules) -> Self {
+        Self { ruleset: Arc::new(Ruleset::of(rules.source())), rules: Arc::new(rules) }
+    }
 }
 
 /// What was decided since the server was started.
@@ -111,7 +124,7 @@ impl Access {
             database,
             admittance,
             authority,
-            rules: RwLock::new(rules.map(Arc::new)),
+            rules: RwLock::new(rules.map(InForce::new)),
             epoch: watch::channel(0).0,
             consulted: Mutex::default(),
             counts: Counts::default(),
@@ -173,12 +186,17 @@ impl Access {
     /// The rules in force.
     #[must_use]
     pub fn rules(&self) -> Option<Arc<Rules>> {
+        self.in_force().map(|in_force| in_force.rules)
+    }
+
+    /// The same, with what the log is to have of them.
+    pub(super) fn in_force(&self) -> Option<InForce> {
         self.0.rules.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Puts other rules in force. Every answer that follows is theirs, on connections that stand as well.
     pub fn set_rules(&self, rules: Rules) {
-        *self.0.rules.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(rules));
+        *self.0.rules.write().unwrap_or_else(PoisonError::into_inner) = Some(InForce::new(rules));
         self.renew();
     }
 

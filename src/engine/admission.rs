@@ -25,7 +25,7 @@ use super::building::Tell;
 use super::commit::block_on;
 use super::core::{Admitted, Clash, Incoming, IncomingBody, Input};
 use super::database::Database;
-use super::judge::{Denial, Judge};
+use super::judge::{Denial, Judge, Ruling};
 use super::judged::Creations;
 use super::refusal::{Audit, Refusal};
 #[cfg(any(feature = "quic", feature = "web"))]
@@ -52,6 +52,8 @@ pub struct Examined {
     pub denied: Vec<Denied>,
     /// The same, for the log.
     pub(crate) refused: Vec<Refusal>,
+    /// What allowed those of the rows that were judged, for the log: by a change's hash or a statement's id.
+    pub(crate) allowed: Vec<([u8; 32], Ruling)>,
     /// Why the rest was not tried: a change that cannot be applied. Its sender is not to be heard any further.
     pub fault: Option<Error>,
 }
@@ -175,6 +177,8 @@ pub(super) struct Outcome {
     pub(super) refused: Vec<Refusal>,
     /// Under which rules those were allowed that were judged.
     pub(super) rules_version: u32,
+    /// What allowed each of them.
+    pub(super) allowed: Vec<([u8; 32], Ruling)>,
     fault: Option<(ChangeHash, String)>,
     /// It stands on what this node cannot apply, so that nobody can say whether it fits.
     undecided: Option<String>,
@@ -250,7 +254,9 @@ impl Database {
             }
             let outcome = self.try_changes(document, changes, &created, judge)?;
             if !outcome.passed.is_empty() {
-                examined.rows.extend(created.take_held(document));
+                // A creation is allowed with the first change.
+                let ruling = outcome.allowed.first().map(|(_, ruling)| ruling);
+                examined.rows.extend(created.take_held(document, ruling, &mut examined.allowed));
             }
             let origin = Origin { rules_version: outcome.rules_version, ..origin };
             let body = |change| IncomingBody::Change(Box::new(change));
@@ -260,6 +266,7 @@ impl Database {
             let denied = |(change, why)| Denied { document, change: Some(change), why };
             examined.denied.extend(outcome.denied.into_iter().map(denied));
             examined.refused.extend(outcome.refused);
+            examined.allowed.extend(outcome.allowed);
             if let Some(missing) = outcome.missing {
                 examined.missing.push((document, missing));
             }

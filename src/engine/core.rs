@@ -5,6 +5,7 @@
 //! a [`Reader`] and never writes, waits or looks at a clock; the [driver](super::driver) does. The answers it returns
 //! may be given only once its group is durable.
 
+mod allowed;
 mod audit;
 mod clash;
 mod consume;
@@ -16,12 +17,14 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use self::allowed::Allowances;
 use self::audit::Auditor;
 #[cfg(feature = "web")]
 pub(crate) use self::audit::refused_key;
 pub use self::clash::Clash;
 use self::clash::Outranked;
 pub(crate) use self::rejection::TakenBack;
+use super::judge::Ruling;
 use super::pending::{Arrival, Pending};
 use super::refusal::{Audit, Claims};
 use crate::document::{Change, ChangeGraph, Node};
@@ -31,7 +34,8 @@ use crate::history::{Graphs, HistoryError, Misfit, Names, Origin, Reader, Signat
 use crate::id::{ActorId, ChangeHash, DocumentId, Heads, LogCursor, Lsn, NodeId, StorageId};
 use crate::limits::Limits;
 use crate::log::record::{
-    ChangeHeader, Lifecycle, LifecycleHeader, LifecycleKind, NameHeader, NameKind, NameRef, Record, payload_digest,
+    ChangeHeader, Lifecycle, LifecycleHeader, LifecycleKind, NameHeader, NameKind, NameRef, Record, WriteKind,
+    payload_digest,
 };
 use crate::log::rows::{DocumentRow, IndexRow, PeerRow, SnapshotRef, SnapshotRow, encode_row};
 use crate::log::{Appender, FinishedGroup, Group, Keyspace, Recovered, WriteBatch};
@@ -91,8 +95,8 @@ pub(crate) enum Input {
 pub(crate) struct By {
     /// Who that is, as the log records it; empty for nobody in particular.
     pub(crate) principal: String,
-    /// Under which version of the rules; 0 for none.
-    pub(crate) rules_version: u32,
+    /// What allowed it.
+    pub(crate) ruling: Ruling,
     /// What is claimed of him.
     pub(crate) claims: Option<Arc<Claims>>,
 }
@@ -171,6 +175,7 @@ pub(crate) struct Core {
     pending: Pending,
     outranked: Outranked,
     auditor: Auditor,
+    allowances: Allowances,
     last_name: NameRef,
     since_checkpoint: u64,
 }
@@ -197,6 +202,8 @@ struct Work {
     accepted: HashMap<DocumentId, Vec<Accepted>>,
     /// What is claimed of the sender of the input that is taken now.
     claims: Option<Arc<Claims>>,
+    /// What allowed what he brings: by a change's hash or a statement's id.
+    rulings: HashMap<[u8; 32], Ruling>,
     /// Authors of documents that are not that sender's, as turned out since what he brings was judged.
     anothers: HashSet<(DocumentId, ActorId)>,
     now_ms: u64,
@@ -264,6 +271,7 @@ impl Core {
             pending: Pending::default(),
             outranked: Outranked::default(),
             auditor: Auditor::open(&reader)?,
+            allowances: Allowances::after(recovered.tail.lsn),
             since_checkpoint: 0,
             reader,
             limits,
@@ -291,6 +299,7 @@ impl Core {
         for input in inputs {
             let answer = self.take(&mut work, input, now);
             work.claims = None;
+            work.rulings.clear();
             work.step.answers.push(answer);
         }
         self.finish(work)
@@ -335,9 +344,14 @@ impl Core {
         let mut answer = Admitted::default();
         match input {
             Input::Local { document, statements, changes, by } => {
-                let By { principal, rules_version, claims } = by;
+                let By { principal, ruling, claims } = by;
                 work.claims = claims;
-                let origin = Origin { principal, rules_version, ..self.own_origin() };
+                let origin = Origin { principal, rules_version: ruling.version(), ..self.own_origin() };
+                if ruling.ruleset.is_some() {
+                    let stated = statements.iter().map(|bytes| Lifecycle::id_of(bytes).0);
+                    let written = stated.chain(changes.iter().map(|change| change.hash().0));
+                    work.rulings.extend(written.map(|id| (id, ruling.clone())));
+                }
                 for bytes in statements {
                     // A creation lets in what waited for it, whose fate is not this statement's.
                     let mut heard = Admitted::default();
@@ -364,6 +378,7 @@ impl Core {
             }
             Input::Admit { rows, via, cursor, clash, audit } => {
                 work.claims = audit.claims;
+                work.rulings.extend(audit.allowed);
                 work.anothers.clear();
                 for row in rows {
                     match row.body {
@@ -504,6 +519,7 @@ impl Core {
                     answer.missing.push((document, Vec::new()));
                 }
                 Verdict::Waits(missing) => {
+                    self.keep_ruling(work, hash);
                     if !answer.missing.iter().any(|(id, _)| *id == document) {
                         answer.missing.push((document, Vec::new()));
                     }
@@ -637,6 +653,9 @@ impl Core {
             name => self.reference(work, NameKind::Principal, name.as_bytes())?,
         };
         self.note_writer(work, &arrival.origin, principal)?;
+        let is_first = deps.is_empty() && row.heads.is_empty();
+        let deed = if is_first { WriteKind::Create } else { WriteKind::Update };
+        let rules_version = self.note_allowed(work, change.hash().0, &arrival.origin, row.collection, deed)?;
         self.release(work, change.hash());
         let lsn = self.appender.next();
         let back = |other: Lsn| lsn.0 - other.0;
@@ -657,7 +676,7 @@ impl Core {
             via,
             principal,
             admission: arrival.origin.admission,
-            rules_version: arrival.origin.rules_version,
+            rules_version,
             payload_digest: payload_digest(change.bytes()),
         };
         let index = index_row(&header);
@@ -721,6 +740,8 @@ impl Core {
         }
         let collection = self.reference(work, NameKind::Collection, said.collection.as_str().as_bytes())?;
         let made_by = origin;
+        let deed = if said.kind == LifecycleKind::Created { WriteKind::Create } else { WriteKind::Delete };
+        self.note_allowed(work, id.0, made_by, collection, deed)?;
         let (origin, via) = self.origin_references(work, origin, via)?;
         let lsn = self.appender.next();
         if row.last_lsn == 0 {

@@ -318,7 +318,7 @@ impl DocHandle {
         let name = self.state()?.name;
         let place = Place { document: self.id(), collection: &self.collection, name: name.as_deref() };
         match self.database.judge_deletion(judge, place)? {
-            Ok(version) => self.state_that(LifecycleKind::Deleted, by(judge, version)),
+            Ok(ruling) => self.state_that(LifecycleKind::Deleted, by(judge, ruling)),
             Err(denial) => {
                 let told = denial.told.clone();
                 let what = Refused::Statement(LifecycleKind::Deleted, None);

@@ -9,7 +9,7 @@ use super::refusal::Claims;
 use crate::document::{Touched, Values, ViewError};
 use crate::error::Error;
 use crate::id::{ActorId, CollectionName, DocumentId};
-use crate::log::record::RefusedReason;
+use crate::log::record::{RefusedReason, RulesHeader};
 
 /// What somebody wants to do to a document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -31,6 +31,42 @@ pub(crate) struct Place<'a> {
     pub(crate) name: Option<&'a str>,
 }
 
+/// Rules, as the log keeps them.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Ruleset {
+    /// By what records name them; never 0.
+    pub(crate) version: u32,
+    /// The BLAKE3 of the text.
+    pub(crate) digest: [u8; 32],
+    /// What the file holds.
+    pub(crate) text: String,
+}
+
+impl Ruleset {
+    /// The rules that have this text.
+    #[cfg_attr(not(feature = "web"), allow(dead_code, reason = "rules are asked where there is an HTTP port"))]
+    pub(crate) fn of(text: &str) -> Self {
+        let digest = *blake3::hash(text.as_bytes()).as_bytes();
+        Self { version: RulesHeader::version_of(digest), digest, text: text.to_owned() }
+    }
+}
+
+/// What allowed something.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Ruling {
+    /// The rules that were asked; `None` where there are none, and whoever came in may do it.
+    pub(crate) ruleset: Option<Arc<Ruleset>>,
+    /// The `allow` that is true: line and path.
+    pub(crate) allow: Option<(u32, String)>,
+}
+
+impl Ruling {
+    /// The version of the rules; 0 for none.
+    pub(crate) fn version(&self) -> u32 {
+        self.ruleset.as_ref().map_or(0, |ruleset| ruleset.version)
+    }
+}
+
 /// Why something may not be done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Denial {
@@ -42,11 +78,16 @@ pub(crate) struct Denial {
     pub(crate) rules: Vec<(u32, String)>,
     /// More about the reason.
     pub(crate) detail: String,
-    /// The version of the rules; 0 for none.
-    pub(crate) rules_version: u32,
+    /// The rules that were asked; `None` where none were.
+    pub(crate) ruleset: Option<Arc<Ruleset>>,
 }
 
 impl Denial {
+    /// The version of the rules; 0 for none.
+    pub(super) fn rules_version(&self) -> u32 {
+        self.ruleset.as_ref().map_or(0, |ruleset| ruleset.version)
+    }
+
     /// Something else than rules is against it.
     pub(crate) fn beside_rules(reason: RefusedReason, told: &str) -> Self {
         Self { told: told.to_owned(), reason, ..Self::default() }
@@ -60,7 +101,7 @@ impl Default for Denial {
             reason: RefusedReason::NoneTrue,
             rules: Vec::new(),
             detail: String::new(),
-            rules_version: 0,
+            ruleset: None,
         }
     }
 }
@@ -91,12 +132,11 @@ pub(crate) trait Judge: Send + Sync + std::fmt::Debug {
 
 /// A document that was looked at.
 pub(crate) trait Look {
-    /// Decides, with the document as it would be; `None` when it is to be deleted. What allowed it is the version of the
-    /// rules, 0 for none.
+    /// Decides, with the document as it would be; `None` when it is to be deleted.
     ///
     /// # Errors
     /// [`Error`] when it cannot be read.
-    fn judge(self: Box<Self>, after: Option<&dyn Values>, made: &dyn Made) -> Result<Result<u32, Denial>, Error>;
+    fn judge(self: Box<Self>, after: Option<&dyn Values>, made: &dyn Made) -> Result<Result<Ruling, Denial>, Error>;
 }
 
 /// What is known of a change beside the values it leads to.

@@ -12,7 +12,7 @@ use super::admission::{Examined, Outcome};
 use super::commit::block_on;
 use super::core::{By, Clash, Incoming, IncomingBody};
 use super::database::Database;
-use super::judge::{Deed, Denial, Judge, Look, Made, NoChange, Place};
+use super::judge::{Deed, Denial, Judge, Look, Made, NoChange, Place, Ruling};
 use super::refusal::{Audit, Refusal, Refused};
 use crate::document::{Change, Edit, Path, Touched, Values, View, ViewError};
 use crate::error::Error;
@@ -42,9 +42,23 @@ impl Creations {
         self.denied.contains(&document)
     }
 
-    /// The statements of a document that something is to follow.
-    pub(super) fn take_held(&mut self, document: DocumentId) -> Vec<Incoming> {
-        self.held.remove(&document).unwrap_or_default()
+    /// The statements of a document that something is to follow, which is allowed by `ruling` as they are.
+    pub(super) fn take_held(
+        &mut self,
+        document: DocumentId,
+        ruling: Option<&Ruling>,
+        allowed: &mut Vec<([u8; 32], Ruling)>,
+    ) -> Vec<Incoming> {
+        let mut held = self.held.remove(&document).unwrap_or_default();
+        if let Some(ruling) = ruling {
+            for row in &mut held {
+                row.origin.rules_version = ruling.version();
+                if let IncomingBody::Lifecycle(bytes) = &row.body {
+                    allowed.push((Lifecycle::id_of(bytes).0, ruling.clone()));
+                }
+            }
+        }
+        held
     }
 
     /// The statements that nothing followed, by document.
@@ -137,8 +151,9 @@ impl Database {
         };
         let place = Place { document, collection: &state.collection, name: state.name.as_deref() };
         match self.judge_deletion(judge, place)? {
-            Ok(version) => {
-                row.origin.rules_version = version;
+            Ok(ruling) => {
+                row.origin.rules_version = ruling.version();
+                examined.allowed.push((id.0, ruling));
                 examined.rows.push(row);
             }
             Err(denial) => {
@@ -150,11 +165,11 @@ impl Database {
         Ok(())
     }
 
-    /// Whether a document may be deleted, and under which rules.
+    /// Whether a document may be deleted, and what allows it.
     ///
     /// # Errors
     /// [`Error`] when it cannot be read.
-    pub(crate) fn judge_deletion(&self, judge: &dyn Judge, place: Place<'_>) -> Result<Result<u32, Denial>, Error> {
+    pub(crate) fn judge_deletion(&self, judge: &dyn Judge, place: Place<'_>) -> Result<Result<Ruling, Denial>, Error> {
         let look = if judge.must_see(place.collection) {
             self.consult(place.document, |view| judge.look(Deed::Delete, place, Some(view)))?
         } else {
@@ -168,7 +183,7 @@ impl Database {
     /// # Errors
     /// As [`Database::admit`]. Then it is not on record.
     pub(super) fn note_refusal(&self, judge: &dyn Judge, refusal: Refusal) -> Result<(), Error> {
-        let audit = Audit { claims: judge.claims(), refused: vec![refusal] };
+        let audit = Audit { claims: judge.claims(), refused: vec![refusal], ..Audit::default() };
         block_on(self.admit_audited(Clash::KeepFirst, Vec::new(), None, None, audit)).map(|_| ())
     }
 
@@ -263,8 +278,9 @@ impl Judging<'_> {
                 },
             };
             match verdict {
-                Ok(version) => {
-                    outcome.rules_version = version;
+                Ok(ruling) => {
+                    outcome.rules_version = ruling.version();
+                    outcome.allowed.push((change.hash().0, ruling));
                     met.insert(change.actor().clone());
                     allowed.push(change);
                 }
@@ -289,7 +305,7 @@ impl Judging<'_> {
         change: &Change,
         must_see: bool,
         deed: Deed,
-    ) -> Result<Result<u32, Denial>, Error> {
+    ) -> Result<Result<Ruling, Denial>, Error> {
         let place = self.place();
         if !must_see {
             let made = Applied { view: None, change };
@@ -374,15 +390,15 @@ impl<'a> Edited<'a> {
     pub(super) fn judge(self, edit: &Edit<'_>, denied: &mut Option<Denial>) -> Result<By, Error> {
         let after = self.must_see.then_some(edit as &dyn Values);
         match self.look.judge(after, &Editing(edit))? {
-            Ok(rules_version) => Ok(by(self.judge, rules_version)),
+            Ok(ruling) => Ok(by(self.judge, ruling)),
             Err(denial) => Err(Error::Denied(denied.insert(denial).told.clone())),
         }
     }
 }
 
 /// On whose behalf something is written that was allowed.
-pub(super) fn by(judge: &dyn Judge, rules_version: u32) -> By {
-    By { principal: judge.principal().to_owned(), rules_version, claims: judge.claims() }
+pub(super) fn by(judge: &dyn Judge, ruling: Ruling) -> By {
+    By { principal: judge.principal().to_owned(), ruling, claims: judge.claims() }
 }
 
 /// What somebody may not do to a document that is there, or that he creates.

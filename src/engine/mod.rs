@@ -59,7 +59,7 @@ pub use handle::{DocHandle, HistoryEntry};
 #[cfg(any(feature = "quic", feature = "web"))]
 pub(crate) use judge::Judge;
 #[cfg(feature = "web")]
-pub(crate) use judge::{Deed, Denial, Look, Made, Place};
+pub(crate) use judge::{Deed, Denial, Look, Made, Place, Ruleset, Ruling};
 #[cfg(any(feature = "quic", feature = "web"))]
 pub(crate) use offer::Source;
 #[cfg(feature = "web")]

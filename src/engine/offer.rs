@@ -139,7 +139,7 @@ impl Database {
         let cursor =
             cursor.filter(|_| examined.missing.is_empty() && examined.fault.is_none() && examined.denied.is_empty());
         let claims = from.judge.as_deref().and_then(Judge::claims);
-        let audit = Audit { claims, refused: examined.refused };
+        let audit = Audit { claims, refused: examined.refused, allowed: examined.allowed };
         let mut admitted = self.admit_judged(from.clash, examined.rows, via, cursor, audit).await?;
         admitted.missing.extend(examined.missing);
         if let Some(fault) = examined.fault {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::core::{Admitted, Clash, Incoming, Input};
 use super::database::Database;
-use super::judge::{Deed, Denial};
+use super::judge::{Deed, Denial, Ruling};
 use crate::document::Change;
 use crate::error::Error;
 use crate::id::{CollectionName, DocumentId, LogCursor, NodeId, first};
@@ -17,6 +17,8 @@ pub(crate) struct Audit {
     pub(crate) claims: Option<Arc<Claims>>,
     /// What he may not write.
     pub(crate) refused: Vec<Refusal>,
+    /// What allowed the rest: by a change's hash or a statement's id.
+    pub(crate) allowed: Vec<([u8; 32], Ruling)>,
 }
 
 impl Audit {
@@ -26,7 +28,7 @@ impl Audit {
             Refused::Change(change) => change.bytes().len(),
             Refused::Statement(..) | Refused::Edit => 0,
         };
-        self.refused.iter().map(|refusal| of(refusal) + 128).sum()
+        self.refused.iter().map(|refusal| of(refusal) + 128).sum::<usize>() + self.allowed.len() * 128
     }
 }
 

@@ -71,6 +71,7 @@ impl Teller {
             Record::Name(_) | Record::Footer(_) | Record::Gap(_) | Record::Checkpoint => Ok(None),
             // What was refused happened to no document.
             Record::Refused(_) | Record::Subject(_) | Record::Attributed(_) => Ok(None),
+            Record::Rules(_) | Record::Allowed(_) => Ok(None),
         }
     }
 

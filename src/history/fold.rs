@@ -50,7 +50,7 @@ pub fn fold_record(row: &mut DocumentRow, lsn: Lsn, record: &Record, clock_entri
         Record::Withdrawn(_) => fold_withdrawal(row, lsn),
         Record::Withheld(header) => fold_withheld(row, lsn, header),
         Record::Name(_) | Record::Footer(_) | Record::Gap(_) | Record::Checkpoint => {}
-        Record::Refused(_) | Record::Subject(_) | Record::Attributed(_) => {}
+        Record::Refused(_) | Record::Subject(_) | Record::Attributed(_) | Record::Rules(_) | Record::Allowed(_) => {}
     }
     Ok(())
 }

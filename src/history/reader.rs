@@ -316,6 +316,7 @@ impl Reader {
             Record::Name(_) | Record::Gap(_) | Record::Checkpoint => EntryKind::Other,
             // For the audit alone: no peer and no feed hears of them.
             Record::Refused(_) | Record::Subject(_) | Record::Attributed(_) => EntryKind::Other,
+            Record::Rules(_) | Record::Allowed(_) => EntryKind::Other,
         })
     }
 

@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use super::fold::{fold_record, index_key, index_row, lsn_in, new_row, project_row};
 use super::open::{LAYOUT, PROJECTIONS_KEY, Walk, walk_log};
 use super::reader::document_row;
+use super::rules::project_rules;
 use super::snapshot::{read_snapshot, snapshot_key};
 use super::voids::{is_past_void, void_index_row};
 use super::withdrawal::{project_withdrawal, row_without, withdrawn_records};
@@ -34,6 +35,7 @@ pub fn rebuild(storage: &dyn Storage, tail: Lsn, progress: &mut dyn FnMut(u64, L
         (Keyspace::BySeq, &[], &[0xff; 17]),
         (Keyspace::State, b"n", b"o"),
         (Keyspace::State, b"N", b"O"),
+        (Keyspace::State, b"r", b"s"),
     ] {
         remove_all(storage, keyspace, from, to)?;
     }
@@ -121,9 +123,10 @@ impl Page {
                 self.index(id, lsn, &IndexRow::Withheld(header.withheld));
             }
             Record::Name(header) => Names::project(&mut self.batch, &header),
+            Record::Rules(header) => project_rules(&mut self.batch, lsn, &header),
             Record::Footer(_) | Record::Gap(_) | Record::Checkpoint => {}
             // No row follows from them.
-            Record::Refused(_) | Record::Subject(_) | Record::Attributed(_) => {}
+            Record::Refused(_) | Record::Subject(_) | Record::Attributed(_) | Record::Allowed(_) => {}
         }
         Ok(())
     }

@@ -112,6 +112,8 @@ pub fn verify(
     go_on(&mut report, "held", refused)?;
     let signatures = audit::check_signatures(reader, &mut report);
     go_on(&mut report, "held", signatures)?;
+    let rules = audit::check_rules_rows(reader, &mut report);
+    go_on(&mut report, "state", rules)?;
     if deep {
         for (n, id) in documents.into_iter().enumerate() {
             if let Err(error) = rebuild_document(reader, id, &mut report) {
@@ -240,7 +242,7 @@ fn check_record(
             (header.document, IndexRow::Withdrawn { winner: header.winner, changes })
         }
         Record::Withheld(header) => (header.document, IndexRow::Withheld(header.withheld)),
-        Record::Refused(_) | Record::Subject(_) | Record::Attributed(_) => {
+        Record::Refused(_) | Record::Subject(_) | Record::Attributed(_) | Record::Rules(_) | Record::Allowed(_) => {
             return audit::check_record(reader, report, lsn, record);
         }
         Record::Footer(_) | Record::Gap(_) | Record::Checkpoint => return Ok(()),

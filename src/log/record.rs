@@ -20,7 +20,8 @@ mod removal;
 use bincode::{Decode, Encode};
 
 pub use self::audit::{
-    AttributedHeader, Claims, RefusedHeader, RefusedReason, RefusedWhat, RulePlace, SubjectHeader, WriteKind,
+    AllowedHeader, AttributedHeader, Claims, RefusedHeader, RefusedReason, RefusedWhat, RulePlace, RulesHeader,
+    SubjectHeader, WriteKind,
 };
 pub use self::removal::{VoidHeader, WithdrawnHeader, WithheldHeader};
 use crate::id::{ActorId, Chain, ChangeHash, CollectionName, DocumentId, Heads, Lsn, NodeId, first};
@@ -197,6 +198,10 @@ pub enum Record {
     Subject(SubjectHeader),
     /// On whose behalf a statement was logged.
     Attributed(AttributedHeader),
+    /// Rules that allow and refuse what follows.
+    Rules(RulesHeader),
+    /// Which `allow` lets somebody write what follows.
+    Allowed(AllowedHeader),
 }
 
 /// Kind bytes. 13 to 15 are kept for `base` and `acl-touch`.
@@ -213,6 +218,8 @@ mod kind {
     pub(super) const SUBJECT: u8 = 10;
     pub(super) const ATTRIBUTED: u8 = 11;
     pub(super) const WITHHELD: u8 = 12;
+    pub(super) const RULES: u8 = 16;
+    pub(super) const ALLOWED: u8 = 17;
 }
 
 impl Record {
@@ -227,7 +234,14 @@ impl Record {
             Self::Withheld(header) => Some(DocumentId(header.document)),
             Self::Name(_) | Self::Footer(_) | Self::Gap(_) | Self::Checkpoint => None,
             Self::Refused(_) | Self::Subject(_) | Self::Attributed(_) => None,
+            Self::Rules(_) | Self::Allowed(_) => None,
         }
+    }
+
+    /// Whether it only tells who was allowed what: no document, no feed and no peer has anything of it.
+    #[must_use]
+    pub fn is_of_audit(&self) -> bool {
+        matches!(self, Self::Refused(_) | Self::Subject(_) | Self::Attributed(_) | Self::Rules(_) | Self::Allowed(_))
     }
 
     /// Encodes it as the value of the row at `lsn`, and gives the chain digest that follows `chain`.
@@ -248,6 +262,8 @@ impl Record {
             Self::Refused(header) => (kind::REFUSED, encode(header), &[]),
             Self::Subject(header) => (kind::SUBJECT, encode(header), &[]),
             Self::Attributed(header) => (kind::ATTRIBUTED, encode(header), &[]),
+            Self::Rules(header) => (kind::RULES, encode(header), &[]),
+            Self::Allowed(header) => (kind::ALLOWED, encode(header), &[]),
         };
         let mut out = Vec::with_capacity(FRAME_BYTES + header.len() + payload.len() + CHECKSUM_BYTES);
         out.extend_from_slice(&[RECORD_VERSION, kind, 0, 0]);
@@ -333,6 +349,8 @@ impl<'a> RawRecord<'a> {
             kind::REFUSED => Record::Refused(decode(self.header)?),
             kind::SUBJECT => Record::Subject(decode(self.header)?),
             kind::ATTRIBUTED => Record::Attributed(decode(self.header)?),
+            kind::RULES => Record::Rules(decode(self.header)?),
+            kind::ALLOWED => Record::Allowed(decode(self.header)?),
             other => return Err(RecordError::Kind(other)),
         })
     }

@@ -352,6 +352,15 @@ pub struct ProjectionRow {
     pub rebuilding: Option<u64>,
 }
 
+/// The row of `state` that says where the text of rules is, keyed by their version.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct RulesRow {
+    /// The last `rules` record of that version.
+    pub lsn: u64,
+    /// The BLAKE3 of its text.
+    pub digest: [u8; 32],
+}
+
 /// Encodes a row for `keyspace` and `key`.
 #[must_use]
 pub fn encode_row<T: Encode>(keyspace: Keyspace, key: &[u8], row: &T) -> Vec<u8> {

@@ -55,8 +55,8 @@ pub struct Salvaged {
     pub incomplete: Vec<String>,
     /// Documents whose creation is lost: they were created anew, without a name.
     pub recreated: Vec<String>,
-    /// Records of the audit trail: what was refused, claims, on whose behalf statements were made. They stay in the damaged
-    /// directory: they tell of positions of that log.
+    /// Records of the audit trail: what was refused, claims, on whose behalf statements were made, which rules allowed what.
+    /// They stay in the damaged directory: they tell of positions of that log.
     pub audit: u64,
     /// Positions of the old log without an intact record. Some may never have been used.
     pub lost_positions: u64,
@@ -203,7 +203,7 @@ impl Survey {
                     survey.created.insert(header.document);
                 }
                 Record::Withdrawn(header) => survey.withdrawn.extend(withdrawn_records(lsn, &header)),
-                Record::Refused(_) | Record::Subject(_) | Record::Attributed(_) => survey.audit += 1,
+                record if record.is_of_audit() => survey.audit += 1,
                 _ => {}
             }
             Ok(())

@@ -29,11 +29,14 @@ pub struct Rules {
 struct Operations {
     rules: [Vec<u32>; Operation::ALL.len()],
     needs: [Needs; Operation::ALL.len()],
+    /// The first that is true whatever is asked.
+    always: [Option<u32>; Operation::ALL.len()],
 }
 
 impl Default for Operations {
     fn default() -> Self {
-        Self { rules: Default::default(), needs: std::array::from_fn(|_| Needs::never()) }
+        let needs = std::array::from_fn(|_| Needs::never());
+        Self { rules: Default::default(), needs, always: Default::default() }
     }
 }
 
@@ -132,13 +135,15 @@ impl Rules {
         let mut machine = Machine::new(&self.program, request);
         let mut is_matched = false;
         let mut failed: Option<(&Rule, Fault)> = None;
-        for rule in self.candidates(request) {
+        for (number, rule) in self.candidates(request) {
             is_matched = true;
             match machine.allows(rule) {
-                Ok(true) => return Decision { allowed: true, rule: Some(rule.line), why: Why::Allowed },
+                Ok(true) => {
+                    return Decision { allowed: true, rule: Some(rule.line), allow: Some(number), why: Why::Allowed };
+                }
                 Ok(false) => {}
                 Err(fault) if fault.kind.is_final() => {
-                    return Decision { allowed: false, rule: None, why: Why::Budget };
+                    return Decision { allowed: false, rule: None, allow: None, why: Why::Budget };
                 }
                 Err(fault) => failed = failed.or(Some((rule, fault))),
             }
@@ -148,7 +153,20 @@ impl Rules {
             None if is_matched => Why::NoneTrue,
             None => Why::NoMatch,
         };
-        Decision { allowed: false, rule: None, why }
+        Decision { allowed: false, rule: None, allow: None, why }
+    }
+
+    /// Which `allow` allows an operation in a collection whoever asks and whatever it is, where [`Self::needs`] says that
+    /// one does: the first of those, in the order of the file, from 0.
+    #[must_use]
+    pub fn always(&self, operation: Operation, collection: &str) -> Option<u32> {
+        self.by_collection.get(collection).unwrap_or(&self.any).always[operation as usize]
+    }
+
+    /// The line and the path of an `allow`, by its number in the order of the file, from 0.
+    #[must_use]
+    pub fn place_of(&self, allow: u32) -> Option<(u32, &str)> {
+        self.rules.get(allow as usize).map(|rule| (rule.line, rule.pattern.text.as_str()))
     }
 
     /// The same decision, with every `allow` that is about the request and what each part of it came to; also of those
@@ -157,7 +175,7 @@ impl Rules {
     pub fn explain(&self, request: &Request<'_>) -> Explanation {
         let mut allows = Vec::new();
         let mut steps = 0_u32;
-        for rule in self.candidates(request) {
+        for (_, rule) in self.candidates(request) {
             let mut machine = Machine::traced(&self.program, request);
             let outcome = match machine.allows(rule) {
                 Ok(value) => Outcome::of_bool(value),
@@ -176,7 +194,7 @@ impl Rules {
     /// The line and the path of each `allow` that is about a request, in the order of the file.
     #[must_use]
     pub fn asked(&self, request: &Request<'_>) -> Vec<(u32, String)> {
-        self.candidates(request).map(|rule| (rule.line, rule.pattern.text.clone())).collect()
+        self.candidates(request).map(|(_, rule)| (rule.line, rule.pattern.text.clone())).collect()
     }
 
     /// Every `allow`, in the order of the file.
@@ -202,8 +220,9 @@ impl Rules {
             .collect()
     }
 
-    /// The rules about a request, in the order of the file: those about its collection and those about any, merged.
-    fn candidates<'a>(&'a self, request: &'a Request<'_>) -> impl Iterator<Item = &'a Rule> {
+    /// The rules about a request with their numbers, in the order of the file: those about its collection and those about
+    /// any, merged.
+    fn candidates<'a>(&'a self, request: &'a Request<'_>) -> impl Iterator<Item = (u32, &'a Rule)> {
         let operation = request.operation as usize;
         let named = self.by_collection.get(request.collection).map_or(&[][..], |own| &own.rules[operation]);
         let any = &self.any.rules[operation][..];
@@ -213,8 +232,8 @@ impl Rules {
             (Some(_), None) => named.next(),
             _ => any.next(),
         });
-        let rules = merged.filter_map(|index| self.rules.get(*index as usize));
-        rules.filter(|rule| rule.pattern.id.as_deref().is_none_or(|id| id == request.id))
+        let rules = merged.filter_map(|index| self.rules.get(*index as usize).map(|rule| (*index, rule)));
+        rules.filter(|(_, rule)| rule.pattern.id.as_deref().is_none_or(|id| id == request.id))
     }
 }
 
@@ -230,11 +249,17 @@ fn index(program: &Program, rules: &[Rule]) -> (HashMap<Box<str>, Operations>, O
         for operation in &rule.operations {
             own.rules[*operation as usize].push(number);
             own.needs[*operation as usize].merge(&needs);
+            if needs.constant == Some(true) {
+                own.always[*operation as usize].get_or_insert(number);
+            }
         }
     }
     for own in by_collection.values_mut() {
         for (needs, any) in own.needs.iter_mut().zip(&any.needs) {
             needs.merge(any);
+        }
+        for (always, any) in own.always.iter_mut().zip(&any.always) {
+            *always = always.iter().chain(any).min().copied();
         }
     }
     for own in by_collection.values_mut().chain([&mut any]) {

@@ -226,6 +226,8 @@ pub struct Decision {
     pub allowed: bool,
     /// The line of the `allow` that allowed it, from 1.
     pub rule: Option<u32>,
+    /// Which of all `allow`s that is, in the order of the file, from 0.
+    pub allow: Option<u32>,
     /// Why.
     pub why: Why,
 }

@@ -218,7 +218,7 @@ fn functions_of_the_file_are_written_out_and_names_are_evaluated_when_they_are_u
     let ann = Auth::from_json("ann", &json!({}));
     let note = Value::from_json(&json!({ "owner": "ann" }));
     let request = Request { auth: Some(&ann), before: Some(&note), ..Request::new(Operation::Update, "notes", "n1") };
-    assert_eq!(rules.decide(&request), Decision { allowed: true, rule: Some(7), why: Why::Allowed });
+    assert_eq!(rules.decide(&request), Decision { allowed: true, rule: Some(7), allow: Some(0), why: Why::Allowed });
     assert!(!rules.decide(&Request { auth: None, ..request }).allowed);
     assert!(!rules.decide(&Request { id: "n2", ..request }).allowed);
     assert!(rules.decide(&Request { operation: Operation::Delete, ..request }).allowed);

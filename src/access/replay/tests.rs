@@ -141,6 +141,8 @@ struct Decided {
     operation: Operation,
     was_allowed: bool,
     draft: Option<bool>,
+    /// The line of the `allow` that let it in.
+    line: Option<u32>,
 }
 
 /// Other documents as they are, by hand.
@@ -165,7 +167,7 @@ fn ask(
     before: Option<&Json>,
     after: Option<&Json>,
     change: ChangeFacts,
-) -> bool {
+) -> Decision {
     let auth =
         (!NAMES[step.who].is_empty()).then(|| Auth::from_json(NAMES[step.who], &json!({ "team": TEAMS[step.who] })));
     let (before, after) = (before.map(Value::from_json), after.map(Value::from_json));
@@ -179,7 +181,7 @@ fn ask(
         documents: &AsTheyAre(world),
         ..Request::new(operation, collection_of(step.which), &id)
     };
-    rules.decide(&request).allowed
+    rules.decide(&request)
 }
 
 /// The keys that differ: what is put once more is not written.
@@ -213,39 +215,40 @@ fn play(world: &mut World, draft: &Rules, step: Step) -> Option<Decided> {
     let rules = world.subjects[0].0.access.rules().unwrap();
     let (document, which) = (id_of(step.which), step.which);
     let before = world.json_of(which);
-    let decided = |operation, was_allowed, draft| {
-        Some(Decided { document, principal: NAMES[step.who], operation, was_allowed, draft })
+    let decided = |operation, was: &Decision, draft| {
+        let (was_allowed, line) = (was.allowed, was.rule);
+        Some(Decided { document, principal: NAMES[step.who], operation, was_allowed, draft, line })
     };
     let subject = world.subjects[step.who].clone();
     match step.what {
         9 if before.is_some() && !world.deleted[which] => {
             let by =
                 |rules| ask(world, rules, step, Operation::Delete, before.as_ref(), None, facts(step, None, None, ""));
-            let (was, would) = (by(&rules), by(draft));
+            let (was, would) = (by(&rules), by(draft).allowed);
             let done = world.database.find(document).unwrap().delete_as(Some(&*subject));
-            assert_eq!(done.is_ok(), was, "{step:?}");
+            assert_eq!(done.is_ok(), was.allowed, "{step:?}");
             if let Ok(commit) = done {
                 commit.wait().unwrap();
                 world.deleted[which] = true;
             }
-            decided(Operation::Delete, was, Some(would))
+            decided(Operation::Delete, &was, Some(would))
         }
         8 if before.is_some() && !world.deleted[which] => {
             let (after, _) = world.edited(step);
             let after = after.to_json().unwrap();
             let facts = || facts(step, before.as_ref(), Some(&after), "");
             let by = |rules| ask(world, rules, step, Operation::Update, before.as_ref(), Some(&after), facts());
-            let (was, would) = (by(&rules), by(draft));
+            let (was, would) = (by(&rules), by(draft).allowed);
             let handle = world.database.find(document).unwrap();
             let done = handle.change_as(Some(&*subject), None, |edit| Ok(fill(edit, step, false, world.count)?));
-            assert_eq!(done.is_ok(), was, "{step:?}");
+            assert_eq!(done.is_ok(), was.allowed, "{step:?}");
             if let Ok(commit) = done {
                 commit.wait().unwrap();
                 world.documents[which] = Some(handle.with_view(|view| Ok(view.copied()?)).unwrap());
             }
             // Of a refused edit nothing is left that could be shown to rules that look.
-            let is_known = was || draft.needs(Operation::Update, collection_of(which)).constant.is_some();
-            decided(Operation::Update, was, is_known.then_some(would))
+            let is_known = was.allowed || draft.needs(Operation::Update, collection_of(which)).constant.is_some();
+            decided(Operation::Update, &was, is_known.then_some(would))
         }
         _ => {
             let operation = if before.is_none() { Operation::Create } else { Operation::Update };
@@ -253,7 +256,7 @@ fn play(world: &mut World, draft: &Rules, step: Step) -> Option<Decided> {
             let after = view.to_json().unwrap();
             let facts = || facts(step, before.as_ref(), Some(&after), &change.actor().to_string());
             let by = |rules| ask(world, rules, step, operation, before.as_ref(), Some(&after), facts());
-            let (was, would) = (by(&rules), by(draft));
+            let (was, would) = (by(&rules), by(draft).allowed);
             let origin = Origin {
                 node: world.database.node(),
                 principal: NAMES[step.who].to_owned(),
@@ -268,26 +271,55 @@ fn play(world: &mut World, draft: &Rules, step: Step) -> Option<Decided> {
                 was_begun = subject.may_begin(&CollectionName::new(collection_of(which)).unwrap());
                 rows.insert(0, IncomingRow { document, body: creation(which), origin, signature: None });
             }
-            let source = Source {
-                node: world.database.node(),
-                is_trusted: false,
-                clash: Clash::KeepFirst,
-                judge: Some(subject as Arc<dyn Judge>),
-            };
+            // One of them is linked by a node of her own.
+            let node = if step.who == 1 { NodeId([7; 32]) } else { world.database.node() };
+            let source =
+                Source { node, is_trusted: false, clash: Clash::KeepFirst, judge: Some(subject as Arc<dyn Judge>) };
             let done = block_on(world.database.offer(source, rows, None)).unwrap();
-            assert_eq!(done.denied.is_empty(), was, "{step:?}");
+            assert_eq!(done.denied.is_empty(), was.allowed, "{step:?}");
             if !was_begun {
                 // Listed once for each who tries; what would have been created did not come along.
                 let is_new = world.turned_away.insert((NAMES[step.who], which));
                 let would = draft.needs(operation, collection_of(which)).constant;
-                return if is_new { decided(operation, false, would) } else { None };
+                assert!(!was.allowed, "{step:?}");
+                return if is_new { decided(operation, &was, would) } else { None };
             }
-            if was {
+            if was.allowed {
                 world.documents[which] = Some(view);
             }
-            decided(operation, was, Some(would))
+            decided(operation, &was, Some(would))
         }
     }
+}
+
+/// What was accepted, in the order of the log, with the line that the log names.
+fn on_record(database: &Database) -> Vec<(DocumentId, Operation, Option<u32>)> {
+    let reader = database.reader();
+    let (mut said, mut found) = (HashMap::new(), Vec::new());
+    for (lsn, record) in reader.read_records(Lsn::ZERO, usize::MAX, usize::MAX).unwrap() {
+        let (document, key) = match record {
+            Record::Allowed(header) => {
+                said.insert((header.principal, header.collection, header.operation), header.rule.map(|rule| rule.line));
+                continue;
+            }
+            Record::Change(header, _) => {
+                let is_first = header.deps.is_empty() && header.heads_before.is_none();
+                let kind = if is_first { WriteKind::Create } else { WriteKind::Update };
+                (header.document, (header.principal, header.collection, kind))
+            }
+            Record::Attributed(header) => {
+                let stated = reader.record(Lsn(lsn.0 - header.statement)).unwrap();
+                let Some(Record::Lifecycle(about, bytes)) = stated else { panic!("{lsn}") };
+                if Lifecycle::decode(&bytes).unwrap().kind == LifecycleKind::Created {
+                    continue;
+                }
+                (about.document, (header.principal, about.collection, WriteKind::Delete))
+            }
+            _ => continue,
+        };
+        found.push((DocumentId(document), operation_of(key.2), said.get(&key).copied().flatten()));
+    }
+    found
 }
 
 proptest! {
@@ -318,6 +350,11 @@ proptest! {
         prop_assert_eq!(&found, &expected, "{:?}", done);
         let same = decided.iter().filter(|decided| decided.draft == Some(decided.was_allowed)).count() as u64;
         prop_assert_eq!(done.same, same, "{:?}", done);
+
+        // The log says itself by which `allow` each was let in.
+        let allowed = decided.iter().filter(|decided| decided.was_allowed);
+        let expected: Vec<_> = allowed.map(|decided| (decided.document, decided.operation, decided.line)).collect();
+        prop_assert_eq!(on_record(&world.database), expected);
 
         // The rules that were in force would change nothing.
         let own = Rules::parse("a", RULES[current]).unwrap();

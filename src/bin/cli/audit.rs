@@ -8,9 +8,9 @@ use tidelog::node::command::rules::read_rules;
 use tidelog::node::command::{AuditFilter, CommandError, Exit, Request, RulesText};
 
 use super::arguments::Audit;
-use super::commands::{one, pretty, rows, show};
+use super::commands::{one, pretty, rows, show, text_of as text_of_row};
 use super::screen::Screen;
-use super::table::{Column, cell, printable, table, time};
+use super::table::{Column, cell, printable, size, table, time};
 
 const COLUMNS: [Column; 8] = [
     ("LSN", |row| cell(&row["lsn"])),
@@ -34,8 +34,19 @@ const DIFFERENCES: [Column; 8] = [
     ("WHY", why),
 ];
 
-/// The reason, and the lines of the rules.
+const RULES: [Column; 5] = [
+    ("VERSION", |row| cell(&row["rules_version"])),
+    ("LSN", |row| cell(&row["lsn"])),
+    ("SINCE", |row| time(&row["time"])),
+    ("SIZE", |row| size(&row["bytes"])),
+    ("DIGEST", |row| cell(&row["digest"])),
+];
+
+/// The reason, and the lines of the rules; of what was accepted, the line that allowed it.
 fn why(row: &Value) -> String {
+    if let Some(line) = row["rule"]["line"].as_u64() {
+        return format!("allowed by line {line}");
+    }
     let lines: Vec<String> =
         row["rules"].as_array().into_iter().flatten().map(|rule| rule["line"].to_string()).collect();
     match (cell(&row["why"]), lines.is_empty()) {
@@ -60,6 +71,31 @@ pub(super) fn audit(session: &mut Session, command: Audit, screen: &Screen) -> R
             let row = one(session, Request::AuditShow { lsn })?;
             show(screen, &row, "change", &printed(&row))
         }
+        Audit::Rules { version: None } => {
+            let count = rows(session, Request::AuditRules { version: None }, screen, "rules_version", &RULES)?;
+            if count > 0 {
+                screen.next("tidelog audit rules <version> > old.tidelog");
+            }
+            Ok(())
+        }
+        Audit::Rules { version } => {
+            let row = one(session, Request::AuditRules { version })?;
+            // As it is, so that it is the same file again.
+            if screen.json {
+                screen.print(&row.to_string())
+            } else {
+                screen.print_bytes(text_of_row(&row, "text").as_bytes())
+            }
+        }
+    }
+}
+
+/// An `allow` on one line.
+fn rule(rule: &Value) -> String {
+    let at = format!("line {}, {}", rule["line"], cell(&rule["path"]));
+    match rule["text"].as_str() {
+        Some(text) => format!("{at}: {}", printable(text)),
+        None => at,
     }
 }
 
@@ -68,6 +104,10 @@ fn printed(row: &Value) -> String {
     let members = row.as_object().into_iter().flatten();
     let lines = members.filter(|(_, value)| !value.is_null()).map(|(name, value)| match (name.as_str(), value) {
         ("time" | "made", value) => format!("{name:<14} {}", time(value)),
+        ("rule", value) => format!("{name:<14} {}", rule(value)),
+        ("rules", Value::Array(rules)) => {
+            format!("{name:<14} {}", rules.iter().map(rule).collect::<Vec<_>>().join("; "))
+        }
         ("claims", value) => format!("{name:<14} {}", printable(&pretty(value).replace('\n', " "))),
         (_, value) => format!("{name:<14} {}", cell(value)),
     });

@@ -198,7 +198,7 @@ impl Core {
         Ok(())
     }
 
-    fn principal(&mut self, work: &mut Work, principal: &str) -> Result<NameRef, HistoryError> {
+    pub(super) fn principal(&mut self, work: &mut Work, principal: &str) -> Result<NameRef, HistoryError> {
         if principal.is_empty() { Ok(0) } else { self.reference(work, NameKind::Principal, principal.as_bytes()) }
     }
 
@@ -206,7 +206,7 @@ impl Core {
     pub(super) fn take_refusals(&mut self, work: &mut Work, refused: Vec<Refusal>) -> Result<(), HistoryError> {
         for refusal in refused {
             let principal = self.principal(work, &refusal.principal)?;
-            let version = refusal.denial.rules_version;
+            let version = refusal.denial.rules_version();
             let known = identity_of(&refusal).map(|identity| (identity, principal, version));
             if known.is_some_and(|known| self.auditor.listed.known.contains(&known)) {
                 continue;
@@ -280,6 +280,9 @@ impl Core {
             self.note_claims(work, principal, &claims)?;
         }
         let (_, via) = self.origin_references(work, &self.own_origin(), via)?;
+        if let Some(ruleset) = &denial.ruleset {
+            self.note_ruleset(work, ruleset)?;
+        }
         let lsn = self.appender.next();
         let rules = denial.rules.iter().take(RefusedHeader::RULES_MAX);
         let header = RefusedHeader {
@@ -307,7 +310,7 @@ impl Core {
                 })
                 .collect(),
             detail: truncated(&denial.detail, RefusedHeader::DETAIL_BYTES_MAX).to_owned(),
-            rules_version: denial.rules_version,
+            rules_version: denial.rules_version(),
             via,
             received_ms: work.now_ms,
         };
@@ -316,7 +319,7 @@ impl Core {
                 number: 0,
                 lsn: lsn.0,
                 principal,
-                rules_version: denial.rules_version,
+                rules_version: denial.rules_version(),
                 chunk: change.bytes().to_vec(),
             };
             self.auditor.kept.put(&mut work.group.batch, change.hash(), row, &self.limits);

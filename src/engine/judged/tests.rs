@@ -1,9 +1,13 @@
+mod allowed;
 mod audit;
+
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 
 use super::*;
 use crate::document::EditOptions;
+use crate::engine::judge::Ruleset;
 use crate::engine::{Admitted, Clash, Examined};
 use crate::history::Origin;
 use crate::id::{Lsn, NodeId};
@@ -42,12 +46,18 @@ impl Judge for By {
 }
 
 impl Look for Looking<'_> {
-    fn judge(self: Box<Self>, after: Option<&dyn Values>, made: &dyn Made) -> Result<Result<u32, Denial>, Error> {
+    fn judge(self: Box<Self>, after: Option<&dyn Values>, made: &dyn Made) -> Result<Result<Ruling, Denial>, Error> {
         let after = after.map(|values| values.json(&Path::root())).transpose()?.flatten();
         let places: Vec<String> = made.touched()?.places().map(str::to_owned).collect();
         let is_allowed = (self.0.rule)(self.1, self.2.as_ref(), after.as_ref(), &places);
-        Ok(if is_allowed { Ok(7) } else { Err(Denial::default()) })
+        Ok(if is_allowed { Ok(allowed()) } else { Err(Denial::default()) })
     }
+}
+
+/// What allows everything that is allowed here.
+fn allowed() -> Ruling {
+    let ruleset = Ruleset::of("match /{c}/{id} { allow write; }");
+    Ruling { ruleset: Some(Arc::new(ruleset)), allow: Some((1, "/{c}/{id}".into())) }
 }
 
 fn database() -> Database {
@@ -111,7 +121,8 @@ fn examine(database: &Database, judge: &By, rows: Vec<Incoming>) -> Examined {
 
 fn log(database: &Database, judge: &By, examined: &mut Examined) -> Admitted {
     let passed = std::mem::take(&mut examined.rows);
-    let audit = Audit { claims: judge.claims(), refused: std::mem::take(&mut examined.refused) };
+    let (refused, allowed) = (std::mem::take(&mut examined.refused), std::mem::take(&mut examined.allowed));
+    let audit = Audit { claims: judge.claims(), refused, allowed };
     block_on(database.admit_judged(Clash::KeepFirst, passed, None, None, audit)).unwrap()
 }
 
@@ -152,7 +163,11 @@ fn what_is_denied_and_what_stands_on_it_is_never_logged_and_the_rest_is() {
     let note = database.find(id).unwrap();
     assert_eq!(note.to_json().unwrap(), json!({"n": 2, "m": 1}));
     let entries = note.history(Lsn::ZERO, 10).unwrap();
-    assert!(entries.iter().all(|entry| (&*entry.origin.principal, entry.origin.rules_version) == ("ann", 7)));
+    assert!(
+        entries
+            .iter()
+            .all(|entry| (&*entry.origin.principal, entry.origin.rules_version) == ("ann", allowed().version()))
+    );
     assert_eq!(entries.len(), 3);
     // Nobody finds what was denied in the views that changes are tried on.
     let bold = By { principal: "ann", sees: true, rule: |_, _, _, _| true };

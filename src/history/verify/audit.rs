@@ -4,13 +4,14 @@ use std::ops::ControlFlow;
 
 use super::Verification;
 use crate::document::Change;
+use crate::history::rules::{rules_named, version_in};
 use crate::history::{HistoryError, Reader};
 use crate::id::{ChangeHash, Lsn, encode_hex};
 use crate::log::Keyspace;
-use crate::log::record::{Claims, NameKind, NameRef, Record, RefusedWhat};
+use crate::log::record::{Claims, NameKind, NameRef, Record, RefusedWhat, RulesHeader};
 use crate::log::rows::{RefusedOrderRow, RefusedRow, SignatureRow, decode_row};
 
-/// What a record of kinds 9 to 11 refers to is there.
+/// What a record of kinds 9 to 11, 16 and 17 refers to is there, and rules are those that their version names.
 pub(super) fn check_record(
     reader: &Reader,
     report: &mut Verification,
@@ -39,9 +40,67 @@ pub(super) fn check_record(
             }
             header.principal
         }
+        Record::Rules(header) => {
+            check_rules(reader, report, lsn, header)?;
+            0
+        }
+        Record::Allowed(header) => {
+            match reader.names().name(header.collection) {
+                Ok(row) if row.kind == NameKind::Collection => {}
+                Ok(_) => report.fault(place(), format!("name {} is no collection", header.collection)),
+                Err(error) => report.fault(place(), error),
+            }
+            // Which it is can be known only of rules that came before it.
+            if header.rule.is_some() && !matches!(reader.rules_row(header.rules_version), Ok(Some(_))) {
+                report.fault(
+                    place(),
+                    format!("the {} that it speaks of are not there", rules_named(header.rules_version)),
+                );
+            }
+            header.principal
+        }
         _ => 0,
     };
     check_principal(reader, report, lsn, principal);
+    Ok(())
+}
+
+fn check_rules(reader: &Reader, report: &mut Verification, lsn: Lsn, header: &RulesHeader) -> Result<(), HistoryError> {
+    let place = || format!("record {lsn}");
+    if *blake3::hash(header.text.as_bytes()).as_bytes() != header.digest {
+        report.fault(place(), "the digest of its rules does not match");
+    }
+    if RulesHeader::version_of(header.digest) != header.version {
+        report.fault(place(), format!("its text is not that of {}", rules_named(header.version)));
+    }
+    match reader.rules_row(header.version) {
+        // Of two texts with one version, the row has the last.
+        Ok(Some(row)) if row.lsn > lsn.0 || (row.lsn, row.digest) == (lsn.0, header.digest) => {}
+        Ok(_) => report.fault(rules_named(header.version), format!("record {lsn} is missing")),
+        Err(HistoryError::Row { place, error }) => report.fault(place, error),
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
+/// The rows that say where rules are: each leads to a record that has them.
+pub(super) fn check_rules_rows(reader: &Reader, report: &mut Verification) -> Result<(), HistoryError> {
+    let mut versions = Vec::new();
+    reader.storage().scan(Keyspace::State, b"r", b"s", false, &mut |key, _| {
+        versions.push((key.to_vec(), version_in(key)));
+        ControlFlow::Continue(())
+    })?;
+    for (key, version) in versions {
+        let Some(version) = version else {
+            report.fault(format!("row {} of state", encode_hex(&key)), "its key is no version of rules");
+            continue;
+        };
+        match reader.rules(version) {
+            Ok(Some(_)) => {}
+            Ok(None) => report.fault(rules_named(version), "its row leads to no such record"),
+            Err(error) => report.fault(rules_named(version), error),
+        }
+    }
     Ok(())
 }
 

@@ -1,9 +1,10 @@
-//! Headers of the records that tell who was allowed what: writes that were refused, as whom somebody writes, and on
-//! whose behalf a statement was made.
+//! Headers of the records that tell who was allowed what: writes that were refused, as whom somebody writes, on whose
+//! behalf a statement was made, the rules that decide, and which of their `allow`s lets somebody write.
 
 use bincode::{Decode, Encode};
 
 use super::NameRef;
+use crate::id::encode_hex;
 
 /// The header of a `refused` record: somebody sent what he may not write. Nothing of it is in any document. A sender fills
 /// it, so it takes nothing into the dictionary but the name of somebody who proved it.
@@ -190,4 +191,58 @@ pub struct AttributedHeader {
     pub principal: NameRef,
     /// The version of the rules that allowed it; 0 for none.
     pub rules_version: u32,
+}
+
+/// The header of a `rules` record: the text of rules under whose version records follow.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct RulesHeader {
+    /// Their version, as other records name it: see [`RulesHeader::version_of`].
+    pub version: u32,
+    /// The BLAKE3 of the text.
+    pub digest: [u8; 32],
+    /// Our clock, ms since 1970.
+    pub received_ms: u64,
+    /// What the file holds. Rules have at most [`RulesHeader::TEXT_BYTES_MAX`] bytes.
+    pub text: String,
+}
+
+impl RulesHeader {
+    /// The longest text, in bytes.
+    pub const TEXT_BYTES_MAX: usize = 256 << 10;
+
+    /// The number by which records name the rules whose text has this digest: the same on every node, and never 0.
+    #[must_use]
+    pub fn version_of(digest: [u8; 32]) -> u32 {
+        let [a, b, c, d, ..] = digest;
+        u32::from_le_bytes([a, b, c, d]).max(1)
+    }
+
+    /// A version as people see it: the first digits of the digest.
+    #[must_use]
+    pub fn version_text(version: u32) -> String {
+        encode_hex(&version.to_le_bytes())
+    }
+}
+
+/// The header of an `allowed` record: which `allow` lets in what somebody writes in a collection. It speaks of his writes
+/// of that kind that follow, until another such record of the same principal, collection and operation, and for no more
+/// than [`AllowedHeader::REACH`] positions.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct AllowedHeader {
+    /// Who writes; 0 for nobody in particular.
+    pub principal: NameRef,
+    /// In which collection.
+    pub collection: NameRef,
+    /// What the write does to the document.
+    pub operation: WriteKind,
+    /// The version of the rules. It says nothing of a write under another one.
+    pub rules_version: u32,
+    /// The `allow`. Absent when it is not known here: another node asked its rules.
+    pub rule: Option<RulePlace>,
+}
+
+impl AllowedHeader {
+    /// How far behind it a write may be of which it speaks, in positions: whoever looks for the rule of a write has to look
+    /// no further back.
+    pub const REACH: u64 = 4096;
 }

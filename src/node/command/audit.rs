@@ -1,10 +1,14 @@
 //! Who was allowed what: the records that tell, and what a draft of rules would change of it.
 
+mod rules;
+
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
 
 use serde_json::{Value, json};
 
+pub(super) use self::rules::rules;
+use self::rules::{Finder, explain};
 use super::request::{AuditFilter, RulesText};
 use super::watch::kind_text;
 use super::{Cancel, CommandError, Exit, Output, Progress};
@@ -12,11 +16,11 @@ use crate::access::{Difference, Found, ReplayOptions, claims_at, kept, replay as
 use crate::document::{Change, Touched};
 use crate::engine::Database;
 use crate::history::{Origin, Past, author_statement};
-use crate::id::{ActorId, ChangeHash, CollectionName, DocumentId, Lsn, encode_hex};
+use crate::id::{ActorId, ChangeHash, CollectionName, DocumentId, Lsn};
 use crate::limits::audit as bounds;
 use crate::log::record::{
     ChangeHeader, Lifecycle, LifecycleHeader, LifecycleKind, NameKind, NameRef, Record, RefusedHeader, RefusedReason,
-    RefusedWhat,
+    RefusedWhat, RulesHeader,
 };
 use crate::rules::Rules;
 
@@ -51,6 +55,7 @@ pub(super) fn list(
     let document = document.map(|id| id.parse::<DocumentId>()).transpose()?;
     let wanted = Wanted { user, collection, document, refused };
     let tail = db.reader().tail().lsn;
+    let mut finder = Finder::new(db);
     match from {
         Some(from) => {
             let mut at = Lsn(from);
@@ -61,7 +66,8 @@ pub(super) fn list(
                 let Some((last, _)) = records.last() else { return Ok(json!({ "next": null })) };
                 let last = *last;
                 for (lsn, record) in records {
-                    if let Some(row) = row_of(db, &wanted, lsn, &record)? {
+                    if let Some(mut row) = row_of(db, &wanted, lsn, &record)? {
+                        finder.complete(&mut row, lsn, &record)?;
                         output.row(row)?;
                         rows += 1;
                         if rows >= limit {
@@ -83,7 +89,7 @@ pub(super) fn list(
                 let last = *last;
                 for (lsn, record) in records {
                     if let Some(row) = row_of(db, &wanted, lsn, &record)? {
-                        rows.push_front(row);
+                        rows.push_front((row, lsn, record));
                         if rows.len() >= limit {
                             break 'pages;
                         }
@@ -92,7 +98,11 @@ pub(super) fn list(
                 at = last;
                 output.progress(Progress::new("look back", tail.0.saturating_sub(at.0), Some(tail.0)));
             }
-            rows.into_iter().try_for_each(|row| output.row(row))?;
+            for (mut row, lsn, record) in rows {
+                cancel.check()?;
+                finder.complete(&mut row, lsn, &record)?;
+                output.row(row)?;
+            }
             Ok(json!({ "next": tail.0 }))
         }
     }
@@ -232,7 +242,7 @@ fn user_of(db: &Database, principal: NameRef) -> Result<Value, CommandError> {
 
 /// The first digits of the digest that `tidelog rules check` prints; null for no rules.
 fn version_text(version: u32) -> Value {
-    if version == 0 { Value::Null } else { json!(encode_hex(&version.to_le_bytes())) }
+    if version == 0 { Value::Null } else { json!(RulesHeader::version_text(version)) }
 }
 
 /// On whose behalf the statement in the record at `lsn` was made, and under which rules.
@@ -296,7 +306,10 @@ pub(super) fn show(db: &Database, lsn: u64, cancel: &Cancel, output: &mut dyn Ou
         }
         _ => {}
     }
-    if principal != 0 && is_local {
+    Finder::new(db).complete(&mut row, lsn, &record)?;
+    explain(db, &mut row, lsn, &record)?;
+    // Whose rules were asked here, of him it is on record here what was claimed, wherever he wrote.
+    if principal != 0 && (is_local || row["rule"].is_object()) {
         row["claims"] = claims_before(db, principal, lsn, cancel)?;
     }
     output.row(row)?;

@@ -66,6 +66,7 @@ pub fn execute(
         Request::RejectedDiscard { id, change } => rejected::discard(database, &id, change.as_deref(), output),
         Request::AuditList { filter } => audit::list(database, filter, cancel, output),
         Request::AuditShow { lsn } => audit::show(database, lsn, cancel, output),
+        Request::AuditRules { version } => audit::rules(database, version.as_deref(), output),
         Request::RulesReplay { draft, current, from, collection, limit } => {
             audit::replay(database, &draft, current.as_ref(), from, collection.as_deref(), limit, cancel, output)
         }

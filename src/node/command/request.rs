@@ -238,6 +238,11 @@ pub enum Request {
         /// Its record.
         lsn: u64,
     },
+    /// The rules that the log has: one row each, `{rules_version, lsn, time, bytes, digest}`.
+    AuditRules {
+        /// Those alone whose digest begins with these digits, with their `text`.
+        version: Option<String>,
+    },
     /// Makes recorded decisions again by other rules: one row for each that would be another, and a summary.
     RulesReplay {
         /// The rules to try.

@@ -89,6 +89,11 @@ pub(crate) enum Audit {
         /// Its record, as `ls` prints it
         lsn: u64,
     },
+    /// List the rules that the log has, or print those of one version
+    Rules {
+        /// Print the text of the newest whose version, or digest, begins with these digits
+        version: Option<String>,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -113,12 +113,12 @@ fn the_same_refusal_is_listed_once_even_over_a_restart() {
 /// An engine whose clock the test has.
 fn committer(storage: &MemoryStorage, limits: &Limits) -> Committer {
     let opened = open(storage, RecoverOptions::default(), &mut |_, _| {}).unwrap();
-    let reader = Reader::new(std::sync::Arc::new(storage.clone()), NodeId([1; 32]), &opened, limits);
+    let reader = Reader::new(Arc::new(storage.clone()), NodeId([1; 32]), &opened, limits);
     Committer {
         core: Core::new(reader.clone(), limits.clone(), &opened.recovered).unwrap(),
-        log: Log::new(std::sync::Arc::new(storage.clone()), Durability::Synced, &opened.recovered),
+        log: Log::new(Arc::new(storage.clone()), Durability::Synced, &opened.recovered),
         reader,
-        working_set: std::sync::Arc::new(WorkingSet::new(limits.memory_budget)),
+        working_set: Arc::new(WorkingSet::new(limits.memory_budget)),
     }
 }
 
@@ -133,7 +133,8 @@ fn refuse(change: &Change, principal: &str, claims: Option<&Claims>) -> Input {
         denial: Denial::default(),
         via: None,
     };
-    let audit = Audit { claims: claims.cloned().map(std::sync::Arc::new), refused: vec![refusal] };
+    let claims = claims.cloned().map(Arc::new);
+    let audit = Audit { claims, refused: vec![refusal], ..Audit::default() };
     Input::Admit { rows: Vec::new(), via: None, cursor: None, clash: Clash::KeepFirst, audit }
 }
 
