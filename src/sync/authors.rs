@@ -38,8 +38,8 @@ impl Authors {
     }
 
     /// Where a change of the document entered: where its author's first one did, if that was said, and `otherwise` if
-    /// not. With an author's first change comes the signature that is to be kept of that, if there is one. Changes are
-    /// asked about in an order in which each comes after its author's one before.
+    /// not. With an author's first change comes the signature that is to be kept of that, if there is one. First changes
+    /// are to be asked about before others of their authors.
     ///
     /// # Cost
     /// Some 50 us for an author's first change, nothing for others.

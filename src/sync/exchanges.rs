@@ -451,22 +451,35 @@ impl Running {
         }
         let nothing = self.authors.emptied();
         let (mut arrived, mut authors) = (Vec::new(), std::mem::replace(&mut self.authors, nothing));
+        let mut bodies = Vec::with_capacity(received.chunks.len());
         for chunk in received.chunks {
-            match chunk.kind {
-                ChunkKind::Change => {
-                    let change = parse_change(document, chunk.bytes, limits)?;
-                    arrived.push((change.hash(), change.deps().to_vec()));
-                    let (origin, signature) = authors.origin(document, &change, &origin, reader);
-                    push(IncomingBody::Change(Box::new(change)), origin, signature);
-                }
-                ChunkKind::Document => {
-                    let (bytes, authors) = (chunk.bytes, authors.clone());
-                    push(IncomingBody::Document { bytes, authors }, origin.clone(), None);
-                }
+            bodies.push(match chunk.kind {
+                ChunkKind::Change => IncomingBody::Change(Box::new(parse_change(document, chunk.bytes, limits)?)),
+                ChunkKind::Document => IncomingBody::Document { bytes: chunk.bytes, authors: authors.clone() },
                 ChunkKind::Bundle => {
                     return Err(SessionError::MalformedChange { document, why: "bundles do not travel".into() });
                 }
+            });
+        }
+        // What was asked for by name comes first, so an author's first change may come after others of his.
+        let mut entered = BTreeMap::new();
+        for body in &bodies {
+            if let IncomingBody::Change(change) = body
+                && change.seq() == 1
+            {
+                entered.insert(change.hash(), authors.origin(document, change, &origin, reader));
             }
+        }
+        for body in bodies {
+            let (origin, signature) = match &body {
+                IncomingBody::Change(change) => {
+                    arrived.push((change.hash(), change.deps().to_vec()));
+                    let entered = entered.remove(&change.hash());
+                    entered.unwrap_or_else(|| authors.origin(document, change, &origin, reader))
+                }
+                IncomingBody::Document { .. } | IncomingBody::Lifecycle(_) => (origin.clone(), None),
+            };
+            push(body, origin, signature);
         }
         intake.mark(Mark::Exchange { channel: opened, arrived });
         Ok(())
