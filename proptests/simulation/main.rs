@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test panics; it does not return errors")]
 #![allow(unreachable_pub, reason = "nothing here is seen from outside")]
 
+mod admission;
 mod checks;
 mod cluster;
 mod disk;
