@@ -230,7 +230,7 @@ fn a_client_takes_what_its_node_has_decided_and_loses_only_what_stood_on_its_own
     let beside = made(&base, 2, &["beside ".into()]);
     client.offer_changes(&beside, Clash::KeepFirst);
     let document = client.document();
-    document.change(|edit| Ok(edit.put("on", "top")?)).unwrap().wait().unwrap();
+    let top = document.change(|edit| Ok(edit.put("on", "top")?)).unwrap().wait().unwrap().change.unwrap();
     let before = document.state().unwrap();
     let answer = client.offer_changes(&theirs, Clash::TakeTheirs);
     assert_eq!(answer.accepted, 1, "{answer:?}");
@@ -238,6 +238,12 @@ fn a_client_takes_what_its_node_has_decided_and_loses_only_what_stood_on_its_own
     assert!(text.contains("theirs") && text.contains("beside") && !text.contains("ours"), "{text}");
     assert_eq!(document.read::<String>("on").unwrap(), None);
     assert!(document.state().unwrap().change_count < before.change_count + 1);
+    // What was made here and gave way is on a list, and is made anew from there.
+    let rejected = client.database.rejected().unwrap();
+    let own = rejected.iter().find(|rejected| rejected.change == Some(top)).unwrap();
+    client.database.resubmit(own).unwrap().commit.unwrap().wait().unwrap();
+    assert_eq!(document.read::<String>("on").unwrap().as_deref(), Some("top"));
+    assert!(client.database.rejected().unwrap().iter().all(|rejected| rejected.change != Some(top)));
     // An edit goes on from there.
     document.change(|edit| Ok(edit.put("on", "again")?)).unwrap().wait().unwrap();
     replicas[0].check();

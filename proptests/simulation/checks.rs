@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tidelog::history::{Location, Reader, rebuild, verify};
-use tidelog::id::{DocumentId, LogCursor};
+use tidelog::id::{ChangeHash, DocumentId, LogCursor};
 use tidelog::log::{Durability, Keyspace, Storage};
 
 use super::replica::Replica;
@@ -121,8 +121,7 @@ impl World {
                         let Some(engine) = &replica.engine else { continue };
                         let row = engine.reader().row(id).map_err(|error| error.to_string())?;
                         let Some(row) = row else { continue };
-                        let heads: Vec<String> =
-                            row.heads.iter().map(|head| tidelog::ChangeHash(head.hash).short()).collect();
+                        let heads: Vec<String> = row.heads.iter().map(|head| ChangeHash(head.hash).short()).collect();
                         let winner = row.winner.as_ref().map(|winner| (winner.kind, winner.lamport, winner.id[0]));
                         states += &format!(
                             "\n  {n}: {} changes, heads {heads:?}, winner {winner:?}, withdrawn {} times",
@@ -164,6 +163,10 @@ impl World {
                 Some(twin) if !self.has(judge, document, twin)? => {
                     self.mark("an acknowledged edit went with what it stood on");
                 }
+                // Its author followed a node to the other twin, and another one back.
+                Some(_) if self.is_listed(author, document, hash)? => {
+                    self.mark("an acknowledged edit that went with what it stood on is on a list");
+                }
                 _ => return Err(format!("change {hash} of {document}, acknowledged by replica {author}, is nowhere")),
             }
         }
@@ -186,7 +189,15 @@ impl World {
         Ok(())
     }
 
-    fn has(&self, n: usize, id: DocumentId, hash: tidelog::ChangeHash) -> Result<bool, String> {
+    /// Whether an edit is on its author's list of rejected ones.
+    fn is_listed(&mut self, author: usize, document: DocumentId, hash: ChangeHash) -> Result<bool, String> {
+        let Some(engine) = &mut self.replicas[author].engine else { return Ok(false) };
+        let rejected = engine.database().and_then(|database| database.rejected());
+        let rejected = rejected.map_err(|error| error.to_string())?;
+        Ok(rejected.iter().any(|rejected| rejected.document == document && rejected.change == Some(hash)))
+    }
+
+    fn has(&self, n: usize, id: DocumentId, hash: ChangeHash) -> Result<bool, String> {
         let Some(engine) = &self.replicas[n].engine else { return Ok(false) };
         let graph = engine.reader().graph(id).map_err(|error| error.to_string())?;
         let graph = graph.lock().unwrap();

@@ -37,6 +37,7 @@ mod offer;
 mod pending;
 mod refusal;
 #[cfg(feature = "quic")]
+mod rejected;
 mod rejection;
 #[cfg(feature = "sim")]
 pub mod sim;

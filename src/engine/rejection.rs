@@ -6,19 +6,19 @@
 //! again when it is allowed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::ControlFlow;
 use std::sync::PoisonError;
 
 use super::commit::block_on;
 use super::core::{Input, TakenBack};
 use super::database::Database;
+use super::rejected::{beneath, key_of, rejected_rows, with_room_for};
 use super::{Commit, DocHandle, now_ms};
 use crate::document::{Base, Change, Rebased, View, rebase};
 use crate::error::Error;
 use crate::id::{ActorId, ChangeHash, DocumentId, Lsn, NodeId};
 use crate::log::Keyspace;
 use crate::log::record::Record;
-use crate::log::rows::{RejectedRow, decode_row, encode_row};
+use crate::log::rows::{RejectedRow, decode_row};
 use crate::sync::wire::DeniedRow;
 
 /// An edit that was made here and that a node would not have.
@@ -56,11 +56,8 @@ enum Plan {
     Do(Box<TakenBack>),
 }
 
-/// Positions that a rejected edit remembers of what it stood on.
-const BENEATH_MAX: usize = 1024;
 /// How often a document that is written meanwhile is looked at again.
 const ATTEMPTS_MAX: usize = 16;
-const PREFIX: &[u8] = b"t";
 
 impl Database {
     /// Takes note that documents may not be read here, or may be again, as the node `via` says. Resolves once that is
@@ -238,7 +235,7 @@ impl Database {
             "edits that a node will not have are taken back"
         );
         let falls = falls.into_iter().map(|(_, hash)| hash).collect();
-        let rows = self.with_room_for(rejected)?;
+        let rows = with_room_for(rejected, self.reader(), self.limits())?;
         Ok(Plan::Do(Box::new(TakenBack { document, via, first, falls, anew: anew.changes, rows })))
     }
 
@@ -274,7 +271,7 @@ impl Database {
             why: row.why.clone(),
             at_ms: now_ms(),
         };
-        for (key, row) in self.with_room_for(vec![rejected])? {
+        for (key, row) in with_room_for(vec![rejected], self.reader(), self.limits())? {
             block_on(self.ask(Input::Hold { key, row }))?;
         }
         tracing::warn!(%document, node = %via.short(), "a deletion that a node will not have is taken back");
@@ -294,7 +291,7 @@ impl Database {
     /// # Errors
     /// [`Error::History`] when the store cannot be read.
     pub fn rejected(&self) -> Result<Vec<Rejected>, Error> {
-        let mut rows = self.rejected_rows()?;
+        let mut rows = rejected_rows(self.reader())?;
         rows.sort_by_key(|row| (row.at_ms, row.lsn));
         Ok(rows.into_iter().map(Rejected::from).collect())
     }
@@ -354,46 +351,6 @@ impl Database {
         let bytes = self.reader().storage().get(Keyspace::Held, key).map_err(crate::history::HistoryError::from)?;
         Ok(bytes.and_then(|bytes| decode_row(Keyspace::Held, key, &bytes).ok()))
     }
-
-    fn rejected_rows(&self) -> Result<Vec<RejectedRow>, Error> {
-        let mut rows = Vec::new();
-        let until = [PREFIX[0] + 1];
-        let scanned = self.reader().storage().scan(Keyspace::Held, PREFIX, &until, false, &mut |key, bytes| {
-            // A row that cannot be read names no edit any more.
-            rows.extend(decode_row::<RejectedRow>(Keyspace::Held, key, bytes));
-            ControlFlow::Continue(())
-        });
-        scanned.map_err(crate::history::HistoryError::from)?;
-        Ok(rows)
-    }
-
-    /// The rows to be written for more rejected edits: those, and the removal of the oldest beyond the limit.
-    fn with_room_for(&self, more: Vec<RejectedRow>) -> Result<Vec<(Vec<u8>, Option<Vec<u8>>)>, Error> {
-        let mut there = self.rejected_rows()?;
-        there.sort_by_key(|row| (row.at_ms, row.lsn));
-        let surplus = (there.len() + more.len()).saturating_sub(self.limits().rejected_rows).min(there.len());
-        let old = there.drain(..surplus).map(|row| (row_key(&row), None));
-        let new = more.into_iter().map(|row| {
-            let key = row_key(&row);
-            let bytes = encode_row(Keyspace::Held, &key, &row);
-            (key, Some(bytes))
-        });
-        Ok(old.chain(new).collect())
-    }
-}
-
-/// Where what fell before `lsn` is, the nearest of it.
-fn beneath(falls: &[(Lsn, ChangeHash)], lsn: Lsn) -> Vec<u64> {
-    let before = falls.partition_point(|(other, _)| *other < lsn);
-    falls[before.saturating_sub(BENEATH_MAX)..before].iter().map(|(lsn, _)| lsn.0).collect()
-}
-
-fn row_key(row: &RejectedRow) -> Vec<u8> {
-    key_of(DocumentId(row.document), row.change.map(ChangeHash))
-}
-
-fn key_of(document: DocumentId, change: Option<ChangeHash>) -> Vec<u8> {
-    [PREFIX, &document.0, &change.map_or([0; 32], |hash| hash.0)].concat()
 }
 
 impl From<RejectedRow> for Rejected {

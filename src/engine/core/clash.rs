@@ -5,12 +5,14 @@ use std::sync::PoisonError;
 
 use super::{Arrival, Core, Verdict, Work, node_of, remove_snapshot};
 use crate::document::Change;
+use crate::engine::rejected::{beneath, with_room_for};
 use crate::history::fold::fold_withdrawal;
 use crate::history::withdrawal::{project_withdrawal, row_without};
 use crate::history::{HistoryError, Origin};
 use crate::id::{ActorId, ChangeHash, DocumentId, Lsn, NodeId};
+use crate::log::Keyspace;
 use crate::log::record::{NameKind, Record, WithdrawnHeader};
-use crate::log::rows::{DocumentRow, SnapshotRef};
+use crate::log::rows::{DocumentRow, RejectedRow, SnapshotRef};
 
 /// Which of two different changes of one author under one number stays.
 ///
@@ -73,6 +75,9 @@ impl<'a> Cause<'a> {
     }
 }
 
+/// Why an edit is on the list of rejected ones that no node refused.
+const GAVE_WAY: &str = "it, or a change that it stood on, gave way to another one of the same author and number";
+
 impl Core {
     /// Drops what waits, however indirectly, for a change that will not come, and what comes later on top of it.
     pub(super) fn drop_waiting(&mut self, document: DocumentId, hash: ChangeHash) {
@@ -125,6 +130,7 @@ impl Core {
             return Ok(Verdict::Refused(error.to_string()));
         }
         tracing::warn!(%document, winner = %change.hash(), %first, actor = %change.actor(), seq = change.seq(), withdrawn = withdrawn.len(), "two changes have one author and number; the logged one and all that stands on it are withdrawn");
+        self.keep_own(work, document, arrival, withdrawn.iter().copied().zip(gone.iter().copied()))?;
         let cause = Cause::of(change, &arrival.origin, arrival.via);
         let row = self.withdraw(work, document, &cause, row.snapshot, &withdrawn)?;
         self.outranked.take_back(&change.hash());
@@ -136,6 +142,42 @@ impl Core {
             Verdict::Accepted => Verdict::Displaces,
             other => other,
         })
+    }
+
+    /// Puts what was made here of changes that give way on the list of rejected edits: it can be handed in again.
+    fn keep_own(
+        &self,
+        work: &mut Work,
+        document: DocumentId,
+        arrival: &Arrival,
+        falls: impl Iterator<Item = (Lsn, ChangeHash)>,
+    ) -> Result<(), HistoryError> {
+        let mut falls: Vec<_> = falls.collect();
+        falls.sort_unstable();
+        let mut rejected = Vec::new();
+        for (lsn, hash) in falls.iter().rev() {
+            if rejected.len() < self.limits.rejected_rows && self.reader.via(*lsn)?.is_none() {
+                rejected.push(RejectedRow {
+                    document: document.0,
+                    change: Some(hash.0),
+                    lsn: lsn.0,
+                    beneath: beneath(&falls, *lsn),
+                    by: arrival.via.unwrap_or(self.reader.node()).0,
+                    why: GAVE_WAY.to_owned(),
+                    at_ms: work.now_ms,
+                });
+            }
+        }
+        if rejected.is_empty() {
+            return Ok(());
+        }
+        for (key, row) in with_room_for(rejected, &self.reader, &self.limits)? {
+            match row {
+                Some(row) => work.group.batch.put(Keyspace::Held, key, row),
+                None => work.group.batch.remove(Keyspace::Held, key),
+            }
+        }
+        Ok(())
     }
 
     /// Puts the records and rows into the group that take `withdrawn`, positions of changes in order, out of the
