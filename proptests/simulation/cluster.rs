@@ -228,7 +228,9 @@ impl Total {
     /// Idle hours do not count.
     fn expect_busy(&self) {
         let hour = |count: u64| count as f64 / self.hours;
-        assert!(hour(self.edits) >= 3600.0 * CLIENTS as f64, "{} edits an hour", hour(self.edits));
+        // Who may not read or write edits less, and their peace takes longer.
+        let edits = 3600.0 * CLIENTS as f64 * if only_users() { 0.8 } else { 1.0 };
+        assert!(hour(self.edits) >= edits, "{} edits an hour", hour(self.edits));
         assert!(
             hour(self.crashes + self.partitions) >= 20.0,
             "{} faults an hour",

@@ -36,8 +36,8 @@ mod judged;
 mod offer;
 mod pending;
 mod refusal;
-#[cfg(feature = "quic")]
 mod rejected;
+#[cfg(feature = "quic")]
 mod rejection;
 #[cfg(feature = "sim")]
 pub mod sim;
