@@ -557,6 +557,8 @@ pub(crate) mod sifted {
     pub(crate) const TIME_MS: u64 = 4_000;
     /// How long documents are asked about at a stretch, in milliseconds.
     pub(crate) const TURN_MS: u64 = 50;
+    /// How long nobody asks about all documents after it was done, at most; as long as that took, otherwise.
+    pub(crate) const REST_MAX: std::time::Duration = std::time::Duration::from_secs(30);
 }
 
 /// Bounds on the search for changes that automerge cannot apply, of a document that could not be made with them.

@@ -252,6 +252,9 @@ impl Others<'_> {
         let (reader, upto) = (self.database.reader(), self.then.position);
         let Some(row) = reader.row(document)? else { return Ok(Some(absent)) };
         let found = Other { newest: newest(&row, upto), ..absent };
+        if row.generation > upto.0 {
+            return Ok(Some(Other { is_unclear: true, ..found }));
+        }
         let Some(life) = Life::at(reader, document, &row, upto)? else { return Ok(Some(found)) };
         let is_empty = if row.last_lsn <= upto.0 {
             row.change_count == 0

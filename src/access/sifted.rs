@@ -266,7 +266,11 @@ impl SiftedFeed {
         let mut turning = match self.turning.take() {
             Some(turning) => turning,
             None => {
-                let Some(turning) = self.turn()? else { return self.anew(said) };
+                let turning = self.turn()?;
+                if turning.is_none() && Instant::now() < self.rests_until {
+                    return Ok((said, Next::Rest(self.rests_until)));
+                }
+                let Some(turning) = turning else { return self.anew(said) };
                 if turning.is_wide && Instant::now() < self.rests_until {
                     return Ok((said, Next::Rest(self.rests_until)));
                 }
@@ -442,7 +446,7 @@ impl SiftedFeed {
             |collection, name, heads| Right { place, position: Lsn(row.last_lsn), document, collection, name, heads };
         Ok(match (before, now.allowed) {
             (Some(true), Some(false) | None) => Found::Other(right(was.collection, None, None)),
-            (None, Some(false)) => Found::Unclear,
+            (None, Some(false) | None) => Found::Unclear,
             (Some(false) | None, Some(true)) if is.is_visible && filter.admits(document, &is.collection) => {
                 let heads = self.reader().heads_at(document, to.position)?;
                 Found::Other(right(is.collection, is.name, Some(heads)))
@@ -455,7 +459,7 @@ impl SiftedFeed {
     fn settle(&mut self, turning: Turning, began: Instant, said: &mut Vec<Said>) -> Result<(), Error> {
         if turning.is_wide {
             let took = turning.took + began.elapsed();
-            self.rests_until = Instant::now() + took.clamp(REST[0], REST[1]);
+            self.rests_until = Instant::now() + took.clamp(REST[0], bounds::REST_MAX);
             self.rests_on = Some(turning.rests_on);
             self.known.clear();
         } else if let Some(rests_on) = &mut self.rests_on {

@@ -17,7 +17,7 @@ use crate::document::{Base, Change, Rebased, View, rebase};
 use crate::error::Error;
 use crate::id::{ActorId, ChangeHash, DocumentId, Lsn, NodeId};
 use crate::log::Keyspace;
-use crate::log::record::Record;
+use crate::log::record::{LifecycleKind, Record};
 use crate::log::rows::{RejectedRow, decode_row};
 use crate::sync::wire::DeniedRow;
 
@@ -72,7 +72,7 @@ impl Database {
         self.ask(Input::Withhold { documents, withheld, via }).await.map(|_| ())
     }
 
-    /// Takes back what the node `via` will not have. Resolves once that is durable, with whether none of the changes is left:
+    /// Takes back what the node `via` will not have. Resolves once that is durable, with whether none of it is left:
     /// what others made is theirs to take back, and so is what was made here on top of it.
     ///
     /// # Errors
@@ -86,14 +86,14 @@ impl Database {
     pub async fn take_back(&self, via: NodeId, rows: Vec<DeniedRow>) -> Result<bool, Error> {
         let database = self.clone();
         let work = move || {
-            let changes: Vec<_> = rows.iter().filter_map(|row| Some((row.document, row.change?))).collect();
+            let all: Vec<_> = rows.iter().map(|row| (row.document, row.change)).collect();
             let mut documents: BTreeMap<DocumentId, Vec<DeniedRow>> = BTreeMap::new();
             // What was not looked at for the sake of others falls with those.
             for row in rows.into_iter().filter(|row| !row.is_behind) {
                 documents.entry(row.document).or_default().push(row);
             }
             documents.into_iter().try_for_each(|(document, rows)| database.take_back_of(via, document, &rows))?;
-            database.has_none(&changes)
+            database.has_none(&all)
         };
         // When another thread is done does not follow from a seed.
         if cfg!(feature = "sim") {
@@ -102,8 +102,17 @@ impl Database {
         tokio::task::spawn_blocking(work).await.map_err(|_| Error::Closed)?
     }
 
-    fn has_none(&self, changes: &[(DocumentId, ChangeHash)]) -> Result<bool, Error> {
-        for (document, hash) in changes {
+    fn has_none(&self, rows: &[(DocumentId, Option<ChangeHash>)]) -> Result<bool, Error> {
+        for (document, change) in rows {
+            let Some(hash) = change else {
+                // What was said here is said again on the next link; what others said, it has to be brought again.
+                let winner = self.reader().row(*document)?.and_then(|row| row.winner);
+                let said = winner.filter(|winner| winner.kind != LifecycleKind::Created as u8);
+                if said.map_or(Ok(None), |winner| self.reader().via(Lsn(winner.lsn)))?.is_some() {
+                    return Ok(false);
+                }
+                continue;
+            };
             let graph = self.reader().graph(*document)?;
             if graph.lock().unwrap_or_else(PoisonError::into_inner).contains(hash) {
                 return Ok(false);

@@ -413,7 +413,7 @@ impl Follower {
         self.offered.compare(&page, self.peer, reader, intake)?;
         for row in page.rows {
             if let Some(wanting) = self.wanted.get_mut(&row.document) {
-                (wanting.again, wanting.listed) = (true, Some(row.digest));
+                (wanting.again, wanting.is_read, wanting.listed) = (true, false, Some(row.digest));
                 continue;
             }
             let state = reader.document(row.document)?;

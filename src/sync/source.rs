@@ -77,6 +77,8 @@ pub(super) struct Source {
     withdrawn: BTreeSet<DocumentId>,
     /// Documents of which the peer is told once more what was said here of their lives.
     offers: VecDeque<DocumentId>,
+    /// How many there were on this link.
+    offered: usize,
 }
 
 enum Phase {
@@ -146,6 +148,7 @@ impl Source {
             unacknowledged: VecDeque::new(),
             withdrawn: BTreeSet::new(),
             offers: VecDeque::new(),
+            offered: 0,
         }
     }
 

@@ -75,6 +75,8 @@ impl<'a> Cause<'a> {
     }
 }
 
+/// Edits that are listed for one clash, the newest: others that were refused are to stay on the list beside them.
+const GAVE_WAY_MAX: usize = 256;
 /// Why an edit is on the list of rejected ones that no node refused.
 const GAVE_WAY: &str = "it, or a change that it stood on, gave way to another one of the same author and number";
 
@@ -156,7 +158,7 @@ impl Core {
         falls.sort_unstable();
         let mut rejected = Vec::new();
         for (lsn, hash) in falls.iter().rev() {
-            if rejected.len() < self.limits.rejected_rows && self.reader.via(*lsn)?.is_none() {
+            if rejected.len() < GAVE_WAY_MAX.min(self.limits.rejected_rows) && self.reader.via(*lsn)?.is_none() {
                 rejected.push(RejectedRow {
                     document: document.0,
                     change: Some(hash.0),

@@ -83,6 +83,11 @@ impl Rights {
         self.is_uncertain = true;
     }
 
+    /// Whether nothing at all is taken of a document.
+    pub(super) fn refuses(&self, document: DocumentId) -> bool {
+        self.denied.get(&document).is_some_and(|refused| refused.whole)
+    }
+
     pub(super) fn has_denied(&self, document: DocumentId) -> bool {
         self.denied.contains_key(&document)
     }
@@ -338,7 +343,7 @@ impl Follower {
     /// have that, and not send it by itself, since we brought it.
     pub(in crate::sync) fn ask_for(&mut self, document: DocumentId, exchanges: &Exchanges) {
         if let Some(wanting) = self.wanted.get_mut(&document) {
-            wanting.again = true;
+            (wanting.again, wanting.is_read) = (true, false);
             return;
         }
         let live = exchanges.is_live(document);

@@ -75,8 +75,16 @@ impl Follower {
 
     /// Asks for what came after a chunk. What was denied of it does not come, however often it is asked for.
     pub(super) fn conclude_stream(&mut self, document: DocumentId, was_denied: bool) {
+        // It may not even be created: its changes wait for that, and are neither taken nor denied.
+        let is_refused = self.rights.refuses(document);
+        if is_refused {
+            self.rights.leave_unsettled();
+        }
         if let Some(wanting) = self.wanted.get_mut(&document) {
-            wanting.is_read = was_denied && !wanting.again;
+            if is_refused {
+                (wanting.again, wanting.rows_wait) = (false, false);
+            }
+            wanting.is_read = (was_denied || is_refused) && !wanting.again;
             self.ask_again(document);
         }
     }

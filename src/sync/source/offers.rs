@@ -7,11 +7,15 @@ use crate::id::{DocumentId, Lsn};
 use crate::log::record::LifecycleKind;
 use crate::sync::session::{Outbox, SessionError};
 
+/// Documents of which so much is said on one link: each may be denied, and of denials a link bears a thousand.
+const OFFERS_MAX: usize = 256;
+
 impl Source {
     /// Takes note of a document that the node listed otherwise than it is here, though all the node has of it is here.
     pub(in crate::sync) fn offer(&mut self, document: DocumentId) {
         // Of more the next link tells.
-        if self.offers.len() < 8 * self.limits.inventory_rows {
+        if self.offered < OFFERS_MAX {
+            self.offered += 1;
             self.offers.push_back(document);
         }
     }

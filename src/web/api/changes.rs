@@ -69,7 +69,8 @@ pub(super) async fn changes(
     // A browser that connects again says where it was, whatever the address says.
     let last = headers.get("last-event-id").and_then(|value| value.to_str().ok());
     let feed = open(&app, &wanted, last, subject.clone())?;
-    let held = if form == Form::Normal { None } else { Some(hold(payer)?) };
+    // A page may have to find out for each document what was granted or taken meanwhile.
+    let held = if form == Form::Normal && feed.is_free() { None } else { Some(hold(payer)?) };
     let told = Told { app, patches: wanted.patches, subject, _held: held };
     match form {
         Form::Normal | Form::Longpoll => page(feed, &wanted, form == Form::Longpoll, &told).await,

@@ -54,13 +54,15 @@ impl<'a> Finder<'a> {
             let count = usize::try_from(lsn.0 - self.upto.0 - 1).unwrap_or(usize::MAX).min(bounds::RECORDS_PER_READ);
             let records = self.db.reader().read_records(self.upto, bounds::BYTES_PER_READ, count)?;
             let Some((last, _)) = records.last() else { break };
-            self.upto = *last;
+            // Where positions were left out, more is read than what lies before it.
+            let reached = *last;
+            self.upto = reached.min(Lsn(lsn.0 - 1));
             for (at, record) in records.into_iter().filter(|(at, _)| *at < lsn) {
                 if let Record::Allowed(header) = record {
                     self.said.insert((header.principal, header.collection, header.operation), (at, header));
                 }
             }
-            if self.upto >= lsn {
+            if reached >= lsn {
                 break;
             }
         }
