@@ -411,8 +411,7 @@ impl Core {
                 }
             }
             Input::Consume { key, expected, rows } => answer.cursor_stored = self.consume(work, key, expected, rows)?,
-            Input::Hold { key, row: Some(row) } => work.group.batch.put(Keyspace::Held, key, row),
-            Input::Hold { key, row: None } => work.group.batch.remove(Keyspace::Held, key),
+            Input::Hold { key, row } => work.hold(key, row),
             Input::TakeBack(taken) => self.take_back(work, *taken, now, &mut answer)?,
             Input::Withhold { documents, withheld, via } => self.take_withheld(work, &documents, withheld, via)?,
             Input::Void { document, misfits, automerge } => self.take_void(work, document, misfits, &automerge)?,

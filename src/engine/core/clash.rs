@@ -10,7 +10,6 @@ use crate::history::fold::fold_withdrawal;
 use crate::history::withdrawal::{project_withdrawal, row_without};
 use crate::history::{HistoryError, Origin};
 use crate::id::{ActorId, ChangeHash, DocumentId, Lsn, NodeId};
-use crate::log::Keyspace;
 use crate::log::record::{NameKind, Record, WithdrawnHeader};
 use crate::log::rows::{DocumentRow, RejectedRow, SnapshotRef};
 
@@ -173,12 +172,8 @@ impl Core {
         if rejected.is_empty() {
             return Ok(());
         }
-        for (key, row) in with_room_for(rejected, &self.reader, &self.limits)? {
-            match row {
-                Some(row) => work.group.batch.put(Keyspace::Held, key, row),
-                None => work.group.batch.remove(Keyspace::Held, key),
-            }
-        }
+        let rows = with_room_for(rejected, &self.reader, &self.limits)?;
+        rows.into_iter().for_each(|(key, row)| work.hold(key, row));
         Ok(())
     }
 

@@ -38,6 +38,16 @@ impl TakenBack {
     }
 }
 
+impl Work {
+    /// Keeps a row of `held`; without a value it goes.
+    pub(super) fn hold(&mut self, key: Vec<u8>, row: Option<Vec<u8>>) {
+        match row {
+            Some(row) => self.group.batch.put(Keyspace::Held, key, row),
+            None => self.group.batch.remove(Keyspace::Held, key),
+        }
+    }
+}
+
 impl Core {
     /// Withdraws changes and puts others in their place, all in one group. `accepted` is 0 when the document is not as
     /// whoever asks has seen it.
@@ -76,12 +86,7 @@ impl Core {
         *graph.lock().unwrap_or_else(PoisonError::into_inner) = left;
         work.step.changed.push((document, Lsn(row.last_lsn)));
         self.rows.insert(document, row);
-        for (key, row) in rows {
-            match row {
-                Some(row) => work.group.batch.put(Keyspace::Held, key, row),
-                None => work.group.batch.remove(Keyspace::Held, key),
-            }
-        }
+        rows.into_iter().for_each(|(key, row)| work.hold(key, row));
         answer.accepted = 1;
         for change in anew {
             // Made here, and by no view that has it.
