@@ -186,9 +186,15 @@ export class Client {
     return handle
   }
 
-  /** @internal */
-  async remove(held: Held): Promise<void> {
+  /** Deletes a hidden document on the server; whoever asks again waits for the same. @internal */
+  remove(held: Held): Promise<void> {
+    return (held.removal ??= this.#remove(held).finally(() => (held.removal = undefined)))
+  }
+
+  async #remove(held: Held): Promise<void> {
     try {
+      // What was edited here goes there first: it would come back after the deletion.
+      await this.#brought(held)
       await removeOnServer(this, held)
     } catch (error) {
       if (!this.connection.isClosed) this.holdings.hide(held, false)
@@ -197,6 +203,17 @@ export class Client {
     }
     this.holdings.forget(held)
     if (this.repo.handles[held.documentId]) this.repo.delete(held.documentId)
+  }
+
+  /** Waits until the server has what is here of a document, or has refused it. */
+  async #brought(held: Held): Promise<void> {
+    let heads: A.Heads | undefined
+    await this.until(held.collection, () => {
+      if (!held.isPending) return true
+      // One of before this start is being opened.
+      heads ??= held.doc && A.getHeads(held.doc)
+      return heads !== undefined && this.holdings.isDurable(held, this.rejections.trace(heads).heads)
+    })
   }
 
   /** Waits until something holds of a collection's documents. @internal */

@@ -51,6 +51,8 @@ export class Held {
   /** The heads with which it is not there any more, as far as listeners can tell. */
   goneAt: string | undefined
   isDeleted = false
+  /** Its deletion on the server, while that is under way. */
+  removal: Promise<void> | undefined
   /** The server takes nothing of it and gives nothing: it is deleted there. */
   isRefused = false
   /** Made here, and not known to the server yet. */
@@ -472,8 +474,16 @@ export class Holdings {
     if (held.isNew) this.adapter.creations.set(held.documentId, { collection: held.collection })
     // What was written down is what was here; it is not what the server has.
     const handle = await this.repo.find<unknown>(urlOf(held.documentId), { allowableStates: ["ready", "unavailable"] }).catch(() => undefined)
-    if (!handle) return
-    if (handle.isReady()) held.told = undefined
+    if (!handle || this.#byId.get(held.documentId) !== held) return
+    if (handle.isReady()) {
+      held.told = undefined
+    } else {
+      // The process ended before the store had the edits themselves: there is nothing to bring.
+      held.isPending = false
+      if (held.isNew && !held.isDeleted) return this.forget(held)
+      this.#enliven(held)
+      this.#changed(held)
+    }
     this.attach(held, handle)
   }
 }

@@ -124,16 +124,10 @@ export class DocumentReference<T> {
 
   /** Hides it here at once, and on the server as soon as that answers; resolves then. */
   async delete(): Promise<void> {
-    const { client } = this
-    client.assertOpen()
+    this.client.assertOpen()
     const held = this.#held()
-    client.holdings.hide(held, true)
-    if (held.isPending) {
-      await this.whenSynced().catch((error: unknown) => {
-        if (!(error instanceof TidelogError && error.code === "E0602")) throw error
-      })
-    }
-    await client.remove(held)
+    this.client.holdings.hide(held, true)
+    await this.client.remove(held)
   }
 
   /** Who has the document open, and what they say of themselves. Nothing of it is stored. */

@@ -6,7 +6,7 @@ import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { after, before, test } from "node:test"
 import { NodeFSStorageAdapter } from "@automerge/automerge-repo-storage-nodefs"
-import type { QuerySnapshot } from "../src/index.js"
+import type { DocumentReference, QuerySnapshot } from "../src/index.js"
 import { Server, skip, soon, Watch } from "./server.js"
 
 interface Note {
@@ -130,3 +130,75 @@ test("a document deleted without a network is hidden at once and deleted when it
   await soon(deleted, "the server has deleted it")
   assert.equal((await other.collection<Note>("gone").get()).size, 0)
 })
+
+test("a document deleted before the store was read is deleted once, after it was brought", { skip }, async () => {
+  const folder = mkdtempSync(join(tmpdir(), "tidelog-ts-store-"))
+  try {
+    const storage = new NodeFSStorageAdapter(folder)
+    let open = () => {}
+    const opened = new Promise<void>(done => (open = done))
+    const read = storage.loadRange.bind(storage)
+    storage.loadRange = async key => {
+      if (key[0] === "tidelog") await opened
+      return await read(key)
+    }
+    const client = server.client({ storage })
+    client.disableNetwork()
+    const ref = await client.collection<Note>("early").add({ text: "a", n: 1 })
+    const deleted = ref.delete()
+    open()
+    await client.holdings.ready
+    client.enableNetwork()
+    await soon(Promise.all([deleted, client.whenSynced()]), "it is deleted")
+    await wasDeleted(ref)
+  } finally {
+    rmSync(folder, { recursive: true, force: true })
+  }
+})
+
+test("what was made and deleted before a restart reaches the server in that order", { skip }, async () => {
+  const folder = mkdtempSync(join(tmpdir(), "tidelog-ts-store-"))
+  try {
+    const first = server.client({ storage: new NodeFSStorageAdapter(folder) })
+    first.disableNetwork()
+    const ref = await first.collection<Note>("before").add({ text: "a", n: 1 })
+    const ended = assert.rejects(ref.delete(), { code: "E0406" })
+    await first.repo.flush()
+    await first.close()
+    await ended
+
+    const second = server.client({ storage: new NodeFSStorageAdapter(folder) })
+    await soon(second.whenSynced(), "it is deleted")
+    await wasDeleted(ref)
+  } finally {
+    rmSync(folder, { recursive: true, force: true })
+  }
+})
+
+test("a document whose first edit was lost with the process is not shown, nor waited for", { skip }, async () => {
+  const folder = mkdtempSync(join(tmpdir(), "tidelog-ts-store-"))
+  try {
+    const first = server.client({ storage: new NodeFSStorageAdapter(folder) })
+    first.disableNetwork()
+    const notes = first.collection<Note>("lost")
+    const [lost, kept] = [await notes.add({ text: "lost", n: 1 }), await notes.add({ text: "kept", n: 2 })]
+    await first.repo.flush()
+    await first.close()
+    const storage = new NodeFSStorageAdapter(folder)
+    await storage.removeRange([lost.id])
+
+    const second = server.client({ storage })
+    await soon(second.whenSynced(), "the rest is on the server")
+    assert.equal(texts(await second.collection<Note>("lost").get()), "kept")
+    assert.equal(second.holdings.find(lost.id), undefined)
+    assert.notEqual(second.holdings.find(kept.id), undefined)
+  } finally {
+    rmSync(folder, { recursive: true, force: true })
+  }
+})
+
+/** The server had a document, and has it no more. */
+async function wasDeleted(ref: DocumentReference<Note>): Promise<void> {
+  const answer = await fetch(`${server.url}/v1/collections/${ref.collection}/documents/${ref.url}`)
+  assert.equal(answer.status, 410, await answer.text())
+}
