@@ -98,13 +98,8 @@ const FOREIGN: [(&str, &[&str]); 25] = [
     ("wincode", &[]),
 ];
 
+/// What is read at one sitting.
 const LINES_MAX: usize = 600;
-
-/// Files that are longer, and why. A file that has become short again must leave the list.
-const LONG: [(&str, &str); 2] = [
-    ("src/sync/session.rs", "one state machine: its inputs and outputs are read together"),
-    ("src/engine/core.rs", "one state machine: what is appended, and in which order"),
-];
 
 /// What a promise about bytes is tied to: the page, and the code that writes those bytes.
 const CODECS: [(&str, &[&str]); 4] = [
@@ -169,16 +164,10 @@ fn every_bound_of_a_queue_is_among_the_limits() {
 }
 
 #[test]
-fn files_are_short_or_have_a_reason() {
-    let faults = over_files("src", |path, text| {
+fn files_are_short() {
+    let faults = over_files("src", |_, text| {
         let lines = text.lines().count();
-        match (lines > LINES_MAX, LONG.iter().any(|(long, _)| *long == path)) {
-            (true, false) => vec![format!("has {lines} lines; look for a seam, or give a reason in the tidy test")],
-            (false, true) if lines < LINES_MAX * 4 / 5 => {
-                vec![format!("has {lines} lines and needs no exception any more")]
-            }
-            _ => Vec::new(),
-        }
+        if lines > LINES_MAX { vec![format!("has {lines} lines; look for a seam")] } else { Vec::new() }
     });
     assert_eq!(faults, [""; 0]);
 }

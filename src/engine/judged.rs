@@ -13,12 +13,13 @@ use super::commit::block_on;
 use super::core::{By, Clash, Incoming, IncomingBody};
 use super::database::Database;
 use super::judge::{Deed, Denial, Judge, Look, Made, NoChange, Place, Ruling};
+use super::owner::Owner;
 use super::refusal::{Audit, Refusal, Refused};
 use crate::document::{Change, Edit, Path, Touched, Values, View, ViewError};
 use crate::error::Error;
 use crate::history::Reader;
 use crate::id::{ActorId, ChangeHash, CollectionName, DocumentId, Lsn};
-use crate::log::record::{Admission, Lifecycle, LifecycleKind, Record, RefusedReason};
+use crate::log::record::{Lifecycle, LifecycleKind, RefusedReason};
 use crate::sync::Denied;
 
 /// Documents that rows create.
@@ -76,17 +77,6 @@ pub(super) struct Judging<'a> {
     document: DocumentId,
     collection: CollectionName,
     name: Option<String>,
-}
-
-/// Whose an author is.
-enum Owner {
-    /// The document has nothing of it.
-    Nobody,
-    /// It was written under before anybody had to say who he is.
-    Anybody,
-    Somebody(String),
-    /// This node's own.
-    Node,
 }
 
 const FOREIGN: &str = "its author's name belongs to somebody else";
@@ -321,32 +311,13 @@ impl Judging<'_> {
         if is_met || mutant!(CarrierJudged) {
             return Ok(Some(true));
         }
-        Ok(match owner_of(self.reader, self.document, change.actor())? {
-            Owner::Anybody => Some(true),
-            Owner::Somebody(owner) => Some(owner == self.judge.principal()),
-            Owner::Node => Some(false),
-            Owner::Nobody if change.seq() == 1 => Some(true),
+        Ok(match Owner::of(self.reader, self.document, change.actor())? {
+            Some(owner) => Some(owner.lets(self.judge.principal())),
+            None if change.seq() == 1 => Some(true),
             // Its first one is on its way to the log, by whomever.
-            Owner::Nobody => None,
+            None => None,
         })
     }
-}
-
-/// Whom the document has an author's first change from.
-fn owner_of(reader: &Reader, document: DocumentId, actor: &ActorId) -> Result<Owner, Error> {
-    let lsn = {
-        let graph = reader.graph(document)?;
-        let graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
-        graph.change_of(actor, 1).and_then(|first| graph.lsn_of(&first))
-    };
-    let Some(lsn) = lsn else { return Ok(Owner::Nobody) };
-    let Some(Record::Change(header, _)) = reader.record(lsn)? else { return Ok(Owner::Nobody) };
-    let origin = reader.origin_of(&header)?;
-    Ok(match origin.principal {
-        _ if origin.admission == Admission::Local => Owner::Node,
-        principal if principal.is_empty() => Owner::Anybody,
-        principal => Owner::Somebody(principal),
-    })
 }
 
 /// A change that was applied, or need not be.

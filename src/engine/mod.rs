@@ -34,6 +34,7 @@ mod judge;
 mod judged;
 #[cfg(any(feature = "quic", feature = "web"))]
 mod offer;
+mod owner;
 mod pending;
 mod refusal;
 mod rejected;

@@ -3,6 +3,7 @@
 use std::sync::PoisonError;
 
 use super::{Arrival, Clash, Core, Work};
+use crate::engine::owner::Owner;
 use crate::history::HistoryError;
 use crate::id::DocumentId;
 use crate::log::record::{Admission, Record};
@@ -24,12 +25,7 @@ impl Core {
         let lsn = graph.lock().unwrap_or_else(PoisonError::into_inner).lsn_of(&arrival.change.hash());
         let Some(lsn) = lsn else { return Ok(()) };
         let is_his = match self.reader.record(lsn)? {
-            Some(Record::Change(header, _)) => {
-                let origin = self.reader.origin_of(&header)?;
-                // What is nobody's in particular is anybody's.
-                let is_open = origin.principal.is_empty() || origin.principal == arrival.origin.principal;
-                origin.admission != Admission::Local && is_open
-            }
+            Some(Record::Change(header, _)) => Owner::by_first(&self.reader, &header)?.lets(&arrival.origin.principal),
             // It is in the very group that is being made: whose it is can be asked when that is written.
             _ => false,
         };

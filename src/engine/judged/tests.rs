@@ -12,7 +12,7 @@ use crate::engine::{Admitted, Clash, Examined};
 use crate::history::Origin;
 use crate::id::{Lsn, NodeId};
 use crate::log::MemoryStorage;
-use crate::log::record::CreationRank;
+use crate::log::record::{Admission, CreationRank, Record};
 
 type Rule = fn(Deed, Option<&Value>, Option<&Value>, &[String]) -> bool;
 
