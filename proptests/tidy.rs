@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 
 /// The rooms from the ground up, each with what it may import from the crate beside itself. `error` stands beside
 /// `engine`: it gathers the errors of the rooms below, and what is above may use it.
-const ROOMS: [(&str, &[&str]); 18] = [
+const ROOMS: [(&str, &[&str]); 19] = [
     ("mutant", &[]),
+    ("file", &[]),
     ("id", &["mutant"]),
     ("limits", &[]),
-    ("auth", &["id", "limits"]),
+    ("auth", &["file", "id", "limits"]),
     ("rules", &["id", "limits"]),
     // Of the rules, only what finds the word that was meant.
     ("quota", &["limits", "rules"]),
@@ -38,8 +39,8 @@ const ROOMS: [(&str, &[&str]); 18] = [
     (
         "node",
         &[
-            "id", "limits", "rules", "quota", "auth", "document", "log", "history", "sync", "error", "engine", "feed",
-            "query", "access", "net", "web",
+            "file", "id", "limits", "rules", "quota", "auth", "document", "log", "history", "sync", "error", "engine",
+            "feed", "query", "access", "net", "web",
         ],
     ),
 ];

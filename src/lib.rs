@@ -49,6 +49,8 @@ pub mod document;
 pub mod engine;
 pub mod error;
 pub mod feed;
+#[cfg(feature = "web")]
+mod file;
 pub mod history;
 pub mod id;
 pub mod limits;

@@ -6,6 +6,7 @@ use std::path::Path;
 use super::error::AuthError;
 use super::list::{LIST_FILE, List};
 use super::own::{self, KEY_FILE, TokenKey};
+use crate::file::replace;
 use crate::id::random_bytes;
 
 /// Whoever changes the files of a directory holds this meanwhile, in whichever process.
@@ -67,7 +68,7 @@ pub fn copy_files(from: &Path, to: &Path) -> Result<bool, AuthError> {
     for (name, is_there) in [(LIST_FILE, list.is_some()), (KEY_FILE, key.is_some())] {
         if is_there {
             let bytes = std::fs::read(from.join(name)).map_err(AuthError::file("read", &from.join(name)))?;
-            own::replace(&to.join(name), &bytes).map_err(AuthError::file("write", &to.join(name)))?;
+            replace(&to.join(name), &bytes).map_err(AuthError::file("write", &to.join(name)))?;
         }
     }
     Ok(list.is_some())

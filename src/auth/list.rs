@@ -11,7 +11,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::error::AuthError;
-use super::own::replace;
+use crate::file::replace;
 use crate::id::encode_hex;
 use crate::limits::tokens as limits;
 

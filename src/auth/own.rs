@@ -4,9 +4,9 @@
 //! is not the node's key: whoever gets hold of one has not the other, and a token can never be taken for a handshake.
 
 use std::fmt;
-use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::fs::File;
+use std::io::{self, ErrorKind, Read as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use jsonwebtoken::EncodingKey;
@@ -14,6 +14,7 @@ use jsonwebtoken::jwk::{AlgorithmParameters, Jwk};
 
 use super::error::AuthError;
 use super::keys::Key;
+use crate::file::replace;
 use crate::id::{encode_hex, first};
 
 /// Its name in the data directory.
@@ -101,27 +102,10 @@ pub(super) fn write(path: &Path, seed: &[u8; 32]) -> io::Result<()> {
     replace(path, format!("{FILE_TAG} {} {}\n", encode_hex(seed), check_of(seed)).as_bytes())
 }
 
-/// Replaces a file in the data directory, whole or not at all; it is readable by its owner only. The caller holds the lock
-/// of the directory.
-pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
-    let temporary = path.with_file_name(name);
-    // A rest of a crash may have other permissions.
-    match fs::remove_file(&temporary) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = File::options().write(true).create_new(true).mode(0o600).open(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(parent)?.sync_all()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

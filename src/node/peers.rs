@@ -4,8 +4,8 @@
 //! because an invite is a secret, and it is replaced whole or not at all.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{ErrorKind, Write as _};
+use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::command::{CommandError, Exit};
+use crate::file::replace;
 use crate::id::NodeId;
 use crate::net::{AllowList, Invite, OutstandingInvite, Role, Ticket, UnknownKeys};
 
@@ -219,20 +220,6 @@ impl PeerBook {
     fn tickets(&self) -> MutexGuard<'_, BTreeMap<NodeId, Ticket>> {
         self.tickets.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Replaces a file, whole or not at all; it is readable by its owner only.
-pub(crate) fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
-    let temporary = path.with_file_name(name);
-    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(parent)?.sync_all()
 }
 
 #[cfg(test)]
