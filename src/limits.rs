@@ -497,9 +497,6 @@ pub(crate) mod audit {
     /// Principals, with a collection and a kind of write, of whom is remembered which `allow` the log names. Beyond it the
     /// log is told again.
     pub(crate) const ALLOWANCES_REMEMBERED: usize = 1 << 14;
-    /// Changes waiting for what they depend on of which is remembered what allowed them. Beyond it the log has to say that
-    /// it does not know.
-    pub(crate) const RULINGS_WAITING_MAX: usize = 1024;
     /// Documents that are kept as they were while decisions are made again.
     pub(crate) const PAST_DOCUMENTS: usize = 512;
     /// Bytes of them.

@@ -37,6 +37,7 @@ pub use self::input::{Admitted, Incoming, IncomingBody};
 pub(crate) use self::input::{By, Input};
 pub(crate) use self::rejection::TakenBack;
 use self::snapshot::remove_snapshot;
+use self::statement::Stated;
 use super::judge::Ruling;
 use super::pending::{Arrival, Pending};
 use super::refusal::Claims;
@@ -107,8 +108,6 @@ struct Work {
     accepted: HashMap<DocumentId, Vec<Accepted>>,
     /// What is claimed of the sender of the input that is taken now.
     claims: Option<Arc<Claims>>,
-    /// What allowed what he brings: by a change's hash or a statement's id.
-    rulings: HashMap<[u8; 32], Ruling>,
     /// Authors of documents that are not that sender's, as turned out since what he brings was judged.
     anothers: HashSet<(DocumentId, ActorId)>,
     now_ms: u64,
@@ -153,7 +152,6 @@ impl Core {
         for input in inputs {
             let answer = self.take(&mut work, input, now);
             work.claims = None;
-            work.rulings.clear();
             work.step.answers.push(answer);
         }
         self.finish(work)
@@ -191,15 +189,12 @@ impl Core {
                 let By { principal, ruling, claims } = by;
                 work.claims = claims;
                 let origin = Origin { principal, rules_version: ruling.version(), ..self.own_origin() };
-                if ruling.ruleset.is_some() {
-                    let stated = statements.iter().map(|bytes| Lifecycle::id_of(bytes).0);
-                    let written = stated.chain(changes.iter().map(|change| change.hash().0));
-                    work.rulings.extend(written.map(|id| (id, ruling.clone())));
-                }
+                let ruling = ruling.ruleset.is_some().then_some(ruling);
                 for bytes in statements {
                     // A creation lets in what waited for it, whose fate is not this statement's.
                     let mut heard = Admitted::default();
-                    self.take_statement(work, document, &bytes, &origin, None, now, &mut heard)?;
+                    let stated = Stated { bytes: &bytes, origin: &origin, via: None, ruling: ruling.clone() };
+                    self.take_statement(work, document, stated, now, &mut heard)?;
                     if heard.accepted + heard.known == 0 {
                         heard.refused.push((document, "it was never created here".into()));
                         answer.refused.append(&mut heard.refused);
@@ -216,23 +211,27 @@ impl Core {
                         via: None,
                         made_here: true,
                         clash: Clash::KeepFirst,
+                        ruling: ruling.clone(),
                     };
                     self.take_own(work, document, arrival, now, &mut answer)?;
                 }
             }
             Input::Admit { rows, via, cursor, clash, audit } => {
                 work.claims = audit.claims;
-                work.rulings.extend(audit.allowed);
+                let mut rulings: HashMap<[u8; 32], Ruling> = audit.allowed.into_iter().collect();
                 work.anothers.clear();
                 for row in rows {
                     match row.body {
                         IncomingBody::Change(change) => {
                             let (change, origin, signature) = (*change, row.origin, row.signature);
-                            let arrival = Arrival { change, origin, signature, via, made_here: false, clash };
+                            let ruling = rulings.remove(&change.hash().0);
+                            let arrival = Arrival { change, origin, signature, via, made_here: false, clash, ruling };
                             self.take_change(work, row.document, arrival, now, &mut answer)?;
                         }
                         IncomingBody::Lifecycle(bytes) => {
-                            self.take_statement(work, row.document, &bytes, &row.origin, via, now, &mut answer)?;
+                            let ruling = rulings.remove(&Lifecycle::id_of(&bytes).0);
+                            let stated = Stated { bytes: &bytes, origin: &row.origin, via, ruling };
+                            self.take_statement(work, row.document, stated, now, &mut answer)?;
                         }
                     }
                 }

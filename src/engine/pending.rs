@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use super::core::Clash;
+use super::judge::Ruling;
 use crate::document::Change;
 use crate::history::{Origin, Signature};
 use crate::id::{ChangeHash, DocumentId, NodeId};
@@ -26,6 +27,8 @@ pub(super) struct Arrival {
     pub(super) made_here: bool,
     /// What to do when its author's number is taken by another change.
     pub(super) clash: Clash,
+    /// What lets it in, where rules were asked here.
+    pub(super) ruling: Option<Ruling>,
 }
 
 /// The waiting changes of all documents.
@@ -71,7 +74,9 @@ const DEPENDENCY_BYTES: usize = 192;
 
 impl Parked {
     fn weight(&self) -> usize {
-        self.arrival.change.bytes().len() + PARKED_BYTES + DEPENDENCY_BYTES * self.waits_for.len()
+        let path =
+            self.arrival.ruling.as_ref().and_then(|ruling| ruling.allow.as_ref()).map_or(0, |(_, path)| path.len());
+        self.arrival.change.bytes().len() + path + PARKED_BYTES + DEPENDENCY_BYTES * self.waits_for.len()
     }
 }
 
@@ -239,6 +244,7 @@ mod tests {
             via: None,
             made_here: false,
             clash: Clash::KeepFirst,
+            ruling: None,
         };
         changes.windows(2).map(|pair| (arrival(&pair[1]), pair[0].hash())).collect()
     }

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use super::{Core, Work};
 use crate::engine::judge::{Ruleset, Ruling};
 use crate::history::{HistoryError, Origin, project_rules};
-use crate::id::{ChangeHash, Lsn, truncated};
+use crate::id::{Lsn, truncated};
 use crate::limits::audit as bounds;
 use crate::log::record::{AllowedHeader, NameRef, Record, RefusedHeader, RulePlace, RulesHeader, WriteKind};
 
@@ -24,8 +24,6 @@ pub(super) struct Allowances {
     rules: HashMap<u32, [u8; 32]>,
     /// What the last record of each principal, collection and kind of write says.
     said: HashMap<Key, Said>,
-    /// What allowed changes that wait for what they depend on.
-    waiting: HashMap<[u8; 32], Ruling>,
 }
 
 type Key = (NameRef, NameRef, WriteKind);
@@ -40,7 +38,7 @@ impl Allowances {
     /// Of a log that ends at `tail`.
     pub(super) fn after(tail: Lsn) -> Self {
         let since = Some(tail).filter(|tail| *tail > Lsn::ZERO);
-        Self { since, rules: HashMap::new(), said: HashMap::new(), waiting: HashMap::new() }
+        Self { since, rules: HashMap::new(), said: HashMap::new() }
     }
 
     /// Whether a record about this, which would be the next one, has to be written.
@@ -95,26 +93,24 @@ impl Core {
     }
 
     /// Writes down what allows a write that a record is about to tell of, if the last such record says something else or
-    /// is too far back. `id` is a change's hash or a statement's id. Returns the version of the rules for that record.
+    /// is too far back. Returns the version of the rules for that record.
     pub(super) fn note_allowed(
         &mut self,
         work: &mut Work,
-        id: [u8; 32],
+        ruling: Option<&Ruling>,
         origin: &Origin,
         collection: NameRef,
         operation: WriteKind,
     ) -> Result<u32, HistoryError> {
-        let waited = self.allowances.waiting.remove(&id).filter(|ruling| ruling.version() == origin.rules_version);
-        let ruling = work.rulings.remove(&id).or(waited);
-        let rules_version = ruling.as_ref().map_or(origin.rules_version, Ruling::version);
+        let rules_version = ruling.map_or(origin.rules_version, Ruling::version);
         if rules_version == 0 {
             return Ok(0);
         }
-        if let Some(ruleset) = ruling.as_ref().and_then(|ruling| ruling.ruleset.clone()) {
-            self.note_ruleset(work, &ruleset)?;
+        if let Some(ruleset) = ruling.and_then(|ruling| ruling.ruleset.as_ref()) {
+            self.note_ruleset(work, ruleset)?;
         }
         // What another node decided has none here.
-        let allow = ruling.and_then(|ruling| ruling.allow);
+        let allow = ruling.and_then(|ruling| ruling.allow.clone());
         let principal = self.principal(work, &origin.principal)?;
         let (key, at) = ((principal, collection, operation), self.appender.next());
         if !self.allowances.is_due(&key, rules_version, allow.as_ref(), at) {
@@ -129,15 +125,6 @@ impl Core {
         let header = AllowedHeader { principal, collection, operation, rules_version, rule };
         self.appender.push(&mut work.group, &Record::Allowed(header));
         Ok(rules_version)
-    }
-
-    /// Keeps what allowed a change until that is logged.
-    pub(super) fn keep_ruling(&mut self, work: &mut Work, change: ChangeHash) {
-        let Some(ruling) = work.rulings.remove(&change.0) else { return };
-        if self.allowances.waiting.len() >= bounds::RULINGS_WAITING_MAX {
-            self.allowances.waiting.clear();
-        }
-        self.allowances.waiting.insert(change.0, ruling);
     }
 }
 

@@ -156,7 +156,6 @@ impl Core {
                     answer.missing.push((document, Vec::new()));
                 }
                 Verdict::Waits(missing) => {
-                    self.keep_ruling(work, hash);
                     if !answer.missing.iter().any(|(id, _)| *id == document) {
                         answer.missing.push((document, Vec::new()));
                     }
@@ -281,7 +280,7 @@ impl Core {
         self.note_writer(work, &arrival.origin, principal)?;
         let is_first = deps.is_empty() && row.heads.is_empty();
         let deed = if is_first { WriteKind::Create } else { WriteKind::Update };
-        let rules_version = self.note_allowed(work, change.hash().0, &arrival.origin, row.collection, deed)?;
+        let rules_version = self.note_allowed(work, arrival.ruling.as_ref(), &arrival.origin, row.collection, deed)?;
         self.release(work, change.hash());
         let lsn = self.appender.next();
         let back = |other: Lsn| lsn.0 - other.0;

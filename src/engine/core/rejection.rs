@@ -91,7 +91,7 @@ impl Core {
         for change in anew {
             // Made here, and by no view that has it.
             let (origin, clash) = (own.clone(), Clash::KeepFirst);
-            let arrival = Arrival { change, origin, signature: None, via: None, made_here: false, clash };
+            let arrival = Arrival { change, origin, signature: None, via: None, made_here: false, clash, ruling: None };
             self.take_change(work, document, arrival, now, answer)?;
         }
         Ok(())

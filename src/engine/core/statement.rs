@@ -3,24 +3,33 @@
 use std::time::Instant;
 
 use super::{Admitted, Core, Work};
+use crate::engine::judge::Ruling;
 use crate::history::fold::{fold_lifecycle, new_row};
 use crate::history::{HistoryError, Origin};
 use crate::id::{DocumentId, Lsn, NodeId};
 use crate::log::record::{Lifecycle, LifecycleHeader, LifecycleKind, NameKind, Record, WriteKind, payload_digest};
 use crate::log::rows::IndexRow;
 
+/// A statement, and who brought it.
+pub(super) struct Stated<'a> {
+    pub(super) bytes: &'a [u8],
+    pub(super) origin: &'a Origin,
+    pub(super) via: Option<NodeId>,
+    /// What lets it in, where rules were asked here.
+    pub(super) ruling: Option<Ruling>,
+}
+
 impl Core {
-    #[expect(clippy::too_many_arguments, reason = "one statement and the step's context")]
+    /// Takes in one statement, and what waited for the document's creation.
     pub(super) fn take_statement(
         &mut self,
         work: &mut Work,
         document: DocumentId,
-        bytes: &[u8],
-        origin: &Origin,
-        via: Option<NodeId>,
+        stated: Stated<'_>,
         now: Instant,
         answer: &mut Admitted,
     ) -> Result<(), HistoryError> {
+        let Stated { bytes, origin, via, ruling } = stated;
         let said = match Lifecycle::decode(bytes) {
             Ok(said) if said.document == document => said,
             Ok(_) => {
@@ -47,7 +56,7 @@ impl Core {
         let collection = self.reference(work, NameKind::Collection, said.collection.as_str().as_bytes())?;
         let made_by = origin;
         let deed = if said.kind == LifecycleKind::Created { WriteKind::Create } else { WriteKind::Delete };
-        self.note_allowed(work, id.0, made_by, collection, deed)?;
+        self.note_allowed(work, ruling.as_ref(), made_by, collection, deed)?;
         let (origin, via) = self.origin_references(work, origin, via)?;
         let lsn = self.appender.next();
         if row.last_lsn == 0 {

@@ -265,6 +265,41 @@ fn what_another_node_decided_is_not_taken_to_be_decided_here() {
 }
 
 #[test]
+fn a_change_that_waited_is_on_record_as_allowed_to_whom_it_came_from() {
+    let (database, id) = (open(MemoryStorage::new()), DocumentId([1; 16]));
+    let ruleset = Arc::new(Ruleset::of(ANN.text));
+    let bring = |principal: &str, rows: Vec<Incoming>, lines: &[(&Change, u32)]| {
+        let of =
+            |row: Incoming| Incoming { origin: Origin { rules_version: ruleset.version, ..origin(principal) }, ..row };
+        let ruling = |line| Ruling { ruleset: Some(ruleset.clone()), allow: Some((line, "/notes/{id}".into())) };
+        let allowed = lines.iter().map(|(change, line)| (change.hash().0, ruling(*line))).collect();
+        let (rows, audit) = (rows.into_iter().map(of).collect(), Audit { allowed, ..Audit::default() });
+        block_on(database.admit_judged(Clash::KeepFirst, rows, None, None, audit)).unwrap()
+    };
+    let mut copy = Copy::new(1);
+    let changes: Vec<Change> = (1..=3).map(|n| copy.set("n", n)).collect();
+    bring("ann", [vec![creation(id, "notes")], rows(id, &[&changes[0]])].concat(), &[(&changes[0], 1)]);
+    let waits = bring("ann", rows(id, &[&changes[2]]), &[(&changes[2], 3)]);
+    assert_eq!((waits.accepted, waits.missing.len()), (0, 1));
+
+    // Who brings what it waits for brings it too.
+    let came = bring("ben", rows(id, &[&changes[1], &changes[2]]), &[(&changes[1], 22), (&changes[2], 33)]);
+    assert_eq!((came.accepted, came.known), (2, 1));
+    let principal = |change: &Change| {
+        let Some(Record::Change(header, _)) = database.reader().record(at(&database, id, change.hash())).unwrap()
+        else {
+            panic!("{change:?}");
+        };
+        (
+            database.reader().origin_of(&header).unwrap().principal,
+            lines(database.reader())[&at(&database, id, change.hash())].1,
+        )
+    };
+    let found: Vec<_> = changes.iter().map(principal).collect();
+    assert_eq!(found, [("ann".to_owned(), Some(1)), ("ben".to_owned(), Some(22)), ("ann".to_owned(), Some(3))]);
+}
+
+#[test]
 fn a_changed_or_lost_text_of_rules_is_found() {
     let (storage, id) = (MemoryStorage::new(), DocumentId([1; 16]));
     let database = open(storage.clone());
