@@ -6,7 +6,7 @@ import type { DocumentId, PeerId, PeerMetadata, StorageId } from "@automerge/aut
 import { WebSocketClientAdapter } from "@automerge/automerge-repo-network-websocket"
 import type { Connection } from "./connection.js"
 import { retryDelay, retryDelayAfter } from "./connection.js"
-import { retryAfterOf, TidelogError } from "./error.js"
+import { retryAfterOf, TidelogError, unreachable } from "./error.js"
 
 /** What the stock adapter may take for its own attempts: none within a life. */
 const NEVER_MS = 0x7fff_ffff
@@ -38,8 +38,13 @@ export class TidelogAdapter extends WebSocketClientAdapter {
   onServer: (() => void) | undefined
   /** Called whenever the server says what it does not take. */
   onDenied: ((denial: Denial) => void) | undefined
+  /** Whether a document is open here. The server says nothing of others, but may have said it before one was deleted. */
+  isOpen: (documentId: DocumentId) => boolean = () => true
   /** Where documents belong that the server may not know yet. */
   readonly creations = new Map<string, { collection: string }>()
+  /** What must be known here before the server is told anything. */
+  loaded: Promise<void> = Promise.resolve()
+  /** Of which of them it was said on this connection. */
   readonly #said = new Set<string>()
   #attempt = 0
   #isOpening = false
@@ -88,6 +93,8 @@ export class TidelogAdapter extends WebSocketClientAdapter {
   override disconnect(): void {
     this.#isWanted = false
     this.#drop()
+    // Nothing is to be waited for.
+    this.#ready()
   }
 
   override send(message: Sent): void {
@@ -113,10 +120,27 @@ export class TidelogAdapter extends WebSocketClientAdapter {
     this.#ready()
   }
 
+  /** The server knows of a document, or need not know any more. */
+  settle(documentId: DocumentId): void {
+    this.creations.delete(documentId)
+    this.#said.delete(documentId)
+  }
+
+  /** Something went wrong that nobody waits for. */
+  fail(error: TidelogError): void {
+    this.#connection.lastError = error
+  }
+
   /** Shows the server another token, on the connection that stands. */
   authenticate(token: string): void {
     if (this.socket?.readyState !== 1 || this.#connection.status !== "connected") return
     super.send({ type: "tidelog-auth", senderId: this.peerId, token } as unknown as Sent)
+  }
+
+  override emit: WebSocketClientAdapter["emit"] = (name, ...words) => {
+    const { documentId } = (name === "message" ? words[0] : {}) as { documentId?: DocumentId }
+    if (documentId !== undefined && !this.isOpen(documentId)) return false
+    return super.emit(name, ...words)
   }
 
   override receiveMessage(bytes: Uint8Array): void {
@@ -156,6 +180,7 @@ export class TidelogAdapter extends WebSocketClientAdapter {
     if (this.#isOpening) return
     this.#isOpening = true
     try {
+      await this.loaded
       while (this.#isWanted && !this.#connection.isClosed) {
         await this.#connection.whenUp()
         if (!this.#isWanted || this.#connection.isClosed) return
@@ -180,11 +205,17 @@ export class TidelogAdapter extends WebSocketClientAdapter {
       // The stock adapter has one address for its life; a token does not live as long.
       ;(this as { url: string }).url = await this.#connection.syncUrl()
     } catch (error) {
-      this.#connection.lastError = new TidelogError("E0501", `there is no token: ${String(error)}`, "look at the token callback")
+      if (this.#connection.isUp) this.fail(new TidelogError("E0501", `there is no token: ${String(error)}`, "look at the token callback"))
       return false
     }
     if (!this.#connection.isUp || !this.#isWanted) return false
-    super.connect(peerId, this.peerMetadata)
+    try {
+      super.connect(peerId, this.peerMetadata)
+    } catch (error) {
+      // A browser opens none to a server without TLS from a page with it.
+      this.fail(unreachable(this.#connection.url, error))
+      return false
+    }
     const socket = this.socket
     if (!socket) return false
     return await new Promise<boolean>(done => {

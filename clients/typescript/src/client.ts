@@ -5,7 +5,7 @@ import { Repo } from "@automerge/automerge-repo/slim"
 import type { DocHandle, DocumentId, StorageAdapterInterface } from "@automerge/automerge-repo/slim"
 import { TidelogAdapter } from "./adapter.js"
 import { Connection, type Status, type Token } from "./connection.js"
-import { closed, TidelogError } from "./error.js"
+import { closed, storageFault, TidelogError } from "./error.js"
 import { readFeed, type FeedEvent, type FeedOptions } from "./feed.js"
 import { Holdings, type Held } from "./holdings.js"
 import { collectionName, documentIdOf, urlOf } from "./ids.js"
@@ -13,6 +13,7 @@ import { Query } from "./query.js"
 import { DocumentReference, removeOnServer } from "./reference.js"
 import type { Rejected } from "./rejected.js"
 import { Rejections } from "./rejection.js"
+import { saveAgain } from "./saving.js"
 import { Store } from "./store.js"
 import { toJson } from "./values.js"
 
@@ -32,6 +33,13 @@ export function tidelog(options: ClientOptions): Client {
   return new Client(options)
 }
 
+/** Whether what is here of a document, or was when it was asked for, is on the server or refused. */
+interface Arrival {
+  isThere: () => boolean
+  /** What is waited for; not known before the document is open. */
+  readonly heads: A.Heads | undefined
+}
+
 export class Client {
   /** The stock Repo. */
   readonly repo: Repo
@@ -42,14 +50,19 @@ export class Client {
   /** @internal */
   readonly rejections: Rejections
   readonly #adapter: TidelogAdapter
+  readonly #endSaving: () => void
+  #closing: Promise<void> | undefined
 
   /** @internal */
   constructor(options: ClientOptions) {
     this.connection = new Connection(options.url, options.token, options.retryMs ?? 500)
     this.#adapter = new TidelogAdapter(this.connection)
     this.connection.onExpiring = () => void this.authenticate().catch(() => {})
-    const store = options.storage && new Store(options.storage)
+    const failed = (error: unknown) => this.#adapter.fail(storageFault(error))
+    const store = options.storage && new Store(options.storage, failed)
     this.repo = new Repo({ network: [this.#adapter], ...(store ? { storage: store } : {}) })
+    this.#adapter.isOpen = documentId => documentId in this.repo.handles
+    this.#endSaving = saveAgain(this.repo, store, failed)
     this.holdings = new Holdings(this.repo, this.#adapter, options.storage)
     this.rejections = new Rejections(this.repo, this.holdings, store)
     this.#adapter.onDenied = denial => this.rejections.deny(denial)
@@ -137,10 +150,8 @@ export class Client {
     await this.holdings.ready
     const waiting = new Map<string, (() => boolean)[]>()
     for (const held of this.holdings.pending()) {
-      const heads = held.doc ? A.getHeads(held.doc) : []
-      const isDone = () => (held.isDeleted
-        ? this.holdings.find(held.documentId) !== held
-        : this.holdings.isDurable(held, this.rejections.trace(heads).heads))
+      const { isThere } = this.arrivalOf(held)
+      const isDone = () => (held.isDeleted ? !this.holdings.has(held) : isThere())
       const all = waiting.get(held.collection)
       if (all) all.push(isDone)
       else waiting.set(held.collection, [isDone])
@@ -154,18 +165,27 @@ export class Client {
   }
 
   /** Ends all listeners and the connection. What is in the store stays there. */
-  async close(): Promise<void> {
-    if (this.connection.isClosed) return
+  close(): Promise<void> {
+    return (this.#closing ??= this.#close())
+  }
+
+  async #close(): Promise<void> {
     this.connection.close()
-    await this.holdings.close()
-    await this.rejections.list.flush()
+    this.#endSaving()
     // The stock repo cannot end while one of its documents is not here.
-    const here = Object.values(this.repo.handles).filter(handle => handle.isReady())
-    try {
-      await this.repo.flush(here.map(({ documentId }) => documentId))
-    } finally {
-      await this.repo.shutdown().catch(() => {})
+    const here = () => Object.values(this.repo.handles).filter(handle => handle.isReady()).map(({ documentId }) => documentId)
+    const faults: unknown[] = []
+    // What the store does not take of one does not keep it from taking the others, or the connection from ending.
+    for (const end of [() => this.holdings.close(), () => this.rejections.list.flush(), () => this.repo.flush(here())]) {
+      await end().catch((error: unknown) => void faults.push(error))
     }
+    await this.repo.shutdown().catch(() => {})
+    // What is still looked for is not found any more.
+    for (const handle of Object.values(this.repo.handles)) {
+      const search = setTimeout(() => handle.inState(["loading"]) && handle.delete(), STORE_MS)
+      void endSearch(handle).finally(() => clearTimeout(search))
+    }
+    if (faults.length > 0) throw faults[0]
   }
 
   /** @internal */
@@ -181,8 +201,10 @@ export class Client {
   /** Opens a document; its handle may be that of one that is not there. @internal */
   async open(held: Held): Promise<DocHandle<unknown>> {
     if (held.handle?.isReady()) return held.handle
-    const handle = await this.repo.find<unknown>(urlOf(held.documentId), { allowableStates: ["ready", "unavailable"] })
-    this.holdings.attach(held, handle)
+    const { collection, documentId } = held
+    const handle = await this.repo.find<unknown>(urlOf(documentId), { allowableStates: ["ready", "unavailable"] })
+    // It may have been let go meanwhile.
+    if (!this.connection.isClosed) this.holdings.attach(this.holdings.find(documentId) ?? this.holdings.hold(collection, documentId), handle)
     return handle
   }
 
@@ -193,8 +215,11 @@ export class Client {
 
   async #remove(held: Held): Promise<void> {
     try {
-      // What was edited here goes there first: it would come back after the deletion.
-      await this.#brought(held)
+      await this.holdings.ready
+      // What was edited here goes there first: it would come back after the deletion. What the store does not give
+      // cannot.
+      const { isThere } = this.arrivalOf(held)
+      await this.until(held.collection, () => held.fault !== undefined || isThere())
       await removeOnServer(this, held)
     } catch (error) {
       if (!this.connection.isClosed) this.holdings.hide(held, false)
@@ -202,18 +227,31 @@ export class Client {
       throw error
     }
     this.holdings.forget(held)
-    if (this.repo.handles[held.documentId]) this.repo.delete(held.documentId)
+    const { documentId } = held
+    const handle = this.repo.handles[documentId]
+    // What the store does not give stays in it.
+    if (!handle || held.fault) return
+    await endSearch(handle)
+    // What the repo has yet to save it would save after the document is out of the store.
+    if (handle.isReady()) await this.repo.flush([documentId]).catch(() => {})
+    // Whoever found it hears of that first: when a search ends with a deletion the repo begins one that never ends.
+    await new Promise(done => setTimeout(done, 0))
+    if (this.repo.handles[documentId] !== handle) return
+    // So does it when somebody searches again for what was not found: that stays not found.
+    if (handle.isReady()) this.repo.delete(documentId)
+    else await this.repo.storageSubsystem?.removeDoc(documentId).catch(() => {})
   }
 
-  /** Waits until the server has what is here of a document, or has refused it. */
-  async #brought(held: Held): Promise<void> {
-    let heads: A.Heads | undefined
-    await this.until(held.collection, () => {
-      if (!held.isPending) return true
+  /** When the server has what is here of a document now, or has refused it. @internal */
+  arrivalOf(held: Held): Arrival {
+    const { holdings, rejections } = this
+    const arrival = { heads: held.doc && A.getHeads(held.doc), isThere }
+    function isThere(): boolean {
       // One of before this start is being opened.
-      heads ??= held.doc && A.getHeads(held.doc)
-      return heads !== undefined && this.holdings.isDurable(held, this.rejections.trace(heads).heads)
-    })
+      arrival.heads ??= held.doc && A.getHeads(held.doc)
+      return holdings.isDurable(held, arrival.heads && rejections.trace(arrival.heads).heads)
+    }
+    return arrival
   }
 
   /** Waits until something holds of a collection's documents. @internal */
@@ -226,9 +264,13 @@ export class Client {
         offClose()
       }
       const unwatch = this.holdings.watch(collection, () => {
-        if (!holds()) return
+        try {
+          if (!holds()) return
+          done()
+        } catch (error) {
+          failed(error)
+        }
         end()
-        done()
       })
       const offClose = this.connection.onClose(() => {
         end()
@@ -236,6 +278,16 @@ export class Client {
       })
     })
   }
+}
+
+/** How long the store may take to give a document after the end, before whoever looks for it is told that it is not found. */
+const STORE_MS = 1_000
+
+/** Lets those who look for a document that is not here know that it is not found. */
+async function endSearch(handle: DocHandle<unknown>): Promise<void> {
+  // It is read from the store first.
+  if (!handle.isReady()) await handle.whenReady(["ready", "requesting", "unavailable"]).catch(() => {})
+  handle.unavailable()
 }
 
 /** The documents of a collection. */

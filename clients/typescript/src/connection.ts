@@ -1,6 +1,7 @@
 // The way to the server: whether it is open, when it is tried again, and requests over it.
 
 import { closed, problem, TidelogError, unreachable } from "./error.js"
+import { tellAll } from "./told.js"
 
 /** How things stand with the server. `denied`: it said no, and why is in `client.lastError`; it is asked again now and then. */
 export type Status = "connecting" | "connected" | "offline" | "denied"
@@ -77,7 +78,7 @@ export class Connection {
   set status(status: Status) {
     if (this.#status === status || this.isClosed) return
     this.#status = status
-    for (const told of [...this.#told]) told(status)
+    tellAll(this.#told, status)
   }
 
   onStatus(told: (status: Status) => void): () => void {
@@ -125,9 +126,10 @@ export class Connection {
     this.#closed.abort()
     this.#cut.abort()
     this.#forget()
+    clearTimeout(this.#expiring)
     this.wake()
     this.#told.clear()
-    for (const ended of [...this.#enders]) ended()
+    tellAll(this.#enders, undefined)
     this.#enders.clear()
   }
 
@@ -161,9 +163,14 @@ export class Connection {
   onExpiring: (() => void) | undefined
   #expiring: ReturnType<typeof setTimeout> | undefined
 
-  async currentToken(): Promise<string | undefined> {
-    if (typeof this.token !== "function") return this.token
-    const token = await this.token()
+  /** What the application gives for a token. It may never give any: it is not waited for after `signal` or the end. */
+  async currentToken(signal = this.#closed.signal): Promise<string | undefined> {
+    const ask = this.token
+    if (typeof ask !== "function") return ask
+    const token = await before(signal, (async () => await ask())()).catch((error: unknown) => {
+      throw this.isClosed ? closed() : error
+    })
+    if (this.isClosed) throw closed()
     clearTimeout(this.#expiring)
     const ms = expiresIn(token, Date.now())
     if (ms !== undefined && !this.isClosed) {
@@ -179,7 +186,7 @@ export class Connection {
   async syncUrl(): Promise<string> {
     const url = new URL(`${this.url}/sync`)
     url.protocol = url.protocol === "https:" ? "wss:" : "ws:"
-    const token = await this.currentToken()
+    const token = await this.currentToken(AbortSignal.any([this.#cut.signal, this.#closed.signal]))
     if (token !== undefined) url.searchParams.set("access_token", token)
     return url.href
   }
@@ -191,16 +198,28 @@ export class Connection {
     const signals = [this.#cut.signal, this.#closed.signal, ...(init.signal ? [init.signal] : [])]
     let response: Response
     try {
-      const token = await this.currentToken()
+      const signal = AbortSignal.any(signals)
+      const token = await this.currentToken(signal)
       const headers = new Headers(init.headers)
       if (token !== undefined) headers.set("authorization", `Bearer ${token}`)
-      response = await fetch(`${this.url}${path}`, { ...init, headers, signal: AbortSignal.any(signals) })
+      response = await fetch(`${this.url}${path}`, { ...init, headers, signal })
     } catch (error) {
       throw this.isClosed ? closed() : unreachable(this.url, error)
     }
     if (response.ok) return response
     throw await problem(response)
   }
+}
+
+/** What comes before a signal. */
+async function before<T>(signal: AbortSignal, coming: Promise<T>): Promise<T> {
+  let stop = () => {}
+  const over = new Promise<never>((_, failed) => {
+    stop = () => failed(new Error("it was not waited for any longer"))
+    if (signal.aborted) stop()
+    else signal.addEventListener("abort", stop)
+  })
+  return await Promise.race([coming, over]).finally(() => signal.removeEventListener("abort", stop))
 }
 
 /** The server's address, without what is the socket's alone. */

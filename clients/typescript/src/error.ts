@@ -32,6 +32,11 @@ export function unreachable(url: string, why: unknown): TidelogError {
   return new TidelogError("E0501", `${url} does not answer: ${reason(why)}`, "check that the server runs and the address is right")
 }
 
+/** The application's storage does not give or take something. */
+export function storageFault(why: unknown): TidelogError {
+  return new TidelogError("E0402", `the storage fails: ${reason(why)}`, "look at the storage; what it does not take stays here until the client is closed")
+}
+
 /** An answer that is no success, as the error it tells of (RFC 9457). */
 export async function problem(response: Response): Promise<TidelogError> {
   const text = await response.text().catch(() => "")

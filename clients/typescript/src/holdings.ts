@@ -5,7 +5,9 @@ import * as A from "@automerge/automerge/slim"
 import { decodeHeads } from "@automerge/automerge-repo/slim"
 import type { DocHandle, DocumentId, Repo, StorageAdapterInterface } from "@automerge/automerge-repo/slim"
 import type { TidelogAdapter } from "./adapter.js"
+import { storageFault, type TidelogError } from "./error.js"
 import { urlOf } from "./ids.js"
+import { again } from "./store.js"
 import { fromJson, toJson } from "./values.js"
 
 /** Documents of one collection that are held; of more, those are let go that nobody looks at. */
@@ -13,6 +15,8 @@ const HELD_MAX = 10_000
 /** How long a document that reached the server is shown although no listener was told of it. */
 const SETTLE_MS = 5_000
 const SAVE_MS = 20
+/** After how long what the store did not take is offered to it again. */
+const SAVE_AGAIN_MS = 5_000
 const KEY = ["tidelog", "collection"]
 
 /** Heads as one text, so that they compare. */
@@ -43,7 +47,8 @@ export interface Standing {
 /** One document. */
 export class Held {
   name: string | null = null
-  told: { heads: string; value: unknown; position: number } | undefined
+  /** `isOurs`: it is what was here when it was written down, and has edits that the server may not have. */
+  told: { heads: string; value: unknown; position: number; isOurs?: boolean } | undefined
   handle: DocHandle<unknown> | undefined
   /** Heads that are known to be durable on the server. */
   synced: string | undefined
@@ -61,6 +66,8 @@ export class Held {
   isRejected = false
   /** Its document is being replaced. */
   isMoving = false
+  /** Why what was edited here before this start cannot be brought to the server: the store does not give it. */
+  fault: TidelogError | undefined
   settledAt = -Infinity
   isSettling = false
   detach: () => void = () => {}
@@ -95,7 +102,7 @@ export class Held {
       return { ...local, isPending, isTold: local.heads === told?.heads }
     }
     if (!told) return undefined
-    return { heads: told.heads, value: told.value, isPending, isTold: true }
+    return { heads: told.heads, value: told.value, isPending, isTold: !told.isOurs }
   }
 
   #holds(heads: string): boolean {
@@ -124,7 +131,8 @@ export class Holdings {
   readonly #lively = new Map<string, Set<Held>>()
   readonly #unsaved = new Set<Held>()
   readonly #timers = new Set<ReturnType<typeof setTimeout>>()
-  #saving: Promise<void> = Promise.resolve()
+  /** What was asked of the store last. Never fails, or nothing would be asked of it any more. */
+  #saving: Promise<void>
   #saveTimer: ReturnType<typeof setTimeout> | undefined
   #isClosed = false
 
@@ -134,6 +142,9 @@ export class Holdings {
     readonly storage: StorageAdapterInterface | undefined,
   ) {
     this.ready = this.#load()
+    // What it has is read before anything is written over it, and before the server hears of any of it.
+    this.#saving = this.ready
+    adapter.loaded = this.ready
     adapter.onServer = () => {
       for (const held of this.#byId.values()) {
         // Who says no says it again.
@@ -175,7 +186,7 @@ export class Holdings {
       this.#byId.set(documentId, held)
       const handle = this.repo.handles[documentId]
       if (handle) this.attach(held, handle)
-      if (all.size > HELD_MAX) this.#letGo(all)
+      if (all.size > HELD_MAX) this.#letGo(all, held)
     }
     return held
   }
@@ -193,7 +204,7 @@ export class Holdings {
     held.goneAt = undefined
     held.isRefused = false
     if (held.told && !isReset && document.position < held.told.position) return held
-    if (held.told?.heads !== heads) {
+    if (held.told?.heads !== heads || held.told.isOurs) {
       held.told = { heads, value: fromJson(document.value), position: document.position }
       held.name = document.name ?? null
       this.#save(held)
@@ -212,7 +223,7 @@ export class Holdings {
   left(held: Held, isOut: (value: unknown) => boolean): void {
     if (held.shown > 0 || this.#byId.get(held.documentId) !== held) return
     const local = held.local()
-    if (!local && !held.isPending) this.forget(held)
+    if (!local && !held.isPending && !held.isDeleted) this.forget(held)
     if (local && isOut(local.value) && held.goneAt !== local.heads) {
       held.goneAt = local.heads
       this.#notify(held.collection)
@@ -221,6 +232,7 @@ export class Holdings {
 
   /** Follows what happens to a document that is open here. */
   attach(held: Held, handle: DocHandle<unknown>): void {
+    if (!this.has(held) || handle.isDeleted()) return
     // It may have become ready since, of which nothing tells.
     if (held.handle === handle) return this.#look(held)
     held.detach()
@@ -232,9 +244,13 @@ export class Holdings {
       look()
     }
     handle.on("remote-heads", hear)
+    // Somebody took it out of the repo: there is nothing to bring any more.
+    const lose = () => void this.forget(held)
+    handle.on("delete", lose)
     held.detach = () => {
       handle.off("heads-changed", look)
       handle.off("remote-heads", hear)
+      handle.off("delete", lose)
     }
     look()
   }
@@ -255,7 +271,7 @@ export class Holdings {
   refuseCreation(held: Held): void {
     // Whoever was told of that has made it anew.
     if (held.local()) return
-    this.adapter.creations.delete(held.documentId)
+    this.adapter.settle(held.documentId)
     held.isRejected = true
     held.isNew = false
     held.isPending = false
@@ -271,23 +287,32 @@ export class Holdings {
     this.#changed(held)
   }
 
+  /** Whether it is what is held of its document, and was not forgotten meanwhile. */
+  has(held: Held): boolean {
+    return this.#byId.get(held.documentId) === held
+  }
+
   forget(held: Held): void {
-    if (this.#byId.get(held.documentId) !== held) return
+    if (!this.has(held)) return
     held.detach()
     this.#collections.get(held.collection)?.delete(held.documentId)
     this.#byId.delete(held.documentId)
     this.#lively.get(held.collection)?.delete(held)
-    this.adapter.creations.delete(held.documentId)
+    this.adapter.settle(held.documentId)
     this.#unsaved.delete(held)
-    const remove = () => this.storage?.remove([...KEY, held.collection, held.documentId])
-    this.#saving = this.#saving.then(remove).catch(() => {})
+    this.#saving = this.#saving.then(() => this.#remove(held)).catch(() => {})
     this.#notify(held.collection)
   }
 
-  /** Whether the server is known to have these changes of a document on its disk. */
-  isDurable(held: Held, heads: readonly string[]): boolean {
-    if (!held.isPending || held.isRefused) return true
-    return held.handle !== undefined && this.missing(held.handle, heads)?.length === 0
+  /**
+   * Whether the server is known to have these changes of a document on its disk, or all, when it is not known which.
+   *
+   * @throws TidelogError when the store does not give them.
+   */
+  isDurable(held: Held, heads: readonly string[] | undefined): boolean {
+    if (!held.isPending || held.isRefused || !this.has(held)) return true
+    if (held.fault) throw held.fault
+    return held.handle !== undefined && heads !== undefined && this.missing(held.handle, heads)?.length === 0
   }
 
   /** Replaces a document, and looks at it after. */
@@ -314,17 +339,21 @@ export class Holdings {
     this.#isClosed = true
     for (const timer of this.#timers) clearTimeout(timer)
     this.#watchers.clear()
+    for (const held of this.#byId.values()) held.detach()
     await this.flush()
   }
 
-  /** Writes what is not in the store yet. */
+  /** Writes what is not in the store yet. What that does not take is offered to it again. */
   async flush(): Promise<void> {
     clearTimeout(this.#saveTimer)
     this.#saveTimer = undefined
     const all = [...this.#unsaved]
     this.#unsaved.clear()
-    this.#saving = this.#saving.then(() => this.#write(all))
-    await this.#saving
+    const written = this.#saving.then(() => this.#write(all))
+    this.#saving = written.catch(() => {
+      for (const held of all) this.#save(held, SAVE_AGAIN_MS)
+    })
+    await written
   }
 
   /** What the server last said it has of a document. */
@@ -334,11 +363,14 @@ export class Holdings {
     return heads && decodeHeads(heads)
   }
 
-  /** The server says that it has no such document, of which it was told changes: it has hidden it. */
+  /**
+   * The server says that it has no such document. When it was told changes of it, it has hidden it; when nothing that is
+   * here can be told, since it stands on what is nowhere, nothing is to be brought.
+   */
   #refuse(documentId: DocumentId): void {
     const held = this.#byId.get(documentId)
-    if (!held?.doc || A.getHeads(held.doc).length === 0) return
-    held.isRefused = true
+    if (!held?.doc) return
+    held.isRefused = A.getHeads(held.doc).length > 0
     held.isPending = false
     this.#enliven(held)
     this.#changed(held)
@@ -347,6 +379,8 @@ export class Holdings {
   #look(held: Held): void {
     const local = held.local()
     if (!local || held.isRefused || held.isMoving) return
+    // It is here itself now, and what the server has of it is not known from what was written down.
+    if (held.told?.isOurs) held.told = undefined
     if (held.isRejected) {
       // It is made once more.
       held.isRejected = false
@@ -354,15 +388,16 @@ export class Holdings {
       this.adapter.creations.set(held.documentId, { collection: held.collection })
     }
     const heard = this.#heardOf(held.handle)
-    const isDurable = local.heads === held.synced || local.heads === held.told?.heads
+    const isKnown = local.heads === held.synced || local.heads === held.told?.heads
       || (heard !== undefined && local.heads === headsKey(heard))
+    const isDurable = isKnown && !held.fault
     const before = `${held.isPending} ${held.synced}`
     if (isDurable) {
       held.synced = local.heads
       if (held.isPending) held.settledAt = performance.now()
       held.isPending = false
       held.isNew = false
-      this.adapter.creations.delete(held.documentId)
+      this.adapter.settle(held.documentId)
     } else {
       held.isPending = true
     }
@@ -403,29 +438,35 @@ export class Holdings {
     for (const changed of [...(this.#watchers.get(collection) ?? [])]) changed()
   }
 
-  #letGo(all: Map<DocumentId, Held>): void {
+  #letGo(all: Map<DocumentId, Held>, newest: Held): void {
     for (const held of all.values()) {
-      if (held.isPending || held.isDeleted || held.shown > 0 || held.handle) continue
+      if (held === newest || held.isPending || held.isDeleted || held.shown > 0 || held.handle) continue
       this.forget(held)
       return
     }
   }
 
-  #save(held: Held): void {
+  #save(held: Held, ms = SAVE_MS): void {
     if (!this.storage || this.#isClosed) return
     this.#unsaved.add(held)
     this.#saveTimer ??= setTimeout(() => {
-      // The store's own failure is told by whoever flushes.
-      this.flush().catch(() => {})
-    }, SAVE_MS)
+      this.flush().catch((error: unknown) => this.adapter.fail(storageFault(error)))
+    }, ms)
+  }
+
+  async #remove(held: Held): Promise<void> {
+    const { storage } = this
+    if (storage) await again(() => storage.remove([...KEY, held.collection, held.documentId]))
   }
 
   async #write(all: Held[]): Promise<void> {
+    const { storage } = this
+    if (!storage) return
     const encoder = new TextEncoder()
     for (const held of all) {
-      if (this.#byId.get(held.documentId) !== held) continue
+      if (!this.has(held)) continue
       if (held.isRejected) {
-        await this.storage?.remove([...KEY, held.collection, held.documentId])
+        await this.#remove(held)
         continue
       }
       const shown = held.standing() ?? held.told
@@ -439,51 +480,69 @@ export class Holdings {
         deleted: held.isDeleted,
         isNew: held.isNew,
       }
-      await this.storage?.save([...KEY, held.collection, held.documentId], encoder.encode(JSON.stringify(written)))
+      const data = encoder.encode(JSON.stringify(written))
+      await again(() => storage.save([...KEY, held.collection, held.documentId], data))
     }
   }
 
   async #load(): Promise<void> {
-    const chunks = (await this.storage?.loadRange(KEY).catch(() => [])) ?? []
+    const { storage } = this
+    if (!storage) return
+    const chunks = await again(() => storage.loadRange(KEY)).catch((error: unknown) => {
+      this.adapter.fail(storageFault(error))
+      return []
+    })
     const decoder = new TextDecoder()
     for (const { key, data } of chunks) {
       const [, , collection, documentId] = key
-      if (!collection || !documentId || !data || this.#isClosed) continue
-      let written: Written
+      if (!collection || !documentId || !data) continue
       try {
-        written = JSON.parse(decoder.decode(data))
+        this.#remember(collection, documentId as DocumentId, JSON.parse(decoder.decode(data)) as Written)
       } catch {
         // Half written by a process that ended; the server knows the document.
-        continue
       }
-      if (this.#byId.has(documentId as DocumentId)) continue
-      const held = this.hold(collection, documentId as DocumentId)
-      held.name = written.name
-      held.told = { heads: written.heads, value: fromJson(written.value), position: written.position }
-      held.synced = written.synced ?? undefined
-      held.isPending = written.pending
-      held.isDeleted = written.deleted
-      held.isNew = written.isNew
-      this.#enliven(held)
-      if (written.pending) void this.#bring(held)
     }
+  }
+
+  /** Takes what the store has of a document. Whoever was quicker than the store may hold it already. */
+  #remember(collection: string, documentId: DocumentId, written: Written): void {
+    const value = fromJson(written.value)
+    const early = this.#byId.get(documentId)
+    if (early ? early.collection !== collection : this.#isClosed) return
+    const held = early ?? this.hold(collection, documentId)
+    held.name ??= written.name
+    // Of one that was never seen nothing is written but what is to be done to it.
+    if (written.heads !== "") held.told ??= { heads: written.heads, value, position: written.position, isOurs: written.pending }
+    held.synced ??= written.synced ?? undefined
+    held.isDeleted ||= written.deleted
+    held.isNew ||= written.isNew
+    held.isPending ||= written.pending
+    if (held.isNew) this.adapter.creations.set(documentId, { collection })
+    this.#look(held)
+    this.#enliven(held)
+    if (written.pending && !this.#isClosed) void this.#bring(held)
+    if (early) this.#changed(held)
   }
 
   /** Opens a document that has something for the server. */
   async #bring(held: Held): Promise<void> {
-    if (held.isNew) this.adapter.creations.set(held.documentId, { collection: held.collection })
-    // What was written down is what was here; it is not what the server has.
-    const handle = await this.repo.find<unknown>(urlOf(held.documentId), { allowableStates: ["ready", "unavailable"] }).catch(() => undefined)
-    if (!handle || this.#byId.get(held.documentId) !== held) return
-    if (handle.isReady()) {
-      held.told = undefined
-    } else {
-      // The process ended before the store had the edits themselves: there is nothing to bring.
-      held.isPending = false
-      if (held.isNew && !held.isDeleted) return this.forget(held)
-      this.#enliven(held)
-      this.#changed(held)
+    let handle: DocHandle<unknown>
+    try {
+      handle = await this.repo.find<unknown>(urlOf(held.documentId), { allowableStates: ["ready", "unavailable"] })
+    } catch (error) {
+      held.fault = storageFault(error)
+      this.adapter.fail(held.fault)
+      this.#notify(held.collection)
+      return
     }
+    if (!this.has(held)) return
     this.attach(held, handle)
+    if (held.local()) return
+    // The process ended before the store had the edits themselves: there is nothing to bring.
+    if (held.isNew && !held.isDeleted) return this.forget(held)
+    // What stands on changes that the server has comes to light with those.
+    if (!handle.isReady() || held.isNew) held.isPending = false
+    this.#enliven(held)
+    this.#changed(held)
   }
 }

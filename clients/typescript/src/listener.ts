@@ -130,9 +130,15 @@ export class Listener {
       // It was created, and what it was created with is still on its way.
       if (document.heads.length === 0) continue
       const held = holdings.tell(this.collection, id, document, reset)
-      if (!this.#base.has(id)) held.shown += 1
-      this.#base.set(id, held)
-      if (this.options.hold && this.#base.size <= OPEN_MAX) void this.client.open(held)
+      const old = this.#base.get(id)
+      // Another one, once it was deleted here and is back.
+      if (old !== held) {
+        if (old) old.shown -= 1
+        held.shown += 1
+        this.#base.set(id, held)
+      }
+      // One that cannot be opened is shown all the same.
+      if (this.options.hold && this.#base.size <= OPEN_MAX) this.client.open(held).catch(() => {})
     }
     for (const id of before.keys()) this.#lose(id)
     this.#position = position

@@ -1,6 +1,5 @@
 // One document: where it is, and what can be done with it.
 
-import * as A from "@automerge/automerge/slim"
 import type { AutomergeUrl, DocHandle, DocumentId } from "@automerge/automerge-repo/slim"
 import type { Client } from "./client.js"
 import { isTransient, TidelogError, unreachable } from "./error.js"
@@ -30,6 +29,7 @@ export class DocumentReference<T> {
 
   /** The stock handle, once the document is here. */
   async load(): Promise<DocHandle<T>> {
+    await this.client.holdings.ready
     const handle = await this.client.open(this.#held())
     if (handle.isReady()) return handle as DocHandle<T>
     throw new TidelogError("E0601", `there is no document ${this.url} here, and the server gives none`, "look whether it was deleted, or come back online")
@@ -43,8 +43,7 @@ export class DocumentReference<T> {
     this.client.assertOpen()
     const held = this.#held()
     const apply = (handle: DocHandle<unknown>) => handle.change(doc => edit(doc as T))
-    if (held.isRefused || held.isDeleted) return Promise.reject(deleted(this.url))
-    const refused = held.isRejected && this.client.rejections.creationRefused(this.id)
+    const refused = this.#refusal(held)
     if (refused) return Promise.reject(refused)
     if (held.handle?.isReady()) {
       try {
@@ -54,7 +53,13 @@ export class DocumentReference<T> {
         return Promise.reject(error)
       }
     }
-    return this.load().then(handle => apply(handle as DocHandle<unknown>))
+    return this.load().then(handle => {
+      this.client.assertOpen()
+      // It may have been deleted meanwhile, or before this start.
+      const refused = this.#refusal(this.#held())
+      if (refused) throw refused
+      apply(handle as DocHandle<unknown>)
+    })
   }
 
   /** The document now. */
@@ -91,7 +96,11 @@ export class DocumentReference<T> {
     const schedule = () => void (isOver || (timer ??= setTimeout(tell, 0)))
     const unwatch = this.client.holdings.watch(this.collection, schedule)
     const offStatus = this.client.onStatus(schedule)
-    void this.client.open(this.#held()).catch(() => {}).then(() => {
+    const open = async () => {
+      await this.client.holdings.ready
+      await this.client.open(this.#held())
+    }
+    void open().catch(() => {}).then(() => {
       isLooked = true
       schedule()
     })
@@ -113,13 +122,14 @@ export class DocumentReference<T> {
    * @throws TidelogError `E0203` when something of it was refused, and taken back: see `client.rejected`.
    */
   async whenSynced(): Promise<void> {
-    const held = this.#held()
-    const heads = held.doc ? A.getHeads(held.doc) : []
     const { holdings, rejections } = this.client
-    await this.client.until(this.collection, () => holdings.isDurable(held, rejections.trace(heads).heads))
-    const { refused } = rejections.trace(heads)
+    const held = this.#held()
+    const arrival = this.client.arrivalOf(held)
+    await holdings.ready
+    await this.client.until(this.collection, arrival.isThere)
+    const { refused } = rejections.trace(arrival.heads ?? [])
     if (refused) throw refused
-    if (held.isRefused) throw deleted(this.url)
+    if (held.isRefused || (held.isDeleted && !holdings.has(held))) throw deleted(this.url)
   }
 
   /** Hides it here at once, and on the server as soon as that answers; resolves then. */
@@ -137,6 +147,12 @@ export class DocumentReference<T> {
 
   #held(): Held {
     return this.client.holdings.find(this.id) ?? this.client.holdings.hold(this.collection, this.id)
+  }
+
+  /** Why it takes no edits. */
+  #refusal(held: Held): TidelogError | undefined {
+    if (held.isRefused || held.isDeleted) return deleted(this.url)
+    return held.isRejected ? this.client.rejections.creationRefused(this.id) : undefined
   }
 
   #snapshot(held: Held): DocumentSnapshot<T> {
@@ -162,7 +178,8 @@ export async function removeOnServer(client: Client, held: Held): Promise<void> 
       const known = error instanceof TidelogError ? error : unreachable(client.connection.url, error)
       // Already deleted, or never there.
       if (known.status === 410 || known.code === "E0601") return
-      if (known.code !== "E0501" && !isTransient(known)) throw known
+      // Edits wait for a token that is accepted, too.
+      if (known.code !== "E0501" && known.status !== 401 && !isTransient(known)) throw known
       await client.connection.pauseFor(retryDelayAfter(attempt, client.connection.retryMs, known.retryAfterMs))
     }
   }

@@ -3,7 +3,8 @@
 import type { DocumentId } from "@automerge/automerge-repo/slim"
 import { TidelogError } from "./error.js"
 import type { Patches } from "./rebuild.js"
-import type { Store } from "./store.js"
+import { again, type Store } from "./store.js"
+import { tellAll } from "./told.js"
 import { base64Of, bytesOf, fromJson, toJson } from "./values.js"
 
 /** What is kept of what was refused: of more, the oldest go. */
@@ -87,12 +88,12 @@ export class RejectedList {
     const store = this.#store
     if (!store) return queueMicrotask(tell)
     const write = async (): Promise<void> => {
-      for (const entry of fresh) if (this.#entries.has(entry.id)) await store.inner.save(keyOf(entry), toWritten(entry))
-      for (const entry of gone) await store.inner.remove(keyOf(entry))
+      for (const entry of fresh) if (this.#entries.has(entry.id)) await again(() => store.inner.save(keyOf(entry), toWritten(entry)))
+      for (const entry of gone) await again(() => store.inner.remove(keyOf(entry)))
       await then(store)
     }
     // A store that fails still has the refused edits in the document: they are refused again after a reload.
-    const written = store.inTurn(documentId, write).catch(() => {})
+    const written = store.rewrite(documentId, write).catch(() => {})
     this.#note(written)
     void written.then(tell)
   }
@@ -103,7 +104,7 @@ export class RejectedList {
     const store = this.#store
     if (!store) return
     await first()
-    const removed = store.inTurn(entry.documentId, () => store.inner.remove(keyOf(entry)))
+    const removed = store.inTurn(entry.documentId, () => again(() => store.inner.remove(keyOf(entry))))
     this.#note(removed)
     await removed
   }
@@ -114,7 +115,7 @@ export class RejectedList {
   }
 
   #tell(entries: Iterable<Entry>): void {
-    for (const entry of entries) for (const told of [...this.#told]) told(entry)
+    for (const entry of entries) tellAll(this.#told, entry)
   }
 
   #note(work: Promise<unknown>): void {
@@ -137,7 +138,7 @@ export class RejectedList {
   }
 
   async #load(): Promise<void> {
-    const chunks = (await this.#store?.inner.loadRange(KEY).catch(() => [])) ?? []
+    const chunks = (await this.#store?.loadRange(KEY).catch(() => [])) ?? []
     const loaded: Entry[] = []
     for (const { data } of chunks) {
       const entry = data && fromWritten(data)

@@ -166,7 +166,7 @@ export class Rejections {
     const [kind, at] = [isWhole ? "create" as const : "change" as const, new Date()]
     const entries = taken.map(({ hash, changes, patches, leftOut, fault }): Entry =>
       ({ id: idOf(documentId, hash), collection: held?.collection, documentId, kind, at, reason: refusal(fault ?? why), ...readable(patches), leftOut, changes }))
-    this.list.add(documentId, entries, store => store.takeOut(documentId, refused))
+    this.list.add(documentId, entries, store => store.takeOut(documentId, refused, this.#repo))
     this.#store?.setAbsent(documentId, isWhole)
     for (const [hash, fate] of rebuilt.fates) this.#fates.set(hash, fate)
     for (const hash of this.#fates.keys()) {

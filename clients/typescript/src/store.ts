@@ -2,38 +2,75 @@
 // taken out of it before anything newer of the document is written.
 
 import * as A from "@automerge/automerge/slim"
-import type { DocumentId, StorageAdapterInterface } from "@automerge/automerge-repo/slim"
+import type { DocumentId, Repo, StorageAdapterInterface } from "@automerge/automerge-repo/slim"
 import { rebuild } from "./rebuild.js"
 
 type Key = Parameters<StorageAdapterInterface["load"]>[0]
 type Chunks = Awaited<ReturnType<StorageAdapterInterface["loadRange"]>>
 
+/** How long it is waited before a store that fails is asked again, in milliseconds. Then it has failed. */
+const PAUSES_MS = [50, 250, 1_000]
+
+/** Asks a store, and again when it fails: it may be busy, or just opening. */
+export async function again<T>(ask: () => Promise<T>): Promise<T> {
+  for (const ms of PAUSES_MS) {
+    try {
+      return await ask()
+    } catch {
+      await new Promise(done => setTimeout(done, ms))
+    }
+  }
+  return await ask()
+}
+
 export class Store implements StorageAdapterInterface {
   readonly #last = new Map<string, Promise<unknown>>()
   readonly #absent = new Set<string>()
+  readonly #rewritten = new Map<string, Promise<unknown>>()
+  /** Documents of which the repo reads what is left. */
+  readonly #left = new Set<string>()
 
-  constructor(readonly inner: StorageAdapterInterface) {}
+  /** `failed` is told of what fails for good and may be waited for by nobody. */
+  constructor(
+    readonly inner: StorageAdapterInterface,
+    readonly failed: (error: unknown) => void = () => {},
+  ) {}
 
   load(key: Key): Promise<Uint8Array | undefined> {
-    return this.inner.load(key)
+    return this.#read(() => this.inner.load(key))
   }
 
-  loadRange(key: Key): Promise<Chunks> {
-    return this.inner.loadRange(key)
+  async loadRange(key: Key): Promise<Chunks> {
+    const chunks = await this.#read(() => this.inner.loadRange(key))
+    const [documentId, kind] = key
+    if (chunks.length > 0 || kind !== "snapshot" || !this.#left.has(documentId!)) return chunks
+    // It takes no note of nothing.
+    return [{ key: [...key, "nothing"], data: A.save(A.init()) }]
   }
 
   save(key: Key, data: Uint8Array): Promise<void> {
     return this.inTurn(key[0]!, async () => {
-      if (!this.#absent.has(key[0]!)) await this.inner.save(key, data)
+      await again(async () => {
+        if (!this.#absent.has(key[0]!)) await this.inner.save(key, data)
+      })
     })
   }
 
   remove(key: Key): Promise<void> {
-    return this.inTurn(key[0]!, () => this.inner.remove(key))
+    return this.inTurn(key[0]!, () => again(() => this.inner.remove(key)))
   }
 
   removeRange(key: Key): Promise<void> {
-    return this.inTurn(key[0]!, () => this.inner.removeRange(key))
+    return this.inTurn(key[0]!, () => again(() => this.inner.removeRange(key)))
+  }
+
+  async #read<T>(ask: () => Promise<T>): Promise<T> {
+    try {
+      return await again(ask)
+    } catch (error) {
+      this.failed(error)
+      throw error
+    }
   }
 
   /** Does something after all that was to be done about a document before. */
@@ -45,6 +82,26 @@ export class Store implements StorageAdapterInterface {
     return done
   }
 
+  /**
+   * As `inTurn`, for what takes out what the repo has saved. Meanwhile it saves nothing of the document: it saves what it
+   * believes to be missing.
+   */
+  rewrite<T>(documentId: string, work: () => Promise<T>): Promise<T> {
+    const done = this.inTurn(documentId, work)
+    this.#rewritten.set(documentId, done)
+    const forget = () => void (this.#rewritten.get(documentId) === done && this.#rewritten.delete(documentId))
+    done.then(forget, forget)
+    return done
+  }
+
+  isRewritten(documentId: string): boolean {
+    return this.#rewritten.has(documentId)
+  }
+
+  async whenRewritten(documentId: string): Promise<void> {
+    await this.#rewritten.get(documentId)?.catch(() => {})
+  }
+
   /** Whether a document is to be kept at all: one that may not be there is not. */
   setAbsent(documentId: DocumentId, isAbsent: boolean): void {
     if (isAbsent) this.#absent.add(documentId)
@@ -52,10 +109,19 @@ export class Store implements StorageAdapterInterface {
   }
 
   /**
-   * Takes changes out of what is stored of a document, and what stands on them; it is made anew as `rebuild` does. Only
-   * within a turn. What others have stored meanwhile stays.
+   * Takes changes out of what is stored of a document, and what stands on them; it is made anew as `rebuild` does. What
+   * others have stored meanwhile stays. Only within `rewrite`. Then the repo knows what is there.
    */
-  async takeOut(documentId: DocumentId, changes: ReadonlySet<string>): Promise<void> {
+  async takeOut(documentId: DocumentId, changes: ReadonlySet<string>, repo: Repo): Promise<void> {
+    try {
+      await this.#takeOut(documentId, changes)
+    } finally {
+      this.#left.add(documentId)
+      await repo.storageSubsystem?.loadDoc(documentId).finally(() => this.#left.delete(documentId))
+    }
+  }
+
+  async #takeOut(documentId: DocumentId, changes: ReadonlySet<string>): Promise<void> {
     const ranges = await Promise.all(["snapshot", "incremental"].map(kind => this.inner.loadRange([documentId, kind])))
     const chunks = ranges.flat()
     let doc = A.init<unknown>()
