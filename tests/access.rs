@@ -128,7 +128,7 @@ impl Node {
         found
     }
 
-    fn stream(&self, token: &str, path: &str) -> Events {
+    pub(super) fn stream(&self, token: &str, path: &str) -> Events {
         Events(BufReader::new(self.open("GET", path, Some(token), "")))
     }
 }
@@ -143,7 +143,7 @@ impl Drop for Node {
 }
 
 /// Server-sent events as they come.
-struct Events(BufReader<TcpStream>);
+pub(super) struct Events(BufReader<TcpStream>);
 
 impl Events {
     /// The next event: its name and data. `None` at the end.
@@ -165,7 +165,7 @@ impl Events {
     }
 
     /// The next changes of a listener: what happened to which document.
-    fn changes(&mut self) -> Vec<(String, String)> {
+    pub(super) fn changes(&mut self) -> Vec<(String, String)> {
         let (name, data) = self.next().expect("the stream goes on");
         assert_eq!(name, "snapshot", "{data}");
         let change = |change: &Value| {
@@ -313,7 +313,7 @@ fn a_listener_is_told_what_comes_and_goes_when_rules_and_rights_change() {
 }
 
 /// Notes are for who is in their room.
-const ROOMS: &str = "
+pub(super) const ROOMS: &str = "
 match /notes/{id} { allow read: if request.auth.uid in get(/rooms/$(resource.data.room)).data.members; }
 match /{c}/{id} { allow read, write: if request.auth.token.role == 'admin'; }
 ";

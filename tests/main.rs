@@ -18,6 +18,7 @@ mod quic_peers;
 mod quic_quotas;
 mod quotas;
 mod repo_clients;
+mod rights;
 mod rules;
 mod samod;
 mod tokens;

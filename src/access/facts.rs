@@ -2,7 +2,7 @@
 
 use serde_json::Value as Json;
 
-use super::shared::Shared;
+use super::subject::Subject;
 use crate::document::{Path, Values, ViewError};
 use crate::error::Error;
 use crate::id::{DocumentId, Lsn};
@@ -65,30 +65,35 @@ fn escaped(key: &str) -> String {
 
 /// Other documents that a decision looks at, and which they were.
 pub(super) struct Others<'a> {
-    shared: &'a Shared,
+    subject: &'a Subject,
     /// Each with the position of its last record: when that moves, the decision is void.
     pub(super) seen: std::cell::RefCell<Vec<(DocumentId, Lsn)>>,
 }
 
 impl<'a> Others<'a> {
-    /// Those that rules see on a server.
-    pub(super) fn of(shared: &'a Shared) -> Self {
-        Self { shared, seen: std::cell::RefCell::default() }
+    /// Those that rules see on a server, when they decide for somebody.
+    pub(super) fn of(subject: &'a Subject) -> Self {
+        Self { subject, seen: std::cell::RefCell::default() }
     }
 
     fn read(&self, collection: &str, id: &str) -> Result<Option<Value>, Error> {
         let name = crate::id::CollectionName::new(collection)?;
         let document = id.parse().unwrap_or_else(|_| DocumentId::named(&name, id));
         // Before it is read: a change that comes in between must not go by unseen.
-        self.shared.note_consulted(document);
-        let database = &self.shared.database;
+        self.subject.note_consulted(document);
+        let (database, consulted) = (self.subject.database(), &self.subject.0.access.0.consulted);
         let state = database.reader().document(document)?;
         let last = state.as_ref().map_or(Lsn::ZERO, |state| state.last_lsn);
         self.seen.borrow_mut().push((document, last));
         match state {
             Some(state) if state.visible && state.collection == name && state.change_count > 0 => {
-                let value = database.consult(document, |view| Ok(view.to_json()?))?;
-                Ok(Some(Value::from_json(&value)))
+                if let Some(value) = consulted.value(document, last) {
+                    return Ok(Some(value));
+                }
+                let json = database.consult(document, |view| Ok(view.to_json()?))?;
+                let value = Value::from_json(&json);
+                consulted.keep(document, last, &value, &json);
+                Ok(Some(value))
             }
             _ => Ok(None),
         }
@@ -110,8 +115,39 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::access::{Access, AccessOptions, Admittance};
     use crate::document::{EditOptions, View};
+    use crate::engine::Database;
     use crate::id::ActorId;
+    use crate::log::MemoryStorage;
+    use crate::rules::{Operation, Rules};
+
+    #[test]
+    fn what_another_document_was_is_forgotten_with_its_next_record() {
+        let database = Database::on(MemoryStorage::new()).open().unwrap();
+        let room = database.collection("rooms").unwrap().doc_with("a", json!({ "open": true })).unwrap();
+        let (thing, commit) = database.collection("things").unwrap().create(json!({})).unwrap();
+        commit.wait().unwrap();
+        let rules = "service tidelog { match /things/{id} { allow read: if get(/rooms/a).data.open; } }";
+        let rules = Some(Rules::parse("rules", rules).unwrap());
+        let access = Access::new(database, AccessOptions { admittance: Admittance::Anybody, authority: None, rules });
+        let (one, other) = (access.admit(None).unwrap(), access.admit(None).unwrap());
+        let may_see = || {
+            let may = |subject: &Subject| subject.may(Operation::List, thing.id()).unwrap();
+            assert_eq!(may(&one), may(&other));
+            may(&one)
+        };
+        for is_open in [false, true] {
+            assert_eq!(may_see(), !is_open);
+            let consulted = &access.0.consulted;
+            assert!(consulted.value(room.id(), room.state().unwrap().last_lsn).is_some());
+            // Nobody is told, and no answer of before counts all the same.
+            room.change(|edit| Ok(edit.put("open", is_open)?)).unwrap().wait().unwrap();
+            assert_eq!(may_see(), is_open);
+        }
+        room.delete().unwrap().wait().unwrap();
+        assert!(!may_see());
+    }
 
     #[test]
     fn only_the_fields_that_rules_look_at_are_taken_out() {

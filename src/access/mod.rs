@@ -6,12 +6,15 @@
 //! (`query::Sieve`). Decisions are remembered only while all that they rest on is as it was:
 //! the rules, the token, the document, and every other document that was looked at.
 //!
-//! * `shared.rs` is [`Access`]; `subject.rs` the one who asks; `judge.rs` what he writes.
-//! * `facts.rs` is what rules are shown of documents.
+//! * `shared.rs` is [`Access`]; `subject.rs` the one who asks; `judge.rs` what he writes; `vigil.rs` how he hears that answers
+//!   may be others.
+//! * `facts.rs` is what rules are shown of documents, and `consulted.rs` what is kept of those that they look at for the
+//!   sake of others.
 //! * `sifted.rs` is the change feed as one may see it, `place.rs` the cursors of it, and `moment.rs` what he might see as of
 //!   some moment.
 //! * `replay.rs` makes decisions that are on record again, by other rules.
 
+mod consulted;
 mod facts;
 mod judge;
 mod moment;
@@ -22,6 +25,7 @@ mod sifted;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod subject;
+mod vigil;
 
 pub(crate) use place::Place;
 pub use replay::{Difference, Found, ReplayOptions, Replayed, replay};
@@ -29,4 +33,5 @@ pub use replay::{Difference, Found, ReplayOptions, Replayed, replay};
 pub(crate) use replay::{claims_at, kept, with_change};
 pub use shared::{Access, AccessOptions, Admittance, Refusal};
 pub(crate) use sifted::{From, Next, Said, SiftedFeed};
-pub(crate) use subject::{Subject, Vigil};
+pub(crate) use subject::Subject;
+pub(crate) use vigil::Vigil;

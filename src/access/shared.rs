@@ -1,11 +1,11 @@
 //! What all doors of a server share: who may come in, and the rules in force.
 
-use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio::sync::{broadcast, watch};
 
+use super::consulted::Consulted;
 use super::subject::Subject;
 use crate::auth::{Authority, Identity, TokenError};
 use crate::engine::{Database, Ruleset, now_ms};
@@ -65,8 +65,7 @@ pub(super) struct Shared {
     rules: RwLock<Option<InForce>>,
     /// Rises when an answer may be another than before, for whatever reason but a change of the very document.
     epoch: watch::Sender<u64>,
-    // Documents that decisions about others rest on. Held for look-ups.
-    consulted: Mutex<HashSet<DocumentId>>,
+    pub(super) consulted: Consulted,
     pub(super) counts: Counts,
     is_followed: AtomicBool,
 }
@@ -112,9 +111,6 @@ impl Counts {
     }
 }
 
-/// Documents whose changes are watched for the sake of decisions about others. Beyond, any change counts as one of those.
-const CONSULTED_MAX: usize = 10_000;
-
 impl Access {
     /// Sets access up.
     #[must_use]
@@ -126,7 +122,7 @@ impl Access {
             authority,
             rules: RwLock::new(rules.map(InForce::new)),
             epoch: watch::channel(0).0,
-            consulted: Mutex::default(),
+            consulted: Consulted::default(),
             counts: Counts::default(),
             is_followed: AtomicBool::new(false),
         }))
@@ -202,7 +198,20 @@ impl Access {
 
     /// Has every answer found anew.
     pub(crate) fn renew(&self) {
-        self.0.epoch.send_modify(|epoch| *epoch += 1);
+        self.0.epoch.send_modify(|epoch| {
+            *epoch += 1;
+            self.0.consulted.note_change_of_all(*epoch);
+        });
+    }
+
+    /// Has every answer found anew that rests on these documents, if any does.
+    pub(super) fn renew_for(&self, documents: &[DocumentId]) {
+        if self.0.consulted.has_any_of(documents) {
+            self.0.epoch.send_modify(|epoch| {
+                *epoch += 1;
+                self.0.consulted.note_changes(documents, *epoch);
+            });
+        }
     }
 
     /// A number that rises when answers may be others than before.
@@ -225,17 +234,18 @@ impl Access {
                 return;
             }
             loop {
-                let is_other = tokio::select! {
+                let group = tokio::select! {
                     group = groups.recv() => match group {
-                        Ok(documents) => shared.upgrade().is_some_and(|shared| shared.is_consulted(&documents)),
-                        Err(broadcast::error::RecvError::Lagged(_)) => true,
+                        Ok(documents) => Some(documents),
+                        Err(broadcast::error::RecvError::Lagged(_)) => None,
                         Err(broadcast::error::RecvError::Closed) => return,
                     },
-                    () = revoked(&mut revocations) => true,
+                    () = revoked(&mut revocations) => None,
                 };
-                let Some(shared) = shared.upgrade() else { return };
-                if is_other {
-                    Self(shared).renew();
+                let Some(access) = shared.upgrade().map(Self) else { return };
+                match group {
+                    Some(documents) => access.renew_for(&documents),
+                    None => access.renew(),
                 }
             }
         }
@@ -259,19 +269,6 @@ impl Shared {
 
     pub(super) fn is_revoked(&self, identity: &Identity) -> bool {
         self.authority.as_ref().is_none_or(|authority| authority.is_revoked(identity))
-    }
-
-    /// Has the changes of a document watched, from here on.
-    pub(super) fn note_consulted(&self, document: DocumentId) {
-        let mut consulted = self.consulted.lock().unwrap_or_else(PoisonError::into_inner);
-        if consulted.len() <= CONSULTED_MAX {
-            consulted.insert(document);
-        }
-    }
-
-    fn is_consulted(&self, documents: &[DocumentId]) -> bool {
-        let consulted = self.consulted.lock().unwrap_or_else(PoisonError::into_inner);
-        consulted.len() > CONSULTED_MAX || documents.iter().any(|document| consulted.contains(document))
     }
 }
 

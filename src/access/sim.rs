@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::task::{Context, Waker};
 
 use super::shared::{Access, AccessOptions};
-use super::subject::{Subject, Vigil};
+use super::subject::Subject;
+use super::vigil::Vigil;
 use crate::engine::sim::Engine;
 use crate::engine::{Clash, Judge, Source};
 use crate::error::Error;

@@ -3,14 +3,15 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use serde_json::Value as Json;
-use tokio::sync::watch;
-use tokio::time::Instant;
 
+use super::consulted::RestsOn;
 use super::facts::{Extract, Others, Whole};
 use super::shared::{Access, Refusal};
+use super::vigil::Vigil;
+// Where those look who follow a feed.
+pub(super) use super::vigil::REST;
 use crate::auth::Identity;
 use crate::engine::{Claims, Database, Judge, now_ms};
 use crate::error::Error;
@@ -33,7 +34,9 @@ pub(super) struct Inner {
     // Decisions that may be given again. Held for look-ups, never while one is made.
     known: Mutex<Known>,
     /// Something that was decided lately rests on the time.
-    is_timed: AtomicBool,
+    pub(super) is_timed: AtomicBool,
+    // Documents that decisions for him looked at beside those that they are about. Held for look-ups.
+    rests_on: Mutex<RestsOn>,
 }
 
 #[derive(Default)]
@@ -67,8 +70,8 @@ impl Subject {
         // Not the `sub` of the token: two issuers may have one of the same name.
         let auth = identity.as_ref().map(|identity| Auth::from_json(&principal, identity.claims()));
         let claims = identity.as_ref().map(|identity| Arc::new(Claims::of(&principal, identity.claims())));
-        let (known, is_timed) = (Mutex::default(), AtomicBool::new(false));
-        Self(Arc::new(Inner { access, identity, auth, principal, claims, known, is_timed }))
+        let (known, is_timed, rests_on) = (Mutex::default(), AtomicBool::new(false), Mutex::default());
+        Self(Arc::new(Inner { access, identity, auth, principal, claims, known, is_timed, rests_on }))
     }
 
     /// Who that is, as the log records it; empty for nobody in particular.
@@ -126,20 +129,11 @@ impl Subject {
 
     /// Waits, on a connection that stands, for whatever changes what he may do.
     pub(crate) fn vigil(&self) -> Vigil {
-        let (now, epoch) = (Instant::now(), self.0.access.epoch());
-        Vigil {
-            subject: self.clone(),
-            revocations: epoch.clone(),
-            epoch,
-            told_at: None,
-            rests_until: now,
-            asks_at: None,
-            is_by_time: false,
-        }
+        Vigil::new(self.clone(), self.0.access.epoch())
     }
 
     /// How long his token counts from now on, ms; `None` for ever.
-    fn leaves_in(&self, now_ms: u64) -> Option<u64> {
+    pub(super) fn leaves_in(&self, now_ms: u64) -> Option<u64> {
         let expires = self.0.identity.as_ref()?.expires_ms()?;
         Some(expires.saturating_add(GRACE_MS).saturating_sub(now_ms))
     }
@@ -236,11 +230,27 @@ impl Subject {
     /// second half of the answer.
     pub(super) fn ask(&self, rules: &Rules, request: Request<'_>) -> (Decision, Vec<(DocumentId, Lsn)>) {
         let shared = &self.0.access.0;
-        let others = Others::of(shared);
+        let others = Others::of(self);
         let (auth, time_ms) = (self.0.auth.as_ref(), now_ms() as i64);
         let decision = rules.decide(&Request { auth, time_ms, documents: &others, ..request });
         shared.counts.note(request.operation, decision.allowed);
         (decision, others.seen.into_inner())
+    }
+
+    /// Takes note that a decision for him looks at a document for the sake of another, before that is read.
+    pub(super) fn note_consulted(&self, document: DocumentId) {
+        // In this order: when a change of it is looked for among what is watched, it is among what he rests on.
+        self.rests_on().note(document);
+        self.0.access.0.consulted.note(document);
+    }
+
+    /// Whether decisions for him may be others than at an earlier count of what may change them.
+    pub(super) fn is_concerned(&self, since: u64) -> bool {
+        self.0.access.0.consulted.has_changed(&self.rests_on(), since)
+    }
+
+    fn rests_on(&self) -> std::sync::MutexGuard<'_, RestsOn> {
+        self.0.rests_on.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether there can be anything in a collection that he may do that to.
@@ -278,126 +288,6 @@ impl Subject {
             false
         })
     }
-}
-
-/// Waits for whatever changes what somebody may do.
-pub(crate) struct Vigil {
-    subject: Subject,
-    epoch: watch::Receiver<u64>,
-    /// The same, for whether he has to go: that is looked at without a rest.
-    revocations: watch::Receiver<u64>,
-    /// When somebody was told, until it is known how long that kept him busy.
-    told_at: Option<Instant>,
-    /// Nothing else is told before: finding every answer anew is dear, and documents that rules look at may change all the
-    /// time.
-    rests_until: Instant,
-    /// When he is to be asked about again if anything rests on the time; never, where nobody wants that.
-    asks_at: Option<Instant>,
-    /// Nothing but the time was what told last.
-    is_by_time: bool,
-}
-
-/// Timers are set no further ahead than this, ms: a day.
-const FAR_MS: u64 = 86_400_000;
-/// How long nothing is told after what followed from a change was done, at least; as long as that took, and so long at
-/// most.
-pub(super) const REST: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(2)];
-/// How often every answer is found anew where some rest on the time.
-const ASK_AGAIN: Duration = Duration::from_secs(5);
-
-impl Vigil {
-    /// Tells as well, now and then, where what was decided rests on the time.
-    pub(crate) fn with_the_time(self) -> Self {
-        Self { asks_at: Some(Instant::now() + ASK_AGAIN), ..self }
-    }
-
-    /// [`Self::next`] as far as it is due now, for those who do not wait. Time alone brings nothing.
-    #[cfg(feature = "sim")]
-    pub(super) fn has_changed(&mut self) -> Option<Option<Leave>> {
-        if let Some(leave) = self.subject.must_leave(now_ms()) {
-            return Some(Some(leave));
-        }
-        let is_due = self.is_behind();
-        self.epoch.mark_unchanged();
-        is_due.then_some(None)
-    }
-
-    /// Waits until every answer has to be found anew, or until he has to go.
-    ///
-    /// # Cancel safety
-    /// Nothing is missed when it is dropped.
-    pub(crate) async fn next(&mut self) -> Option<Leave> {
-        // He may have been revoked before this began to listen.
-        if let Some(leave) = self.subject.must_leave(now_ms()) {
-            return Some(leave);
-        }
-        if let Some(told_at) = self.told_at.take() {
-            let now = Instant::now();
-            self.rests_until = now + (now - told_at).clamp(REST[0], REST[1]);
-            self.asks_at = self.asks_at.map(|_| now + ASK_AGAIN);
-        }
-        // Of rules that never look at it, no timer is kept.
-        let is_timed = self.asks_at.is_some() && self.subject.0.access.rules().is_some_and(|r| r.look_at_the_time());
-        loop {
-            let ends = self.subject.leaves_in(now_ms()).unwrap_or(FAR_MS).min(FAR_MS);
-            let far = || Instant::now() + Duration::from_millis(FAR_MS);
-            tokio::select! {
-                changed = changed_after(self.rests_until, &mut self.epoch) => {
-                    if changed.is_err() {
-                        // Nothing changes any more but the time.
-                        std::future::pending::<()>().await;
-                    }
-                    return self.told(false);
-                }
-                Ok(()) = self.revocations.changed() => {
-                    if let Some(leave) = self.subject.must_leave(now_ms()) {
-                        return Some(leave);
-                    }
-                }
-                () = tokio::time::sleep_until(self.asks_at.filter(|_| is_timed).unwrap_or_else(far)) => {
-                    if self.subject.0.is_timed.load(Ordering::Relaxed) {
-                        return self.told(true);
-                    }
-                    self.asks_at = self.asks_at.map(|_| Instant::now() + ASK_AGAIN);
-                }
-                () = tokio::time::sleep(Duration::from_millis(ends)) => {
-                    if let Some(leave) = self.subject.must_leave(now_ms()) {
-                        return Some(leave);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Whether answers may be others than when something was told last: nothing that rests on them may be told before
-    /// they are found anew.
-    pub(crate) fn is_behind(&self) -> bool {
-        self.epoch.has_changed().unwrap_or(false)
-    }
-
-    /// As if it had been told, since what follows from it is done in any case.
-    pub(crate) fn catch_up(&mut self) {
-        self.epoch.mark_unchanged();
-        self.told(false);
-    }
-
-    /// Whether only time went by, when [`Self::next`] told of no reason to go.
-    pub(crate) fn is_by_time(&self) -> bool {
-        self.is_by_time
-    }
-
-    fn told(&mut self, is_by_time: bool) -> Option<Leave> {
-        self.is_by_time = is_by_time;
-        self.told_at = Some(Instant::now());
-        self.subject.0.is_timed.store(false, Ordering::Relaxed);
-        self.subject.must_leave(now_ms())
-    }
-}
-
-/// Waits for another epoch, but not before a moment. What came until then is not lost when this is dropped.
-async fn changed_after(moment: Instant, epoch: &mut watch::Receiver<u64>) -> Result<(), watch::error::RecvError> {
-    tokio::time::sleep_until(moment).await;
-    epoch.changed().await
 }
 
 impl Permits for Subject {
@@ -441,62 +331,5 @@ impl Sieve for Seer {
 impl std::fmt::Debug for Subject {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Subject").field("principal", &self.0.principal).finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::access::{AccessOptions, Admittance};
-    use crate::log::MemoryStorage;
-
-    fn access(condition: &str) -> (Access, DocumentId) {
-        let database = Database::on(MemoryStorage::new()).open().unwrap();
-        let (handle, commit) =
-            database.collection("things").unwrap().create(serde_json::json!({ "open": true })).unwrap();
-        commit.wait().unwrap();
-        let text = format!("service tidelog {{ match /things/{{id}} {{ allow read: if {condition}; }} }}");
-        let rules = Some(Rules::parse("rules", &text).unwrap());
-        let options = AccessOptions { admittance: Admittance::Anybody, authority: None, rules };
-        (Access::new(database, options), handle.id())
-    }
-
-    /// How long a vigil goes on before it tells of something, up to an hour.
-    async fn told_after(vigil: &mut Vigil) -> Option<Duration> {
-        let began = Instant::now();
-        let told = tokio::time::timeout(Duration::from_secs(3600), vigil.next()).await;
-        told.ok().map(|leave| assert_eq!(leave, None)).map(|()| began.elapsed())
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_change_is_told_at_once_and_those_that_follow_after_a_rest() {
-        let (access, _) = access("resource.data.open");
-        let mut vigil = access.admit(None).unwrap().vigil();
-        assert_eq!(told_after(&mut vigil).await, None);
-        access.renew();
-        assert_eq!(told_after(&mut vigil).await, Some(Duration::ZERO));
-        access.renew();
-        access.renew();
-        // One who is asked for something else meanwhile misses nothing.
-        assert!(tokio::time::timeout(REST[0] / 2, vigil.next()).await.is_err());
-        assert_eq!(told_after(&mut vigil).await, Some(REST[0] / 2));
-        assert_eq!(told_after(&mut vigil).await, None);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_rests_on_the_time_is_asked_for_again_now_and_then_while_it_does() {
-        let (access, document) = access("request.time < timestamp('2200-01-01T00:00:00Z')");
-        let subject = access.admit(None).unwrap();
-        let mut vigil = subject.vigil().with_the_time();
-        for _ in 0..2 {
-            // The second answer is the first one, which is remembered.
-            assert!(subject.may(Operation::Get, document).unwrap());
-            assert_eq!(told_after(&mut vigil).await, Some(ASK_AGAIN));
-            assert!(vigil.is_by_time());
-        }
-        assert_eq!(told_after(&mut vigil).await, None);
-        access.renew();
-        assert_eq!(told_after(&mut vigil).await, Some(Duration::ZERO));
-        assert!(!vigil.is_by_time());
     }
 }

@@ -111,11 +111,25 @@ impl Listening {
     pub(super) fn look_further(&self, standing: &Standing<'_>) {
         let mut state = self.state();
         let bound = state.window.bound().map(<[u8]>::to_vec);
-        let search = Search { after: bound.as_deref(), ..standing.search(&self.shape, wanted(&self.shape)) };
+        let search = standing.search(&self.shape, wanted(&self.shape));
+        let search = Search { after: bound.as_deref(), keeps_hidden: state.window.keeps_hidden(), ..search };
         match search.run() {
             Ok(found) => state.window.extend(found),
             Err(error) => state.failure = Some(error),
         }
+    }
+
+    /// Asks about everything anew that it knows; whether that is enough, so that nothing needs to be found anew.
+    #[cfg(feature = "web")]
+    fn sift(&self) -> bool {
+        let mut state = self.state();
+        if state.window.sift(&self.shape).is_none() {
+            return false;
+        }
+        if let Err(error) = state.window.check(&self.shape) {
+            state.failure.get_or_insert(error.into());
+        }
+        true
     }
 
     /// Nothing more will be told.
@@ -223,16 +237,44 @@ impl Listener {
         self.query.collection.name()
     }
 
-    /// The same listener for somebody who may see other documents now: its next snapshot says what came and what went.
+    /// Has the next snapshot tell what came and what went because whoever listens may see other documents now. `sieve`
+    /// says which; so does the one before it, which is asked where there was one.
     ///
     /// # Errors
     /// As [`Query::on_snapshot`].
+    ///
+    /// # Cost
+    /// A question to the sieve for each document in the result, and for each that would be there if it might be seen. When
+    /// these are too many, or others than are known may come in, the query is run again.
     #[cfg(feature = "web")]
-    pub(crate) fn seen_through(&mut self, sieve: Option<Arc<dyn Sieve>>) -> Result<Self, Error> {
-        let mut again = Self::new(self.query.clone().seen_through(sieve), self.options)?;
-        again.goes_on = !matches!(self.stage, Stage::New);
-        again.shown = std::mem::take(&mut self.shown);
-        Ok(again)
+    pub(crate) fn sift(&mut self, sieve: Option<Arc<dyn Sieve>>) -> Result<(), Error> {
+        let is_told = match (&self.stage, &self.shape.sieve, &sieve) {
+            (Stage::Running(running), Some(_), Some(_)) => running.listening.sift(),
+            (Stage::Running(_), None, None) | (Stage::Ended, _, _) => true,
+            _ => false,
+        };
+        if !is_told {
+            let mut again = Self::new(self.query.clone().seen_through(sieve), self.options)?;
+            again.goes_on = self.goes_on || !matches!(self.stage, Stage::New);
+            again.shown = std::mem::take(&mut self.shown);
+            *self = again;
+        }
+        Ok(())
+    }
+
+    /// Whether it has yet to begin, or to begin anew, and to be [ready](Self::ready) for that.
+    #[cfg(feature = "web")]
+    pub(crate) fn is_new(&self) -> bool {
+        matches!(self.stage, Stage::New)
+    }
+
+    /// Which one it is, of those that have begun.
+    #[cfg(test)]
+    pub(super) fn number(&self) -> Option<ListenerId> {
+        match &self.stage {
+            Stage::Running(running) => Some(running.listening.id),
+            _ => None,
+        }
     }
 
     fn end(&mut self, error: Error) -> Result<QuerySnapshot, Error> {
@@ -269,7 +311,12 @@ impl Listener {
         let listening = Arc::new(Listening {
             id: views.new_id(),
             shape: self.shape.clone(),
-            state: Mutex::new(State { window: Window::new(found, &self.shape)?, at, is_between: false, failure: None }),
+            state: Mutex::new(State {
+                window: Window::new(found, &self.shape, views.room.clone())?,
+                at,
+                is_between: false,
+                failure: None,
+            }),
             changed,
         });
         if !standing.admit(listening.clone()) {

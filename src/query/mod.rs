@@ -14,10 +14,11 @@
 //! * `view.rs` is a collection's values as those who ask see them, `worker.rs` makes them, in steps on the one thread of
 //!   `views.rs`; `rows.rs` is their rows.
 //! * `listener.rs` tells results again: what it knows of one is in `window.rs`, whom a change concerns in
-//!   `predicates.rs` and `intervals.rs`, what is told in `snapshot.rs`.
+//!   `predicates.rs` and `intervals.rs`, what is told in `snapshot.rs`; what it knows of and may not tell in `hidden.rs`.
 
 mod builder;
 mod document;
+mod hidden;
 mod index;
 mod intervals;
 mod listener;

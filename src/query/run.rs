@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use super::document::Document;
+use super::hidden::Hidden;
 use super::index::{Index, Part};
 use super::plan::{Access, accesses, best_index, single_indexes};
 use super::predicate::Condition;
@@ -30,6 +31,8 @@ pub(super) struct Search<'a> {
     pub(super) want: usize,
     /// Documents that are passed over.
     pub(super) without: Option<&'a HashSet<DocumentId>>,
+    /// Matches that may not be seen are wanted as well, beside the others.
+    pub(super) keeps_hidden: bool,
     /// Is told of indexes on one field that would have helped, whether the search succeeds or not.
     pub(super) missed: &'a dyn Fn(Vec<Part>),
 }
@@ -47,6 +50,9 @@ pub(super) struct Found {
     pub(super) used: Vec<[u8; 8]>,
     /// Bytes of the documents' values as text.
     pub(super) bytes: usize,
+    /// The matches up to the last of these that may not be seen, and perhaps some behind it; `None` when they are too
+    /// many, or were not asked for.
+    pub(super) hidden: Option<Hidden>,
 }
 
 impl Found {
@@ -71,6 +77,19 @@ impl Found {
             self.bytes -= twice.bytes;
         }
     }
+
+    /// Takes note of a document that may not be seen.
+    pub(super) fn hide(&mut self, place: Vec<u8>, document: Arc<Document>) {
+        let Some(hidden) = &mut self.hidden else { return };
+        hidden.put(place, document);
+        if let (true, Some((last, _))) = (hidden.is_too_much() && !self.is_all, self.documents.last_key_value()) {
+            // Once something was left out, the last one only comes nearer.
+            hidden.cut(last);
+        }
+        if hidden.is_too_much() {
+            self.hidden = None;
+        }
+    }
 }
 
 /// The documents that were to be looked at are too many.
@@ -85,7 +104,8 @@ impl Search<'_> {
     /// # Cost
     /// By an index that gives their order: in proportion to what is wanted. Otherwise to what the index narrows to.
     pub(super) fn run(&self) -> Result<Found, Error> {
-        let mut found = Found { is_all: true, ..Found::default() };
+        let hidden = self.keeps_hidden.then(Hidden::default);
+        let mut found = Found { is_all: true, hidden, ..Found::default() };
         for conditions in &self.shape.alternatives {
             self.find(conditions, &mut found)?;
             if found.bytes > queries::RESULT_BYTES_MAX {
@@ -236,8 +256,12 @@ impl Search<'_> {
         if self.without.is_some_and(|without| without.contains(&document.id)) {
             return false;
         }
-        let Some(place) = self.shape.seen_place(&document) else { return false };
+        let Some(place) = self.shape.place(document.id, document.compared()) else { return false };
         if self.after.is_some_and(|after| place.as_slice() <= after) {
+            return false;
+        }
+        if !self.shape.may_see(&document) {
+            found.hide(place, Arc::new(document));
             return false;
         }
         found.put(place, Arc::new(document));

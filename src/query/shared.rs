@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::hidden::Hidden;
 use super::index::Part;
 use super::run::{Found, Search};
 use super::spec::{Asked, Shape};
@@ -55,7 +56,7 @@ impl Standing<'_> {
     /// # Cost
     /// Where the same was asked here before: a look at each document of the result. Otherwise a search.
     pub(super) fn beginning(&self, asked: &Asked, shape: &Shape, missed: &dyn Fn(Vec<Part>)) -> Result<Found, Error> {
-        let own = || Search { missed, ..self.search(shape, wanted(shape)) }.run();
+        let own = || Search { missed, keeps_hidden: true, ..self.search(shape, wanted(shape)) }.run();
         let all = match self.shared().get(self.at(), asked) {
             Some(found) => found,
             None => {
@@ -70,11 +71,19 @@ impl Standing<'_> {
                 found
             }
         };
-        let Some(sieve) = &shape.sieve else { return Ok(Found::clone(&all)) };
-        let mut seen = Found { is_all: all.is_all, used: all.used.clone(), ..Found::default() };
-        for (place, document) in all.documents.iter().filter(|(_, document)| sieve.passes(document)) {
-            seen.put(place.clone(), document.clone());
+        let hidden = Some(Hidden::default());
+        if shape.sieve.is_none() {
+            return Ok(Found { hidden, ..Found::clone(&all) });
         }
+        // All that was found is looked at, so what comes behind the last one seen so far is not left out.
+        let mut seen = Found { is_all: true, used: all.used.clone(), hidden, ..Found::default() };
+        for (place, document) in &all.documents {
+            match shape.may_see(document) {
+                true => seen.put(place.clone(), document.clone()),
+                false => seen.hide(place.clone(), document.clone()),
+            }
+        }
+        seen.is_all = all.is_all;
         // Where more may follow than was looked at, what is left must be a result by itself.
         let is_enough = seen.is_all || shape.limit.is_some_and(|limit| seen.documents.len() >= limit);
         if is_enough { Ok(seen) } else { own() }

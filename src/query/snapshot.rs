@@ -1,5 +1,7 @@
 //! What a query answers, and what a listener tells.
 
+use std::cmp::Ordering;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -7,6 +9,7 @@ use serde_json::{Value, json};
 use super::document::Document;
 use crate::document::Patch;
 use crate::feed::FeedCursor;
+use crate::id::DocumentId;
 
 /// The result of a query at one position, and what changed since the one before.
 #[derive(Debug, Clone)]
@@ -140,36 +143,50 @@ pub(super) type Placed = Vec<(Vec<u8>, Arc<Document>)>;
 /// The changes that lead from one list to the other, both in order of their places. A document that is the same in both
 /// is passed over: one is the same when its heads are.
 pub(super) fn changes_between(before: &Placed, now: &Placed) -> Vec<DocChange> {
-    use std::collections::HashMap;
-    let places = |list: &'_ Placed| -> HashMap<_, usize> {
-        list.iter().enumerate().map(|(at, (_, document))| (document.id, at)).collect()
-    };
-    let (old, new) = (places(before), places(now));
+    // Mostly little is another, and only of that it needs to be known where it was and where it is.
+    let (mut old, mut new) = (Vec::new(), Vec::new());
+    let (mut was, mut is) = (before.iter().peekable(), now.iter().peekable());
+    loop {
+        let order = match (was.peek(), is.peek()) {
+            (None, None) => break,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some((place, _)), Some((other, _))) => place.cmp(other),
+        };
+        let one = was.next_if(|_| order.is_le());
+        let other = is.next_if(|_| order.is_ge());
+        if let (Some((_, one)), Some((_, other))) = (one, other)
+            && (Arc::ptr_eq(one, other) || (one.id == other.id && one.heads == other.heads))
+        {
+            continue;
+        }
+        old.extend(one);
+        new.extend(other);
+    }
+    if old.is_empty() && new.is_empty() {
+        return Vec::new();
+    }
+    let known: HashMap<DocumentId, &[u8]> =
+        old.iter().map(|(place, document)| (document.id, place.as_slice())).collect();
+    let stays: HashSet<DocumentId> = new.iter().map(|(_, document)| document.id).collect();
     let mut list: Vec<&[u8]> = before.iter().map(|(place, _)| place.as_slice()).collect();
     let mut changes = Vec::new();
     let mut change = |kind, document: &Arc<Document>, old_index, new_index| {
         let document = document.clone();
         changes.push(DocChange { kind, document, old_index, new_index, patches: None, conflicts: None });
     };
-    for (place, document) in before {
-        if !new.contains_key(&document.id) {
-            let at = list.partition_point(|other| *other < place.as_slice());
-            list.remove(at);
-            change(ChangeKind::Removed, document, Some(at), None);
-        }
+    let index = |list: &[&[u8]], place: &[u8]| list.partition_point(|other| *other < place);
+    for (place, document) in old.iter().filter(|(_, document)| !stays.contains(&document.id)) {
+        let at = index(&list, place);
+        list.remove(at);
+        change(ChangeKind::Removed, document, Some(at), None);
     }
-    for (place, document) in now {
-        let was = old.get(&document.id).map(|at| &before[*at]);
-        let mut old_index = None;
-        if let Some((old_place, old_document)) = was {
-            if old_place == place && (Arc::ptr_eq(old_document, document) || old_document.heads == document.heads) {
-                continue;
-            }
-            let at = list.partition_point(|other| *other < old_place.as_slice());
+    for (place, document) in new {
+        let old_index = known.get(&document.id).map(|place| index(&list, place));
+        if let Some(at) = old_index {
             list.remove(at);
-            old_index = Some(at);
         }
-        let at = list.partition_point(|other| *other < place.as_slice());
+        let at = index(&list, place);
         list.insert(at, place);
         let kind = if old_index.is_some() { ChangeKind::Modified } else { ChangeKind::Added };
         change(kind, document, old_index, Some(at));

@@ -60,7 +60,8 @@ pub(super) struct Shape {
 
 /// Says which documents somebody may see in results.
 pub(crate) trait Sieve: std::fmt::Debug + Send + Sync {
-    /// Whether he may see this one as it is there.
+    /// Whether he may see this one as it is there, now. What it says may change: listeners are told of that
+    /// ([`Listener::sift`](super::Listener::sift)), and everybody else asks when he needs to know.
     fn passes(&self, document: &Document) -> bool;
 }
 
@@ -195,10 +196,9 @@ impl Shape {
         is_inside.then(|| self.turned(place))
     }
 
-    /// [`Self::place`] of a document that whoever asks may see.
-    pub(super) fn seen_place(&self, document: &Document) -> Option<Vec<u8>> {
-        let place = self.place(document.id, document.compared())?;
-        self.sieve.as_ref().is_none_or(|sieve| sieve.passes(document)).then_some(place)
+    /// Whether whoever asks may see a document.
+    pub(super) fn may_see(&self, document: &Document) -> bool {
+        self.sieve.as_ref().is_none_or(|sieve| sieve.passes(document))
     }
 
     /// A place as it counts when the limit takes from the end: turned around.

@@ -111,6 +111,7 @@ impl Standing<'_> {
             after: None,
             want,
             without: None,
+            keeps_hidden: false,
             missed: &|_| {},
         }
     }

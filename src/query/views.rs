@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
+use super::hidden::Room;
 use super::predicates::ListenerId;
 use super::rows::viewed;
 use super::shared::Shared;
@@ -30,6 +31,8 @@ pub(super) struct Views {
     /// Something was asked of the thread.
     wanted: Notify,
     listeners: AtomicUsize,
+    /// For what they know of and may not tell.
+    pub(super) room: Arc<Room>,
     next_listener: AtomicU64,
     askings: AtomicU64,
     is_in_touch: AtomicBool,
@@ -88,6 +91,7 @@ impl Views {
             shared: Arc::default(),
             wanted: Notify::new(),
             listeners: AtomicUsize::new(0),
+            room: Arc::default(),
             next_listener: AtomicU64::new(0),
             askings: AtomicU64::new(1),
             is_in_touch: AtomicBool::new(true),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::document::Document;
+use super::hidden::{Hidden, Room, Taken};
 use super::run::Found;
 use super::snapshot::Placed;
 use super::spec::Shape;
@@ -11,12 +12,15 @@ use crate::error::QueryError;
 use crate::limits::queries;
 
 /// Documents of a result, by place.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Window {
     known: BTreeMap<Vec<u8>, Arc<Document>>,
     /// Matches behind this place are not known; `None` when all are.
     bound: Option<Vec<u8>>,
     bytes: usize,
+    /// All matches up to the bound that whoever listens may not see; `None` when they are too many, or not asked for.
+    hidden: Option<Hidden>,
+    taken: Taken,
 }
 
 /// What a change did to a window.
@@ -44,8 +48,14 @@ impl Window {
     ///
     /// # Errors
     /// As [`Self::check`].
-    pub(super) fn new(found: Found, shape: &Shape) -> Result<Self, QueryError> {
-        let mut window = Self::default();
+    pub(super) fn new(found: Found, shape: &Shape, room: Arc<Room>) -> Result<Self, QueryError> {
+        let mut window = Self {
+            known: BTreeMap::new(),
+            bound: None,
+            bytes: 0,
+            hidden: Some(Hidden::default()),
+            taken: Taken::nothing_of(room),
+        };
         window.extend(found);
         window.check(shape)?;
         Ok(window)
@@ -57,6 +67,16 @@ impl Window {
         for (place, document) in found.documents {
             self.put(place, document);
         }
+        self.hidden = self.hidden.take().zip(found.hidden).map(|(mut hidden, more)| {
+            hidden.extend(more);
+            hidden
+        });
+        self.settle();
+    }
+
+    /// Whether it knows of what may not be seen.
+    pub(super) fn keeps_hidden(&self) -> bool {
+        self.hidden.is_some()
     }
 
     pub(super) fn bound(&self) -> Option<&[u8]> {
@@ -66,21 +86,78 @@ impl Window {
     /// Takes in what became of one document.
     pub(super) fn change(&mut self, shape: &Shape, before: Option<&Document>, after: Option<&Arc<Document>>) -> Turn {
         let place = |document: &Document| shape.place(document.id, document.compared());
-        let old = before.and_then(place).and_then(|place| self.known.remove(&place));
-        self.bytes -= old.as_ref().map_or(0, |old| old.bytes);
-        let new = after.and_then(|after| Some((shape.seen_place(after)?, after.clone())));
-        let new = new.filter(|(place, _)| self.bound.as_ref().is_none_or(|bound| place <= bound));
-        if old.is_none() && new.is_none() {
-            return Turn::Same;
+        let mut is_same = true;
+        if let Some(was) = before.and_then(place) {
+            is_same = self.take(&was).is_none();
+            self.hidden.as_mut().and_then(|hidden| hidden.remove(&was));
         }
-        if let Some((place, document)) = new {
-            self.put(place, document);
-            self.trim(shape);
+        let new = after.and_then(|after| Some((place(after)?, after)));
+        if let Some((place, document)) = new.filter(|(place, _)| self.reaches(place)) {
+            if shape.may_see(document) {
+                is_same = false;
+                self.put(place, document.clone());
+                self.trim(shape);
+            } else if let Some(hidden) = &mut self.hidden {
+                hidden.put(place, document.clone());
+            }
         }
+        self.settle();
+        if is_same { Turn::Same } else { self.turn(shape) }
+    }
+
+    /// Asks the sieve about everything that is known, since it may pass other documents now. `None` when there may be
+    /// more in the result than is known: what is found anew counts then.
+    #[cfg(feature = "web")]
+    pub(super) fn sift(&mut self, shape: &Shape) -> Option<Turn> {
+        let hidden = self.hidden.as_ref()?;
+        let come = hidden.places(|document| shape.may_see(document));
+        let gone = self.known.iter().filter(|(_, document)| !shape.may_see(document));
+        let gone: Vec<Vec<u8>> = gone.map(|(place, _)| place.clone()).collect();
+        if come.is_empty() && gone.is_empty() {
+            return Some(Turn::Same);
+        }
+        for place in come {
+            if let Some(document) = self.hidden.as_mut().and_then(|hidden| hidden.remove(&place)) {
+                self.put(place, document);
+            }
+        }
+        for place in gone {
+            if let (Some(document), Some(hidden)) = (self.take(&place), &mut self.hidden) {
+                hidden.put(place, document);
+            }
+        }
+        self.trim(shape);
+        self.settle();
+        Some(self.turn(shape)).filter(|turn| *turn != Turn::RunsLow)
+    }
+
+    /// What it means that the result is another.
+    fn turn(&self, shape: &Shape) -> Turn {
         match shape.limit {
             Some(limit) if self.bound.is_some() && self.known.len() < limit => Turn::RunsLow,
             _ => Turn::Changed,
         }
+    }
+
+    /// Whether every match at that place is known.
+    fn reaches(&self, place: &[u8]) -> bool {
+        self.bound.as_ref().is_none_or(|bound| place <= bound.as_slice())
+    }
+
+    fn take(&mut self, place: &[u8]) -> Option<Arc<Document>> {
+        let document = self.known.remove(place)?;
+        self.bytes -= document.bytes;
+        Some(document)
+    }
+
+    /// Forgets what is not to be seen where it is too much, or behind the bound.
+    fn settle(&mut self) {
+        if let (Some(hidden), Some(bound)) = (&mut self.hidden, &self.bound) {
+            hidden.cut(bound);
+        }
+        let hidden = self.hidden.take().filter(|hidden| !hidden.is_too_much());
+        let has_room = self.taken.resize(hidden.as_ref().map_or(0, Hidden::bytes));
+        self.hidden = hidden.filter(|_| has_room);
     }
 
     fn put(&mut self, place: Vec<u8>, document: Arc<Document>) {

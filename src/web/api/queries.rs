@@ -23,7 +23,7 @@ use crate::access::{Place, Subject, Vigil};
 use crate::engine::Collection;
 use crate::error::{Error, QueryError};
 use crate::limits::{api, queries};
-use crate::query::{IndexState, ListenOptions, Listener, Query};
+use crate::query::{IndexState, ListenOptions, Listener, Query, QuerySnapshot};
 use crate::rules::Operation;
 use crate::web::guest::Payer;
 use crate::web::server::{App, stopped};
@@ -98,6 +98,8 @@ pub(super) async fn listen(
     };
     let collection = app.shared.database.collection(&collection)?;
     let (query, counts) = collection.query_of_json(&asked)?;
+    // From before anything is decided: what changes until the first snapshot is made must not go by unseen.
+    let vigil = subject.vigil().with_the_time().of_his_decisions();
     may_list(&subject, &collection)?;
     let query = query.seen_through(subject.sieve(collection.name()));
     if counts {
@@ -128,7 +130,7 @@ pub(super) async fn listen(
     })
     .await?;
     let first = first.map(|snapshot| line(&snapshot)).unwrap_or_default();
-    let told = Told { listener, subject: subject.clone(), vigil: subject.vigil().with_the_time(), _held: held };
+    let told = Told { listener, subject, vigil, _held: held };
     Ok(flow(first, told, app.shared.stop.clone()))
 }
 
@@ -141,45 +143,37 @@ struct Told {
 }
 
 impl Told {
-    /// The next lines; `None` at the end. A line without meaning when he may see what he saw before.
+    /// The next lines; `None` at the end.
     async fn next(&mut self) -> Option<Result<String, Problem>> {
         loop {
-            tokio::select! {
-                goes_on = self.listener.wait() => if !goes_on { return None },
-                leave = self.vigil.next() => match leave {
-                    Some(_) => return Some(Err(Problem::left())),
-                    None => return self.told_anew().await,
-                },
-            }
-            // What stood behind a limit was looked at when the listener began.
+            let mut may_see_others = tokio::select! {
+                goes_on = self.listener.wait() => if goes_on { false } else { return None },
+                leave = self.vigil.next() => if leave.is_none() { true } else { return Some(Err(Problem::left())) },
+            };
+            // What is known of the result was looked at when it became known.
             if self.vigil.is_behind() {
                 self.vigil.catch_up();
-                return self.told_anew().await;
+                may_see_others = true;
             }
-            match self.listener.try_next() {
-                Ok(Some(snapshot)) => return Some(Ok(line(&snapshot))),
-                Ok(None) => {}
+            match self.told(may_see_others).await {
+                Ok(Some(snapshot)) if !snapshot.doc_changes().is_empty() => return Some(Ok(line(&snapshot))),
+                // He may see what he saw before.
+                Ok(_) => {}
                 Err(error) => return Some(Err(error.into())),
             }
         }
     }
 
-    /// What changed, with every answer found anew.
-    async fn told_anew(&mut self) -> Option<Result<String, Problem>> {
-        self.listener = match self.again() {
-            Ok(listener) => listener,
-            Err(error) => return Some(Err(error.into())),
-        };
-        match self.listener.next().await? {
-            Ok(snapshot) if snapshot.doc_changes().is_empty() => Some(Ok(":\n\n".to_owned())),
-            snapshot => Some(snapshot.map(|snapshot| line(&snapshot)).map_err(Problem::from)),
+    /// What changed, if anything did. When this is dropped, the listener has taken it in all the same.
+    async fn told(&mut self, may_see_others: bool) -> Result<Option<QuerySnapshot>, Error> {
+        if may_see_others {
+            let sieve = self.subject.sieve(self.listener.collection());
+            self.listener.sift(sieve)?;
         }
-    }
-
-    /// The listener under what he may see now.
-    fn again(&mut self) -> Result<Listener, Error> {
-        let sieve = self.subject.sieve(self.listener.collection());
-        self.listener.seen_through(sieve)
+        if self.listener.is_new() {
+            self.listener.ready().await?;
+        }
+        self.listener.try_next()
     }
 }
 
@@ -206,7 +200,7 @@ fn flow(first: String, told: Told, stop: watch::Receiver<bool>) -> Response {
     ([(CONTENT_TYPE, "text/event-stream"), (CACHE_CONTROL, "no-store")], Body::from_stream(lines)).into_response()
 }
 
-fn line(snapshot: &crate::query::QuerySnapshot) -> String {
+fn line(snapshot: &QuerySnapshot) -> String {
     written("snapshot", Some(&snapshot.metadata().position.to_string()), &snapshot.changes_to_json(), Form::Sse)
 }
 
