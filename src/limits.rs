@@ -249,6 +249,10 @@ pub(crate) mod api {
     pub(crate) const BODY_SECONDS: u64 = 30;
     /// Requests that read or write documents at a time. More wait.
     pub(crate) const WORKERS: usize = 4;
+    /// As many of them may be feeds that find out what their readers may see: the rest is for everybody else.
+    pub(crate) const TELLERS: usize = 3;
+    /// As many of those for one address, or one user.
+    pub(crate) const TELLERS_EACH: usize = 2;
     /// Documents, or events, in one answer, unless the request says otherwise.
     pub(crate) const PAGE: usize = 100;
     /// As many as it may ask for.
@@ -261,6 +265,8 @@ pub(crate) mod api {
     pub(crate) const SILENCE_SECONDS: u64 = 15;
     /// Bytes of lines that a stream sends at once.
     pub(crate) const STREAM_BYTES: usize = 64 << 10;
+    /// After so long a stream sends what it has, be it less.
+    pub(crate) const STREAM_PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
 }
 
 /// Bounds of the bookkeeping of links.
@@ -535,28 +541,8 @@ pub(crate) mod feeds {
     pub(crate) const STANDINGS_PER_READ: usize = 4096;
 }
 
-/// Bounds of one change feed whose reader may not see everything.
 #[cfg(feature = "web")]
-pub(crate) mod sifted {
-    /// Documents that changed since its reader was told what he may see. With more, all that there are are asked about.
-    pub(crate) const CHANGED_MAX: usize = 4096;
-    /// Documents of one feed that are asked about. With more, it begins anew.
-    pub(crate) const DOCUMENTS_MAX: usize = 1_000_000;
-    /// Documents that are told to be released or withheld by one change of rights. With more, it begins anew.
-    pub(crate) const RIGHTS_MAX: usize = 10_000;
-    /// Documents of which is remembered whether they may be seen. Beyond it that is found again.
-    pub(crate) const KNOWN_MAX: usize = 10_000;
-    /// Other documents that decide what may be seen. With more, any change in their collections has everything asked again.
-    pub(crate) const RESTS_ON_MAX: usize = 10_000;
-    /// Other documents that are kept as they were at one moment. Beyond it they are read again.
-    pub(crate) const OTHERS_MAX: usize = 1024;
-    /// Where rules look at the time, it moves on in steps of so many milliseconds.
-    pub(crate) const TIME_MS: u64 = 4_000;
-    /// How long documents are asked about at a stretch, in milliseconds.
-    pub(crate) const TURN_MS: u64 = 50;
-    /// How long nobody asks about all documents after it was done, at most; as long as that took, otherwise.
-    pub(crate) const REST_MAX: std::time::Duration = std::time::Duration::from_secs(30);
-}
+pub(crate) mod sifted;
 
 /// Bounds on the search for changes that automerge cannot apply, of a document that could not be made with them.
 pub(crate) mod voids {

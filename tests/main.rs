@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test panics; it does not return errors")]
 
 mod access;
+mod access_pages;
 mod api;
 mod audit;
 mod cli;

@@ -11,12 +11,13 @@
 //! * `facts.rs` is what rules are shown of documents, and `consulted.rs` what is kept of those that they look at for the
 //!   sake of others.
 //! * `sifted.rs` is the change feed as one may see it, `place.rs` the cursors of it, and `moment.rs` what he might see as of
-//!   some moment.
+//!   some moment; `kept.rs` keeps other documents that are looked at for that.
 //! * `replay.rs` makes decisions that are on record again, by other rules.
 
 mod consulted;
 mod facts;
 mod judge;
+mod kept;
 mod moment;
 mod place;
 mod replay;

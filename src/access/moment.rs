@@ -2,10 +2,10 @@
 //! as they were then. So the answer is the same whenever it is asked for.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::facts::Extract;
+use super::kept::{Kept, Other};
 use super::subject::Subject;
 use crate::document::{Path, Values, ViewError};
 use crate::engine::{Database, now_ms};
@@ -13,7 +13,6 @@ use crate::error::Error;
 use crate::history::Reader;
 use crate::history::fold::is_visible;
 use crate::id::{CollectionName, DocumentId, Lsn, first};
-use crate::limits::sifted as bounds;
 use crate::log::rows::DocumentRow;
 use crate::rules::{Data, Documents, Fields, Needs, Operation, Request, Rules, Value};
 
@@ -27,17 +26,8 @@ pub(super) struct Moment {
     pub(super) position: Lsn,
     /// What rules are told of the time, ms since 1970.
     pub(super) time_ms: u64,
-    /// Other documents that rules looked at, by collection and id. All can be found again.
-    others: RefCell<HashMap<(String, String), Other>>,
-}
-
-/// Another document, as rules are shown it.
-#[derive(Clone)]
-struct Other {
-    document: DocumentId,
-    newest: Lsn,
-    value: Option<Value>,
-    is_unclear: bool,
+    /// Other documents that rules looked at. All can be found again.
+    others: RefCell<Kept>,
 }
 
 /// Where a document was, and whether it was there.
@@ -63,7 +53,13 @@ impl Moment {
     /// The same in another place of time.
     pub(super) fn at(&self, position: Lsn, time_ms: u64) -> Self {
         let (rules, needs) = (self.rules.clone(), self.needs.clone());
-        Self { rules, needs, position, time_ms, others: RefCell::default() }
+        let others = RefCell::new(self.others.borrow().another());
+        Self { rules, needs, position, time_ms, others }
+    }
+
+    /// Forgets the other documents that rules looked at.
+    pub(super) fn forget(&self) {
+        self.others.borrow_mut().clear();
     }
 
     /// Whether the same rules count at both.
@@ -112,7 +108,7 @@ impl Subject {
             rules,
             position: self.database().reader().tail().lsn,
             time_ms: now_ms(),
-            others: RefCell::default(),
+            others: RefCell::new(Kept::new(self.0.access.0.kept.clone())),
         }
     }
 
@@ -228,11 +224,16 @@ fn read_then<T>(
             return told(made);
         }
     }
-    let heads = reader.heads_at(document, upto)?;
+    // Once there is a view, it is on record which changes it was made without.
+    let made = database.consult(document, |view| {
+        let then = reader.shown_heads_at(document, upto)?;
+        Ok(view.at(&then).and_then(|then| read(&then)))
+    });
+    // What was withdrawn since is in no view any more.
     if reader.row(document)?.is_none_or(|row| row.generation > upto.0) {
         return Ok(None);
     }
-    told(database.consult(document, |view| Ok(view.at(&heads).and_then(|then| read(&then)))))
+    told(made)
 }
 
 /// Other documents as they were.
@@ -286,11 +287,7 @@ impl Documents for Others<'_> {
         self.newest.set(self.newest.get().max(other.newest));
         self.is_unclear.set(self.is_unclear.get() || other.is_unclear);
         let value = other.value.clone();
-        let mut others = self.then.others.borrow_mut();
-        if others.len() >= bounds::OTHERS_MAX {
-            others.clear();
-        }
-        others.insert(key, other);
+        self.then.others.borrow_mut().put(key, other);
         value
     }
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use tokio::sync::{broadcast, watch};
 
 use super::consulted::Consulted;
+use super::kept::Budget;
 use super::subject::Subject;
 use crate::auth::{Authority, Identity, TokenError};
 use crate::engine::{Database, Ruleset, now_ms};
@@ -67,6 +68,8 @@ pub(super) struct Shared {
     epoch: watch::Sender<u64>,
     pub(super) consulted: Consulted,
     pub(super) counts: Counts,
+    /// What feeds keep of documents that rules look at.
+    pub(super) kept: Arc<Budget>,
     is_followed: AtomicBool,
 }
 
@@ -124,6 +127,7 @@ impl Access {
             epoch: watch::channel(0).0,
             consulted: Consulted::default(),
             counts: Counts::default(),
+            kept: Arc::default(),
             is_followed: AtomicBool::new(false),
         }))
     }

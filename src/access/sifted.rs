@@ -3,23 +3,27 @@
 //! Nothing is remembered of what he was told: a cursor says as of which [`Moment`] he was last told what he may see, and
 //! what he might see then can be found again, from the log. So whatever changed since then, here or while he was away,
 //! is told as the difference between two moments: documents that are *released* to him and such as are *withheld*. What
-//! happens next is then told as of the later one.
+//! happens next is then told as of the later one. A step from one to the other may take long: its cursors say how much of
+//! it was told.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+mod turning;
+
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
 use super::moment::{Life, Moment};
-use super::place::{Mark, Place};
+use super::place::{Mark, Place, Step};
 use super::subject::{REST, Subject};
 use crate::engine::Database;
 use crate::error::Error;
-use crate::feed::{ChangeFeed, Changes, Event, Filter, Item, Opening, ResetReason};
+use crate::feed::{ChangeFeed, Changes, Event, EventKind, Item, Opening, ResetReason};
 use crate::history::Reader;
-use crate::id::{CollectionKey, CollectionName, DocumentId, Heads, Lsn};
+use crate::id::{CollectionName, DocumentId, Heads, Lsn};
 use crate::limits::{feeds, sifted as bounds};
+use turning::{Found, Turning};
 
 /// From where somebody is told.
 #[derive(Debug, Clone, Copy)]
@@ -115,29 +119,8 @@ pub(crate) struct SiftedFeed {
     given: crate::feed::FeedCursor,
     /// Not everything is asked about again before that.
     rests_until: Instant,
-}
-
-/// A step from one moment to another.
-struct Turning {
-    to: Moment,
-    /// The documents that are to be asked about.
-    left: VecDeque<DocumentId>,
-    /// They are all that there are.
-    is_wide: bool,
-    /// The other documents that decide about them.
-    rests_on: HashSet<DocumentId>,
-    /// Whether he may see them, as of the later moment; `None` for those that are none of this feed.
-    known: HashMap<DocumentId, Option<bool>>,
-    told: usize,
-    took: Duration,
-}
-
-/// What was found out about a document.
-enum Found {
-    Same,
-    Other(Right),
-    /// Nobody knows what he was told of it.
-    Unclear,
+    /// How long documents are asked about at a stretch.
+    stretch: Duration,
 }
 
 impl SiftedFeed {
@@ -148,6 +131,7 @@ impl SiftedFeed {
     pub(crate) fn open(changes: Changes, from: From, subject: Subject) -> Result<Self, Error> {
         let now = subject.moment();
         let reader = subject.database().reader().clone();
+        let mut step = None;
         let (feed, told) = match from {
             From::Beginning => (changes.clone().open()?, Some(now.at(Lsn::ZERO, now.time_ms))),
             From::Now => (changes.clone().since_now().open()?, None),
@@ -158,7 +142,10 @@ impl SiftedFeed {
                 (changes.clone().since(feed).open()?, Some(now.at(Lsn::ZERO, now.time_ms)))
             }
             From::Place(place) => match told_as_of(&subject, &reader, &now, &place) {
-                Some(told) => (changes.clone().since(place.feed).open()?, Some(told)),
+                Some((told, halfway)) => {
+                    step = halfway;
+                    (changes.clone().since(place.feed).open()?, Some(told))
+                }
                 None => (changes.clone().anew(ResetReason::Rights).open()?, None),
             },
         };
@@ -178,19 +165,24 @@ impl SiftedFeed {
             rests_on: is_from_nothing.then(HashSet::new),
             known: HashMap::new(),
             rests_until: Instant::now(),
+            stretch: Duration::from_millis(bounds::TURN_MS),
         };
-        opened.begin(told)?;
+        if opened.begin(told)?
+            && let Some((to, at)) = step
+        {
+            opened.resume(to, at)?;
+        }
         Ok(opened)
     }
 
-    /// Takes the feed's opening.
-    fn begin(&mut self, told: Option<Moment>) -> Result<(), Error> {
+    /// Takes the feed's opening; whether it goes on from where he was told.
+    fn begin(&mut self, told: Option<Moment>) -> Result<bool, Error> {
+        let mut goes_on = false;
         if let Some(Item::Opened(opening)) = self.feed.next_now()? {
             let is_void = matches!(opening, Opening::Reset { .. });
-            match told.filter(|_| !is_void) {
-                Some(told) => self.moment = told,
-                None => self.moment = self.subject.moment(),
-            }
+            let told = told.filter(|_| !is_void);
+            goes_on = told.is_some();
+            self.moment = told.unwrap_or_else(|| self.subject.moment());
             let mut json = opening.to_json();
             let (places, word) = match opening {
                 Opening::Resumed { from } => (vec![("from", from)], "resumed"),
@@ -202,7 +194,7 @@ impl SiftedFeed {
             }
             self.opened = Some(json);
         }
-        Ok(())
+        Ok(goes_on)
     }
 
     /// Whether he may see everything: then telling costs nothing worth a thread.
@@ -210,18 +202,36 @@ impl SiftedFeed {
         self.moment.rules.is_none() && !self.subject.has_rules()
     }
 
-    /// Where a new feed goes on after what was told. Not while [`Next::Work`] is to be done.
+    /// Where a new feed goes on after what was told.
     pub(crate) fn cursor(&self) -> Place {
-        self.place(self.given)
+        self.turning.as_ref().map_or_else(|| self.place(self.given), |turning| self.place_in(turning))
     }
 
     fn place(&self, feed: crate::feed::FeedCursor) -> Place {
         Place { feed, rights: self.mark(&self.moment) }
     }
 
+    /// In the middle of a step.
+    fn place_in(&self, turning: &Turning) -> Place {
+        let (from, to) = (&self.moment, &turning.to);
+        let step = Step { position: to.position, time_ms: to.time_ms, at: turning.at };
+        // What the rules of before allowed is known here alone.
+        let halfway = |mark: Mark| match from.has_rules_of(to) {
+            true => Mark { position: from.position, time_ms: from.time_ms, step: Some(step), ..mark },
+            false => mark.unsettled(),
+        };
+        Place { feed: self.given, rights: self.mark(to).map(halfway) }
+    }
+
     fn mark(&self, moment: &Moment) -> Option<Mark> {
         let name = self.subject.rights_name(moment)?;
-        Some(Mark { name, position: moment.position, time_ms: moment.time_ms })
+        Some(Mark { name, position: moment.position, time_ms: moment.time_ms, step: None })
+    }
+
+    /// Forgets what can be found again, where he is told nothing for a while.
+    pub(crate) fn rest(&self) {
+        self.moment.forget();
+        self.turning.iter().for_each(|turning| turning.to.forget());
     }
 
     /// Waits until more was logged than was read; `false` when the database was closed.
@@ -232,7 +242,7 @@ impl SiftedFeed {
         self.feed.wait().await
     }
 
-    /// Reads up to so many events of what comes next.
+    /// Reads up to so many events of what comes next, and not many bytes of them.
     ///
     /// # Errors
     /// As [`ChangeFeed::next`].
@@ -241,9 +251,16 @@ impl SiftedFeed {
     /// Nothing is lost when it is dropped.
     pub(crate) async fn pull(&mut self, count: usize) -> Result<(), Error> {
         self.is_at_end = false;
-        while self.turning.is_none() && self.pulled.len() < count.min(feeds::RECORDS_PER_READ) {
+        let mut bytes: usize = self.pulled.iter().map(logged_bytes).sum();
+        while self.turning.is_none()
+            && self.pulled.len() < count.min(feeds::RECORDS_PER_READ)
+            && bytes < bounds::PULLED_BYTES
+        {
             match self.feed.try_next().await? {
-                Some(item) => self.pulled.push_back(item),
+                Some(item) => {
+                    bytes += logged_bytes(&item);
+                    self.pulled.push_back(item);
+                }
                 None => {
                     self.is_at_end = true;
                     break;
@@ -267,200 +284,47 @@ impl SiftedFeed {
             Some(turning) => turning,
             None => {
                 let turning = self.turn()?;
-                if turning.is_none() && Instant::now() < self.rests_until {
-                    return Ok((said, Next::Rest(self.rests_until)));
-                }
-                let Some(turning) = turning else { return self.anew(said) };
                 if turning.is_wide && Instant::now() < self.rests_until {
-                    return Ok((said, Next::Rest(self.rests_until)));
+                    let goes_on = self.tell_meanwhile(&mut said)?;
+                    return Ok((said, if goes_on { Next::Pull } else { Next::Rest(self.rests_until) }));
                 }
                 turning
             }
         };
         let began = Instant::now();
-        let unsettled = Place { feed: self.given, rights: self.mark(&turning.to).map(Mark::unsettled) };
-        while let Some(document) = turning.left.pop_front() {
-            match self.compare(&mut turning, document, unsettled)? {
+        let now = turning.is_late().then(|| self.subject.moment());
+        while let Some(document) = turning.next()? {
+            match self.compare(&mut turning, document, now.as_ref())? {
                 Found::Same => {}
-                Found::Other(right) if turning.told < bounds::RIGHTS_MAX => {
-                    turning.told += 1;
-                    said.push(Said::Right(right));
-                }
-                Found::Other(_) | Found::Unclear => return self.anew(said),
+                Found::Other(right) => said.push(Said::Right(*right)),
+                Found::Unclear => return self.anew(said),
             }
-            if began.elapsed() > Duration::from_millis(bounds::TURN_MS) {
+            if began.elapsed() >= self.stretch {
                 turning.took += began.elapsed();
                 self.turning = Some(turning);
                 return Ok((said, Next::Work));
             }
         }
-        self.settle(turning, began, &mut said)?;
-        Ok((said, if self.is_at_end { Next::Wait } else { Next::Pull }))
-    }
-
-    /// What is to be asked about to go on as of now; `None` where that is more than can be told one by one.
-    fn turn(&self) -> Result<Option<Turning>, Error> {
-        let (from, to) = (&self.moment, self.subject.moment());
-        let mut turning = Turning {
-            to,
-            left: VecDeque::new(),
-            is_wide: false,
-            rests_on: HashSet::new(),
-            known: HashMap::new(),
-            told: 0,
-            took: Duration::ZERO,
-        };
-        let is_free = from.rules.is_none() && turning.to.rules.is_none();
-        if is_free || from.position == Lsn::ZERO {
-            return Ok(Some(turning));
+        if turning.is_hopeless() {
+            return self.anew(said);
         }
-        let needs = &turning.to.needs;
-        let is_later = turning.to.time_ms >= from.time_ms.saturating_add(bounds::TIME_MS);
-        let changed = self.changed(from.position)?;
-        turning.is_wide = match &changed {
-            None => true,
-            Some(_) if !turning.to.has_rules_of(from) || (needs.time && is_later) => true,
-            Some(changed) => {
-                (needs.documents && self.decides(changed, needs.collections.as_ref())?)
-                    || (needs.time && self.is_turned(&turning.to, changed)?)
-            }
-        };
-        if !turning.is_wide {
-            // Each step of the time has all asked again that rests on it.
-            turning.to = turning.to.at(turning.to.position, from.time_ms);
-        }
-        let mut left = changed.unwrap_or_default();
-        if turning.is_wide {
-            let Some(all) = self.all()? else { return Ok(None) };
-            left.extend(all);
-            // Whatever changes its place in the index while that is read.
-            let Some(changed) = self.changed(turning.to.position)? else { return Ok(None) };
-            left.extend(changed);
-            left.sort_unstable();
-            left.dedup();
-        }
-        turning.left = left.into();
-        Ok(Some(turning))
-    }
-
-    /// The documents that changed after a record; `None` where there are many.
-    fn changed(&self, after: Lsn) -> Result<Option<Vec<DocumentId>>, Error> {
-        let mut changed = Vec::new();
-        for (_, name) in self.reader().collections()? {
-            let count = bounds::CHANGED_MAX + 1 - changed.len();
-            let rows = self.reader().collection(name.key(), after, count)?;
-            changed.extend(rows.into_iter().map(|(_, document)| document));
-            if changed.len() > bounds::CHANGED_MAX {
-                return Ok(None);
-            }
-        }
-        Ok(Some(changed))
-    }
-
-    /// Whether documents that changed may decide about others; `collections` are those in which rules look for such.
-    fn decides(&self, changed: &[DocumentId], collections: Option<&BTreeSet<String>>) -> Result<bool, Error> {
-        if let Some(rests_on) = &self.rests_on {
-            return Ok(changed.iter().any(|document| rests_on.contains(document)));
-        }
-        let Some(collections) = collections else { return Ok(!changed.is_empty()) };
-        for document in changed {
-            let Some(row) = self.reader().row(*document)? else { continue };
-            let has_moved = row.creation.as_ref().is_some_and(|creation| creation.lsn > self.moment.position.0);
-            if has_moved || collections.contains(self.reader().names().collection(row.collection)?.as_str()) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    /// Whether the time that went by decides about one of the documents that something is to be told of.
-    fn is_turned(&self, now: &Moment, changed: &[DocumentId]) -> Result<bool, Error> {
-        let held = now.at(now.position, self.moment.time_ms);
-        let pulled = self.pulled.iter().filter_map(|item| match item {
-            Item::Event(event) => Some(event.document),
-            _ => None,
-        });
-        for document in pulled.chain(changed.iter().copied()).collect::<BTreeSet<_>>() {
-            let Some(row) = self.reader().row(document)? else { continue };
-            let Some(life) = Life::at(self.reader(), document, &row, now.position)? else { continue };
-            let then = self.subject.saw(&held, document, &row, &life)?;
-            if then.is_timed && then.allowed != self.subject.saw(now, document, &row, &life)?.allowed {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    /// Every document that the feed is about; `None` where they are too many.
-    fn all(&self) -> Result<Option<Vec<DocumentId>>, Error> {
-        let keys: Vec<CollectionKey> = match self.changes.documents() {
-            Filter::Document(document) => return Ok(Some(vec![*document])),
-            Filter::Collection(name) => vec![name.key()],
-            Filter::Everything => self.reader().collections()?.into_iter().map(|(_, name)| name.key()).collect(),
-        };
-        let mut all = Vec::new();
-        for key in keys {
-            let mut after = Lsn::ZERO;
-            loop {
-                let rows = self.reader().collection(key, after, feeds::STANDINGS_PER_READ)?;
-                let Some((last, _)) = rows.last() else { break };
-                after = *last;
-                all.extend(rows.into_iter().map(|(_, document)| document));
-                if all.len() > bounds::DOCUMENTS_MAX {
-                    return Ok(None);
-                }
-            }
-        }
-        Ok(Some(all))
-    }
-
-    /// Whether he may see a document otherwise than before.
-    fn compare(&self, turning: &mut Turning, document: DocumentId, place: Place) -> Result<Found, Error> {
-        let (from, to, filter) = (&self.moment, &turning.to, self.changes.documents());
-        let Some(row) = self.reader().row(document)? else { return Ok(Found::Same) };
-        // What came to be since then is told by the feed.
-        let Some(was) = Life::at(self.reader(), document, &row, from.position)? else { return Ok(Found::Same) };
-        let Some(is) = Life::at(self.reader(), document, &row, to.position)? else { return Ok(Found::Same) };
-        if !filter.admits(document, &was.collection) {
-            turning.known.insert(document, None);
-            return Ok(Found::Same);
-        }
-        let now = self.subject.saw(to, document, &row, &is)?;
-        if turning.rests_on.len() <= bounds::RESTS_ON_MAX {
-            turning.rests_on.extend(now.others.iter().copied());
-        }
-        if turning.known.len() < bounds::KNOWN_MAX {
-            turning.known.insert(document, Some(now.allowed.unwrap_or(false)));
-        }
-        let is_asked_alike = from.has_rules_of(to)
-            && (was.collection == is.collection && was.name == is.name)
-            && (now.newest <= from.position && !(now.is_timed && from.time_ms != to.time_ms));
-        if is_asked_alike && now.allowed.is_some() {
-            return Ok(Found::Same);
-        }
-        let before = match self.known.get(&document) {
-            Some(known) => Some(*known),
-            None => self.subject.saw(from, document, &row, &was)?.allowed,
-        };
-        let right =
-            |collection, name, heads| Right { place, position: Lsn(row.last_lsn), document, collection, name, heads };
-        Ok(match (before, now.allowed) {
-            (Some(true), Some(false) | None) => Found::Other(right(was.collection, None, None)),
-            (None, Some(false) | None) => Found::Unclear,
-            (Some(false) | None, Some(true)) if is.is_visible && filter.admits(document, &is.collection) => {
-                let heads = self.reader().heads_at(document, to.position)?;
-                Found::Other(right(is.collection, is.name, Some(heads)))
-            }
-            _ => Found::Same,
-        })
+        self.settle(turning, began, now.as_ref(), &mut said)?;
+        let is_done = self.is_at_end && self.pulled.is_empty();
+        Ok((said, if is_done { Next::Wait } else { Next::Pull }))
     }
 
     /// Goes on as of the later moment, and tells what was read.
-    fn settle(&mut self, turning: Turning, began: Instant, said: &mut Vec<Said>) -> Result<(), Error> {
+    fn settle(
+        &mut self,
+        turning: Turning,
+        began: Instant,
+        now: Option<&Moment>,
+        said: &mut Vec<Said>,
+    ) -> Result<(), Error> {
         if turning.is_wide {
             let took = turning.took + began.elapsed();
             self.rests_until = Instant::now() + took.clamp(REST[0], bounds::REST_MAX);
-            self.rests_on = Some(turning.rests_on);
+            self.rests_on = turning.is_of_all().then_some(turning.rests_on);
             self.known.clear();
         } else if let Some(rests_on) = &mut self.rests_on {
             rests_on.extend(turning.rests_on);
@@ -475,33 +339,66 @@ impl SiftedFeed {
             }
         }
         self.moment = turning.to;
-        let told = said.iter().any(|said| matches!(said, Said::Right(_))) || turning.told > 0;
-        let mut is_settled = !told;
-        for item in std::mem::take(&mut self.pulled) {
-            match item {
-                Item::Opened(_) => {}
-                Item::Event(event) => {
-                    self.given = event.cursor;
-                    if self.sees(event.document)? {
-                        is_settled = true;
-                        said.push(Said::Event(Box::new(event), self.cursor()));
-                    }
-                }
-                Item::Progress { cursor, caught_up } => {
-                    self.given = cursor;
-                    is_settled = true;
-                    said.push(Said::Progress(self.cursor(), caught_up));
-                }
-            }
-        }
-        if !is_settled {
-            said.push(Said::Progress(self.cursor(), self.is_at_end));
+        let is_settled = self.tell_pulled(Lsn(u64::MAX), now, said)?;
+        if !turning.told.is_empty() && !is_settled {
+            said.push(Said::Progress(self.cursor(), self.is_at_end && self.pulled.is_empty()));
         }
         if self.rests_on.as_ref().is_some_and(|rests_on| rests_on.len() > bounds::RESTS_ON_MAX) {
             self.rests_on = None;
         }
         self.subject.note_time(self.moment.needs.time);
+        self.rest();
         Ok(())
+    }
+
+    /// Tells what happened up to the moment, while it is too early to ask about everything again; whether there was
+    /// anything. So a feed gets on, however often that must be done.
+    fn tell_meanwhile(&mut self, said: &mut Vec<Said>) -> Result<bool, Error> {
+        let (count, now) = (self.pulled.len(), self.subject.moment());
+        self.tell_pulled(self.moment.position, Some(&now), said)?;
+        self.rest();
+        Ok(self.pulled.len() < count)
+    }
+
+    /// Tells what was read, up to a record; whether he was told anything. Not what he may not see `now`, where that is
+    /// given, nor what is behind it: he is told that first.
+    fn tell_pulled(&mut self, upto: Lsn, now: Option<&Moment>, said: &mut Vec<Said>) -> Result<bool, Error> {
+        let before = said.len();
+        while let Some(item) = self.pulled.front() {
+            let is_to_come = match item {
+                Item::Opened(_) => false,
+                Item::Event(event) => event.position > upto,
+                // That all was told is not so yet.
+                Item::Progress { cursor, caught_up } => cursor.position > upto || (*caught_up && upto.0 < u64::MAX),
+            };
+            if is_to_come {
+                break;
+            }
+            let mut is_seen = false;
+            if let Item::Event(event) = item {
+                let document = event.document;
+                is_seen = self.sees(document)?;
+                if let (true, Some(now)) = (is_seen, now)
+                    && !self.sees_as_of(now, document)?
+                {
+                    break;
+                }
+            }
+            match self.pulled.pop_front() {
+                Some(Item::Event(event)) => {
+                    self.given = event.cursor;
+                    if is_seen {
+                        said.push(Said::Event(Box::new(event), self.cursor()));
+                    }
+                }
+                Some(Item::Progress { cursor, caught_up }) => {
+                    self.given = cursor;
+                    said.push(Said::Progress(self.cursor(), caught_up));
+                }
+                Some(Item::Opened(_)) | None => {}
+            }
+        }
+        Ok(said.len() > before)
     }
 
     /// Whether he may see a document as of the moment that counts.
@@ -524,6 +421,13 @@ impl SiftedFeed {
         Ok(allowed)
     }
 
+    /// The same as of another moment; nothing is remembered of it.
+    fn sees_as_of(&self, moment: &Moment, document: DocumentId) -> Result<bool, Error> {
+        let Some(row) = self.reader().row(document)? else { return Ok(false) };
+        let Some(life) = Life::at(self.reader(), document, &row, moment.position)? else { return Ok(false) };
+        Ok(moment.rules.is_none() || self.subject.saw(moment, document, &row, &life)?.allowed.unwrap_or(false))
+    }
+
     /// Has him forget what he was told, and begins anew.
     fn anew(&mut self, mut said: Vec<Said>) -> Result<(Vec<Said>, Next), Error> {
         self.feed = self.changes.clone().anew(ResetReason::Rights).open()?;
@@ -543,17 +447,34 @@ impl SiftedFeed {
     }
 }
 
-/// As of when somebody was told what he may see, if it can be found again what that was.
-fn told_as_of(subject: &Subject, reader: &Reader, now: &Moment, place: &Place) -> Option<Moment> {
+/// How many bytes of the log are kept with an item.
+fn logged_bytes(item: &Item) -> usize {
+    match item {
+        Item::Event(Event { kind: EventKind::Changed(changed), .. }) => changed.logged_bytes(),
+        _ => 0,
+    }
+}
+
+/// As of when somebody was told what he may see, if it can be found again what that was; and in the middle of a step, to
+/// which moment it led, and how far he was told of it.
+fn told_as_of(
+    subject: &Subject,
+    reader: &Reader,
+    now: &Moment,
+    place: &Place,
+) -> Option<(Moment, Option<(Moment, Lsn)>)> {
     let mark = place.rights?;
     let tail = reader.tail();
+    let (position, time_ms) =
+        mark.step.map_or((mark.position, mark.time_ms), |step| (step.position, mark.time_ms.max(step.time_ms)));
     let is_same = subject.rights_name(now).is_some_and(|name| name == mark.name);
     // What is proven of another log is proven up to the cursor.
-    let is_here = place.feed.log_id == tail.log_id || mark.position == place.feed.position;
-    let is_past = (place.feed.position..=tail.lsn).contains(&mark.position);
+    let is_here = place.feed.log_id == tail.log_id || position == place.feed.position;
+    let is_past = place.feed.position <= mark.position && mark.position <= position && position <= tail.lsn;
     // A clock that was set back: nobody knows what was told in between.
-    let is_in_time = mark.time_ms <= now.time_ms || !now.needs.time;
-    (is_same && is_here && is_past && is_in_time).then(|| now.at(mark.position, mark.time_ms.min(now.time_ms)))
+    let is_in_time = time_ms <= now.time_ms || !now.needs.time;
+    let step = mark.step.map(|step| (now.at(step.position, step.time_ms.min(now.time_ms)), step.at));
+    (is_same && is_here && is_past && is_in_time).then(|| (now.at(mark.position, mark.time_ms.min(now.time_ms)), step))
 }
 
 // They set the clock.

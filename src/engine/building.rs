@@ -149,6 +149,21 @@ pub(crate) fn read_changes(
     Ok(Some(changes))
 }
 
+/// Has the document's newest change voided, as if that version of automerge had failed over it.
+#[cfg(test)]
+pub(crate) fn void_newest(database: &super::Database, handle: &super::DocHandle, automerge: &str) -> Lsn {
+    let index = database.reader().index(handle.id(), Lsn::ZERO).unwrap();
+    let newest = index.into_iter().rev().find_map(|(lsn, row)| match row {
+        IndexRow::Change { hash, .. } => Some(Misfit { lsn, hash: ChangeHash(hash), why: "é".repeat(300) }),
+        _ => None,
+    });
+    let misfit = newest.unwrap();
+    let lsn = misfit.lsn;
+    let input = Input::Void { document: handle.id(), misfits: vec![misfit], automerge: automerge.to_owned() };
+    database.tell_void(input).unwrap();
+    lsn
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
@@ -157,20 +172,6 @@ mod tests {
     use crate::engine::{Database, DocHandle};
     use crate::limits::Limits;
     use crate::log::MemoryStorage;
-
-    /// Has the document's newest change voided, as if that version of automerge had failed over it.
-    fn void_newest(database: &Database, handle: &DocHandle, automerge: &str) -> Lsn {
-        let index = database.reader().index(handle.id(), Lsn::ZERO).unwrap();
-        let newest = index.into_iter().rev().find_map(|(lsn, row)| match row {
-            IndexRow::Change { hash, .. } => Some(Misfit { lsn, hash: ChangeHash(hash), why: "é".repeat(300) }),
-            _ => None,
-        });
-        let misfit = newest.unwrap();
-        let lsn = misfit.lsn;
-        let input = Input::Void { document: handle.id(), misfits: vec![misfit], automerge: automerge.to_owned() };
-        database.tell_void(input).unwrap();
-        lsn
-    }
 
     fn put(handle: &DocHandle, key: &str, value: u64) {
         handle.change(|edit| Ok(edit.put(key, value)?)).unwrap().wait().unwrap();

@@ -48,6 +48,8 @@ mod turns;
 mod working_set;
 
 pub use admission::Examined;
+#[cfg(all(test, feature = "sim", feature = "web"))]
+pub(crate) use building::void_newest;
 pub(crate) use clock::now_ms;
 pub use collection::Collection;
 pub(crate) use commit::block_on;

@@ -203,6 +203,12 @@ pub struct Changed {
 }
 
 impl Changed {
+    /// How many bytes of the log it keeps.
+    #[cfg(feature = "web")]
+    pub(crate) fn logged_bytes(&self) -> usize {
+        self.chunk.len()
+    }
+
     /// What the author said about it.
     ///
     /// # Errors

@@ -30,4 +30,6 @@ pub use event::{Changed, Event, EventKind, FeedDigest, Item, Opening, ResetReaso
 pub use filter::Filter;
 pub use projection::Projection;
 pub use rows::{Rows, RowsMut};
+#[cfg(feature = "web")]
+pub(crate) use standings::Standings;
 pub use stream::ItemStream;

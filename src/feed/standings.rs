@@ -10,7 +10,7 @@ use crate::id::{CollectionKey, DocumentId, Lsn};
 use crate::limits::feeds;
 
 /// A walk over the documents that changed after a place, up to another.
-pub(super) struct Standings {
+pub(crate) struct Standings {
     reader: Reader,
     upto: Lsn,
     lanes: Vec<Lane>,
@@ -29,10 +29,15 @@ struct Lane {
 
 impl Standings {
     pub(super) fn new(reader: Reader, after: Lsn, upto: Lsn) -> Result<Self, Error> {
-        let collections = reader.collections()?;
-        let page = (feeds::STANDINGS_PER_READ / collections.len().max(1)).max(1);
-        let lane = |collection| Lane { collection, read: VecDeque::new(), after: Some(after) };
-        let lanes: Vec<Lane> = collections.into_iter().map(|(_, name)| lane(name.key())).collect();
+        let lanes = reader.collections()?.into_iter().map(|(_, name)| (name.key(), after)).collect();
+        Self::over(reader, lanes, upto)
+    }
+
+    /// Those of some collections, each after a place of its own.
+    pub(crate) fn over(reader: Reader, lanes: Vec<(CollectionKey, Lsn)>, upto: Lsn) -> Result<Self, Error> {
+        let page = (feeds::STANDINGS_PER_READ / lanes.len().max(1)).max(1);
+        let lane = |(collection, after)| Lane { collection, read: VecDeque::new(), after: Some(after) };
+        let lanes: Vec<Lane> = lanes.into_iter().map(lane).collect();
         let mut walk = Self { reader, upto, next: BinaryHeap::with_capacity(lanes.len()), lanes, page };
         for at in 0..walk.lanes.len() {
             walk.offer(at)?;
@@ -41,7 +46,7 @@ impl Standings {
     }
 
     /// The next document and its last record. One that changed meanwhile, past the walk's end, is not given.
-    pub(super) fn next(&mut self) -> Result<Option<(Lsn, DocumentId)>, Error> {
+    pub(crate) fn next(&mut self) -> Result<Option<(Lsn, DocumentId)>, Error> {
         let Some(Reverse((lsn, document, lane))) = self.next.pop() else { return Ok(None) };
         self.offer(lane)?;
         Ok(Some((lsn, document)))

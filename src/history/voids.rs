@@ -55,6 +55,11 @@ impl Readable {
     /// Reads it off a document's index, all of it up to some position.
     #[must_use]
     pub fn of(rows: &[(Lsn, IndexRow)]) -> Self {
+        Self::of_changes(rows, Lsn(u64::MAX))
+    }
+
+    /// The same of the changes up to `upto`, whenever it was found out which of them cannot be applied.
+    fn of_changes(rows: &[(Lsn, IndexRow)], upto: Lsn) -> Self {
         let mut readable = Self::default();
         let mut version: Option<&str> = None;
         for (lsn, row) in rows {
@@ -71,6 +76,7 @@ impl Readable {
         let mut heads: BTreeMap<Lsn, ChangeHash> = BTreeMap::new();
         for (lsn, row) in rows {
             if let IndexRow::Change { hash, deps, .. } = row
+                && *lsn <= upto
                 && readable.shows(*lsn, row)
             {
                 for back in deps {
@@ -197,6 +203,22 @@ impl Reader {
         let mut rows = self.index(id, Lsn::ZERO)?;
         rows.retain(|(lsn, _)| *lsn <= upto);
         Ok(Readable { generation, ..Readable::of(&rows) })
+    }
+
+    /// The heads of what was shown of a document after the record at `upto`: [`Self::heads_at`], without what cannot be
+    /// applied. Nobody was ever shown that, also before it was on record.
+    ///
+    /// # Errors
+    /// [`HistoryError`] when the disk or a record fails.
+    ///
+    /// # Cost
+    /// As [`Self::heads_at`]; where something cannot be applied, its index is read.
+    #[cfg(feature = "web")]
+    pub(crate) fn shown_heads_at(&self, id: DocumentId, upto: Lsn) -> Result<Heads, HistoryError> {
+        match self.row(id)? {
+            Some(row) if is_degraded(&row) => Ok(Readable::of_changes(&self.index(id, Lsn::ZERO)?, upto).heads),
+            _ => self.heads_at(id, upto),
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 use super::kind::{Busy, Kind, Whose};
 use super::rate::Bucket;
 use super::settings::Quota;
-use crate::limits::api::BODIES_EACH;
+use crate::limits::api::{BODIES_EACH, TELLERS_EACH};
 use crate::limits::quotas::{AGAIN_MS, PATIENCE_MS};
 
 /// How long somebody is held back that is too fast.
@@ -40,6 +40,8 @@ pub(crate) struct Account {
     counts: Arc<Counts>,
     /// Room for requests that bring something. Nobody is turned away for want of it: who asks waits for himself.
     bodies: Semaphore,
+    /// Turns at finding out what its feeds may tell; as above.
+    turns: Semaphore,
     // Held for a few comparisons.
     state: Mutex<State>,
 }
@@ -67,7 +69,8 @@ impl Drop for Place {
 
 impl Account {
     pub(super) fn new(whose: Whose, quota: Arc<Quota>, counts: Arc<Counts>) -> Self {
-        Self { whose, quota, counts, bodies: Semaphore::new(BODIES_EACH), state: Mutex::default() }
+        let (bodies, turns) = (Semaphore::new(BODIES_EACH), Semaphore::new(TELLERS_EACH));
+        Self { whose, quota, counts, bodies, turns, state: Mutex::default() }
     }
 
     /// Takes one of what there may be so many of at once.
@@ -177,6 +180,11 @@ impl Account {
     /// Room for requests that bring something.
     pub(crate) fn bodies(&self) -> &Semaphore {
         &self.bodies
+    }
+
+    /// Turns at finding out what its feeds may tell.
+    pub(crate) fn turns(&self) -> &Semaphore {
+        &self.turns
     }
 
     /// Whether it is a user's.

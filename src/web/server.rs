@@ -99,6 +99,8 @@ pub(super) struct App {
     pub(super) bodies: Arc<Semaphore>,
     /// Room for requests that read or write documents.
     pub(super) workers: Arc<Semaphore>,
+    /// As much of it as feeds may have that find out what their readers may see.
+    pub(super) tellers: Arc<Semaphore>,
     /// Who may do what.
     pub(super) access: Access,
     /// What everybody has of the server.
@@ -151,6 +153,7 @@ impl WebServer {
             common: Arc::default(),
             bodies: Arc::new(Semaphore::new(crate::limits::api::BODIES)),
             workers: Arc::new(Semaphore::new(crate::limits::api::WORKERS)),
+            tellers: Arc::new(Semaphore::new(crate::limits::api::TELLERS)),
             origins: Arc::new(options.origins),
             address,
         };

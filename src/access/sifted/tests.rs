@@ -1,3 +1,4 @@
+mod bounded;
 mod edges;
 
 use std::collections::BTreeMap;
@@ -10,8 +11,9 @@ use serde_json::json;
 use super::*;
 use crate::access::{Access, AccessOptions, Admittance};
 use crate::auth::{Authority, AuthorityOptions, TokenOrder};
+use crate::document::automerge_version;
 use crate::engine::sim::set_wall_clock;
-use crate::engine::{block_on, now_ms};
+use crate::engine::{block_on, now_ms, void_newest};
 use crate::id::NodeId;
 use crate::log::MemoryStorage;
 use crate::rules::{Operation, Rules};
@@ -128,18 +130,27 @@ impl World {
         self.documents.push(handle.id());
     }
 
-    /// Changes a document, so that no two changes are alike.
-    fn edit(&mut self, which: usize, key: &str, value: &Value) {
+    /// Changes a document, so that no two changes are alike; not one that is deleted.
+    fn edit(&mut self, which: usize, key: &str, value: &Value) -> bool {
         self.count += 1;
         let handle = self.database().find(self.documents[which]).unwrap();
         if !handle.state().unwrap().visible {
-            return;
+            return false;
         }
         let commit = handle.change(|edit| {
             edit.put(key, value)?;
             Ok(edit.put("n", self.count)?)
         });
         commit.unwrap().wait().unwrap();
+        true
+    }
+
+    /// Has a change logged that is not shown, as if automerge had failed over it.
+    fn edit_in_vain(&mut self, which: usize, key: &str, value: &Value) {
+        if self.edit(which, key, value) {
+            let handle = self.database().find(self.documents[which]).unwrap();
+            void_newest(self.database(), &handle, automerge_version());
+        }
     }
 
     fn toggle(&mut self, which: usize) {
@@ -191,6 +202,20 @@ struct Wants {
     filter: usize,
     coalesced: bool,
     from_now: bool,
+    /// Documents are asked about one at a time.
+    step_by_step: bool,
+}
+
+const EVERYTHING: Wants = Wants { filter: 0, coalesced: false, from_now: false, step_by_step: false };
+
+/// How much he takes.
+#[derive(Debug, Clone, Copy)]
+enum Limit {
+    None,
+    /// He is cut off after so many items.
+    Items(usize),
+    /// He does something else after so many turns.
+    Turns(usize),
 }
 
 /// One who keeps a copy of what he may read, by the feed alone: he does what `docs/feed.md` says, and knows nothing of rules.
@@ -224,7 +249,7 @@ impl Consumer {
             consumer.copy = consumer.expected(world);
             consumer.cursor = Some(feed.cursor().to_string());
             // He is away from here on.
-            consumer.tell(world, &mut feed, 8, None);
+            consumer.tell(world, &mut feed, 8, Limit::None);
             consumer.saved = (consumer.cursor.clone(), consumer.copy.clone());
         }
         consumer
@@ -270,7 +295,11 @@ impl Consumer {
             None => From::Beginning,
         };
         self.note(world);
-        SiftedFeed::open(changes, from, world.subject()).unwrap()
+        let mut feed = SiftedFeed::open(changes, from, world.subject()).unwrap();
+        if self.wants.step_by_step {
+            feed.stretch = Duration::ZERO;
+        }
+        feed
     }
 
     /// Reads a document that he was told of.
@@ -313,9 +342,9 @@ impl Consumer {
         }
     }
 
-    /// Takes what there is, or so many items of it; whether that was all.
-    fn tell(&mut self, world: &World, feed: &mut SiftedFeed, count: usize, cut: Option<usize>) -> bool {
-        let mut taken = 0;
+    /// Takes what there is, or as much of it; whether he is not cut off.
+    fn tell(&mut self, world: &World, feed: &mut SiftedFeed, count: usize, limit: Limit) -> bool {
+        let (mut taken, mut turns) = (0, 0);
         loop {
             self.note(world);
             block_on(feed.pull(count)).unwrap();
@@ -323,36 +352,40 @@ impl Consumer {
             for said in said {
                 self.take(world, said);
                 taken += 1;
-                if cut == Some(taken) {
+                if matches!(limit, Limit::Items(items) if items == taken) {
                     return false;
                 }
             }
+            turns += 1;
             match next {
                 Next::Wait => return true,
+                _ if matches!(limit, Limit::Turns(most) if most <= turns) => return true,
                 Next::Rest(_) => feed.rests_until = Instant::now(),
                 Next::Pull | Next::Work => {}
             }
         }
     }
 
-    /// One page.
-    fn page(&mut self, world: &World, count: usize) {
+    /// One page; in so many turns at most.
+    fn page(&mut self, world: &World, count: usize, turns: usize) {
         let mut feed = self.open(world);
-        self.note(world);
-        block_on(feed.pull(count)).unwrap();
-        loop {
+        let mut told = 0;
+        for _ in 0..turns {
+            self.note(world);
+            block_on(feed.pull(count)).unwrap();
             let (said, next) = feed.tell().unwrap();
+            told += said.len();
             said.into_iter().for_each(|said| self.take(world, said));
-            if next != Next::Work {
+            if told >= count || !matches!(next, Next::Work | Next::Pull) {
                 break;
             }
         }
         self.cursor = Some(feed.cursor().to_string());
     }
 
-    fn follow(&mut self, world: &World, count: usize, cut: Option<usize>) {
+    fn follow(&mut self, world: &World, count: usize, limit: Limit) {
         let mut feed = self.feed.take().unwrap_or_else(|| self.open(world));
-        if self.tell(world, &mut feed, count, cut) {
+        if self.tell(world, &mut feed, count, limit) {
             self.feed = Some(feed);
         }
     }
@@ -361,7 +394,7 @@ impl Consumer {
     fn check(&mut self, world: &mut World) {
         world.clock += bounds::TIME_MS + 1;
         set_wall_clock(Some(world.clock));
-        self.follow(world, 16, None);
+        self.follow(world, 16, Limit::None);
         let expected = self.expected(world);
         let one = |map: &BTreeMap<DocumentId, Value>, id| map.get(&id).map(ToString::to_string);
         for (which, id) in world.documents.iter().enumerate() {
@@ -373,6 +406,7 @@ impl Consumer {
 #[derive(Debug, Clone)]
 enum Step {
     Edit(usize, usize, usize),
+    InVain(usize, usize, usize),
     Toggle(usize),
     Create(usize),
     Rules(usize),
@@ -381,8 +415,9 @@ enum Step {
     Team,
     Clock(u64),
     Follow(usize),
+    Turns(usize, usize),
     Cut(usize, usize),
-    Page(usize),
+    Page(usize, usize),
     Leave,
     Save,
     Load,
@@ -393,6 +428,8 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         14 => (FIXED..FIXED + NOTES_MAX, 0..5_usize, 0..4_usize).prop_map(|(which, key, value)| Step::Edit(which, key, value)),
         6 => (0..FIXED, 0..1_usize, 0..4_usize).prop_map(|(which, key, value)| Step::Edit(which, key, value)),
+        2 => (FIXED..FIXED + NOTES_MAX, 0..5_usize, 0..4_usize).prop_map(|(which, key, value)| Step::InVain(which, key, value)),
+        1 => (0..FIXED, 0..1_usize, 0..4_usize).prop_map(|(which, key, value)| Step::InVain(which, key, value)),
         2 => (0..FIXED + NOTES_MAX).prop_map(Step::Toggle),
         2 => (0..12_usize).prop_map(Step::Create),
         2 => (0..RULES.len()).prop_map(Step::Rules),
@@ -402,7 +439,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..12_000_u64).prop_map(Step::Clock),
         12 => (1..6_usize).prop_map(Step::Follow),
         3 => (1..6_usize, 1..8_usize).prop_map(|(count, cut)| Step::Cut(count, cut)),
-        3 => (1..6_usize).prop_map(Step::Page),
+        8 => (1..6_usize, 1..9_usize).prop_map(|(count, turns)| Step::Turns(count, turns)),
+        5 => (1..6_usize, 1..9_usize).prop_map(|(count, turns)| Step::Page(count, turns)),
         2 => Just(Step::Leave),
         1 => Just(Step::Save),
         2 => Just(Step::Load),
@@ -412,26 +450,24 @@ fn step() -> impl Strategy<Value = Step> {
 
 fn play(world: &mut World, consumer: &mut Consumer, step: &Step) {
     match *step {
-        Step::Edit(which, key, value) => {
+        Step::Edit(which, key, value) | Step::InVain(which, key, value) => {
             let which = if which < FIXED { which } else { FIXED + which % (world.documents.len() - FIXED) };
-            match which {
-                0..3 => {
-                    let members = [json!(["ben"]), json!([]), json!(["ann"]), json!(["ann", "ben"])];
-                    world.edit(which, "members", &members[value]);
-                }
-                3 => world.edit(3, "open", &json!(value % 2 == 0)),
-                _ => {
-                    let until = world.clock + 6_000 * value as u64;
-                    let (key, value) = [
-                        ("owner", json!((["ann", "ben"][value % 2]))),
-                        ("room", json!((ROOMS[value % 3]))),
-                        ("kind", json!((["rooms", "halls"][value % 2]))),
-                        ("until", json!(until)),
-                        ("body", json!(value)),
-                    ][key]
-                        .clone();
-                    world.edit(which, key, &value);
-                }
+            let until = world.clock + 6_000 * value as u64;
+            let (key, value) = match which {
+                0..3 => ("members", [json!(["ben"]), json!([]), json!(["ann"]), json!(["ann", "ben"])][value].clone()),
+                3 => ("open", json!(value % 2 == 0)),
+                _ => [
+                    ("owner", json!((["ann", "ben"][value % 2]))),
+                    ("room", json!((ROOMS[value % 3]))),
+                    ("kind", json!((["rooms", "halls"][value % 2]))),
+                    ("until", json!(until)),
+                    ("body", json!(value)),
+                ][key]
+                    .clone(),
+            };
+            match step {
+                Step::InVain(..) => world.edit_in_vain(which, key, &value),
+                _ => _ = world.edit(which, key, &value),
             }
         }
         Step::Toggle(which) => world.toggle(which % world.documents.len()),
@@ -456,11 +492,12 @@ fn play(world: &mut World, consumer: &mut Consumer, step: &Step) {
             world.clock += ms;
             set_wall_clock(Some(world.clock));
         }
-        Step::Follow(count) => consumer.follow(world, count, None),
-        Step::Cut(count, cut) => consumer.follow(world, count, Some(cut)),
-        Step::Page(count) => {
+        Step::Follow(count) => consumer.follow(world, count, Limit::None),
+        Step::Turns(count, turns) => consumer.follow(world, count, Limit::Turns(turns)),
+        Step::Cut(count, cut) => consumer.follow(world, count, Limit::Items(cut)),
+        Step::Page(count, turns) => {
             consumer.feed = None;
-            consumer.page(world, count);
+            consumer.page(world, count, turns);
         }
         Step::Leave => consumer.feed = None,
         Step::Save => consumer.saved = (consumer.cursor.clone(), consumer.copy.clone()),
@@ -476,17 +513,18 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
     /// Whatever is written, granted and taken meanwhile, and however often he is away, cut off, goes back to a copy of old
-    /// or meets another run of the server.
+    /// or meets another run of the server, in the middle of a change of rights too.
     #[test]
     fn whoever_follows_a_feed_has_what_he_may_read(
         rules in 0..RULES.len(),
-        (filter, coalesced, from_now) in (0..3_usize, any::<bool>(), any::<bool>()),
+        (filter, coalesced) in (0..3_usize, any::<bool>()),
+        (from_now, step_by_step) in (any::<bool>(), any::<bool>()),
         steps in vec(step(), 1..80),
     ) {
         set_wall_clock(None);
         let mut world = World::new(rules);
         set_wall_clock(Some(world.clock));
-        let mut consumer = Consumer::new(&world, Wants { filter, coalesced, from_now });
+        let mut consumer = Consumer::new(&world, Wants { filter, coalesced, from_now, step_by_step });
         for step in &steps {
             play(&mut world, &mut consumer, step);
         }

@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
 use super::documents::{answer, bounded, query_problem};
@@ -20,9 +21,11 @@ use super::problem::Problem;
 use super::{Held, blocking, hold};
 use crate::access::{From, Next, Place, Said, SiftedFeed, Subject, Vigil};
 use crate::document::Patch;
+use crate::engine::now_ms;
 use crate::feed::{Event, EventKind};
 use crate::id::DocumentId;
 use crate::limits::api;
+use crate::quota::Account;
 use crate::web::guest::Payer;
 use crate::web::server::{App, stopped};
 
@@ -71,7 +74,7 @@ pub(super) async fn changes(
     let feed = open(&app, &wanted, last, subject.clone())?;
     // A page may have to find out for each document what was granted or taken meanwhile.
     let held = if form == Form::Normal && feed.is_free() { None } else { Some(hold(payer)?) };
-    let told = Told { app, patches: wanted.patches, subject, _held: held };
+    let told = Told { app, patches: wanted.patches, subject, held };
     match form {
         Form::Normal | Form::Longpoll => page(feed, &wanted, form == Form::Longpoll, &told).await,
         Form::Sse | Form::Ndjson => Ok(flow(feed, form, told)),
@@ -85,7 +88,17 @@ struct Told {
     patches: bool,
     /// Who is told.
     subject: Subject,
-    _held: Option<Held>,
+    held: Option<Held>,
+}
+
+/// A turn at finding out what a feed may tell, which takes a while. Those of one account take turns among themselves first:
+/// however many those are, others come in between.
+async fn turn<'a>(account: Option<&'a Account>, tellers: &'a Semaphore) -> [Option<SemaphorePermit<'a>>; 2] {
+    let own = match account {
+        Some(account) => account.turns().acquire().await.ok(),
+        None => None,
+    };
+    [own, tellers.acquire().await.ok()]
 }
 
 impl Told {
@@ -96,6 +109,7 @@ impl Told {
             let (said, next) = feed.tell()?;
             return Ok((feed, said, next));
         }
+        let _turn = turn(self.held.as_ref().map(|(payer, _)| &*payer.account), &self.app.tellers).await;
         blocking(&self.app, move || {
             let (said, next) = feed.tell()?;
             Ok((feed, said, next))
@@ -151,7 +165,8 @@ fn open(app: &App, wanted: &Wanted, last: Option<&str>, subject: Subject) -> Res
     Ok(SiftedFeed::open(changes, from, subject)?)
 }
 
-/// So many items as there are now; or, when there are none, those that come first within the time.
+/// So many items as there are now; or, when there are none, those that come first within the time. Where it takes longer to
+/// find out what may be told, it is told what was found until then: its cursor goes on from there.
 async fn page(mut feed: SiftedFeed, wanted: &Wanted, waits: bool, told: &Told) -> Result<Response, Problem> {
     let mut stop = told.app.shared.stop.clone();
     let limit = bounded(wanted.limit)?;
@@ -160,8 +175,7 @@ async fn page(mut feed: SiftedFeed, wanted: &Wanted, waits: bool, told: &Told) -
         let expected = format!("at most {} seconds", api::POLL_SECONDS_MAX);
         return Err(Problem::parameter("timeout", &seconds.to_string(), &expected));
     }
-    let end = tokio::time::sleep(Duration::from_secs(seconds));
-    tokio::pin!(end);
+    let end = Instant::now() + Duration::from_secs(seconds);
     let mut vigil = told.subject.vigil().with_the_time();
     let (mut events, mut opening, mut caught_up) = (Vec::new(), Value::Null, false);
     loop {
@@ -185,12 +199,25 @@ async fn page(mut feed: SiftedFeed, wanted: &Wanted, waits: bool, told: &Told) -
                 Said::Progress(_, reached) => (caught_up, may_go_on) = (reached, !reached),
             }
         }
+        if told.subject.must_leave(now_ms()).is_some() {
+            return Err(Problem::left());
+        }
+        let is_over = !feed.is_free() && (Instant::now() >= end || *stop.borrow());
         match next {
-            Next::Work => continue,
+            Next::Work | Next::Pull if is_over => {
+                caught_up = false;
+                break;
+            }
+            Next::Work if events.len() < limit => continue,
+            Next::Rest(_) if events.is_empty() && !is_over => {}
+            Next::Work | Next::Rest(_) => {
+                caught_up = false;
+                break;
+            }
             Next::Pull if events.len() < limit && !may_go_on => continue,
             Next::Wait | Next::Pull if !waits || !events.is_empty() || may_go_on => break,
             Next::Pull => break,
-            Next::Wait | Next::Rest(_) => {}
+            Next::Wait => {}
         }
         let rest = if let Next::Rest(until) = next { Some(until) } else { None };
         let more = tokio::select! {
@@ -200,7 +227,7 @@ async fn page(mut feed: SiftedFeed, wanted: &Wanted, waits: bool, told: &Told) -
                 Some(_) => return Err(Problem::left()),
                 None => true,
             },
-            () = &mut end => false,
+            () = tokio::time::sleep_until(end) => false,
             () = stopped(&mut stop) => false,
         };
         if !more {
@@ -267,6 +294,8 @@ impl Teller {
                 false
             }
         };
+        // Whoever reads may take his time.
+        self.feed.iter().for_each(SiftedFeed::rest);
         self.silent_since = Instant::now();
         (text, goes_on)
     }
@@ -305,6 +334,9 @@ impl Teller {
             (self.feed, self.next) = (Some(feed), next);
             for said in said {
                 text.push_str(&line(said, self.form, &self.told).await?);
+            }
+            if !text.is_empty() && self.silent_since.elapsed() > api::STREAM_PAUSE {
+                return Ok(true);
             }
             if text.is_empty() && self.silent_since.elapsed() > silence {
                 text.push_str(SILENCE[usize::from(self.form == Form::Sse)]);
@@ -345,5 +377,41 @@ pub(super) fn written(name: &str, id: Option<&str>, value: &Value, form: Form) -
         (Form::Sse, Some(cursor)) => format!("event: {name}\nid: {cursor}\ndata: {value}\n\n"),
         (Form::Sse, None) => format!("event: {name}\ndata: {value}\n\n"),
         _ => format!("{value}\n"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quota::{Ledger, Quotas};
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_has_one_feed_waits_for_no_more_than_a_turn_or_two_of_one_who_has_many() {
+        const TURN: Duration = Duration::from_millis(50);
+        let ledger = Ledger::new(Quotas::default());
+        let now = std::time::Instant::now();
+        let [many, one] = [1, 2].map(|n| ledger.address(std::net::Ipv4Addr::new(127, 0, 0, n).into(), now));
+        let tellers = Semaphore::new(api::TELLERS);
+        let busy = || async {
+            for _ in 0..10 {
+                let _turn = turn(Some(&many), &tellers).await;
+                tokio::time::sleep(TURN).await;
+            }
+        };
+        let working = async {
+            tokio::time::sleep(TURN * 3 / 2).await;
+            for _ in 0..10 {
+                let asked = Instant::now();
+                let _turn = turn(Some(&one), &tellers).await;
+                assert!(asked.elapsed() <= 2 * TURN, "{:?}", asked.elapsed());
+                tokio::time::sleep(TURN).await;
+            }
+        };
+        let all = futures_util::future::join_all((0..200).map(|_| busy()));
+        tokio::select! {
+            biased;
+            () = working => {}
+            _ = all => panic!("it took them no time"),
+        }
     }
 }

@@ -1,11 +1,13 @@
 //! What is told when, and what is asked for it.
 
+use std::collections::BTreeSet;
+
 use super::*;
 
 /// A world with a consumer who has heard all.
 fn heard(rules: usize) -> (World, Consumer) {
     let mut world = World::new(rules);
-    let mut consumer = Consumer::new(&world, Wants { filter: 0, coalesced: false, from_now: false });
+    let mut consumer = Consumer::new(&world, EVERYTHING);
     consumer.check(&mut world);
     (world, consumer)
 }
@@ -99,14 +101,14 @@ fn a_standing_feed_tells_of_other_rules_what_they_change_and_asks_about_all_only
     assert_eq!(consumer.resets, 0);
     // Rules that look at the note alone: what else is written has nothing asked again.
     world.edit(0, "members", &json!(["eve"]));
-    assert!(!feed.turn().unwrap().unwrap().is_wide);
+    assert!(!feed.turn().unwrap().is_wide);
     world.rules = 1;
     world.access().set_rules(world.parsed());
     words(&world, &mut feed);
     world.edit(4, "body", &json!(1));
-    assert!(!feed.turn().unwrap().unwrap().is_wide);
+    assert!(!feed.turn().unwrap().is_wide);
     world.edit(0, "members", &json!(["ben"]));
-    assert!(feed.turn().unwrap().unwrap().is_wide);
+    assert!(feed.turn().unwrap().is_wide);
     // It is dear, and not done at once again.
     words(&world, &mut feed);
     world.edit(0, "members", &json!(["eve"]));
@@ -118,15 +120,37 @@ fn a_standing_feed_tells_of_other_rules_what_they_change_and_asks_about_all_only
 }
 
 #[test]
-fn whoever_is_cut_off_among_what_was_granted_begins_anew() {
+fn whoever_is_cut_off_among_what_was_granted_goes_on_there() {
     let (mut world, mut consumer) = heard(1);
     world.edit(0, "members", &json!([]));
-    consumer.follow(&world, 16, Some(1));
+    consumer.follow(&world, 16, Limit::Items(1));
     assert!(consumer.feed.is_none());
-    // Back, before he hears the rest: the two moments are alike, and he has half of what was between.
+    // Back, before he hears the rest: he is told that, and then what is so now.
     world.edit(0, "members", &json!(["ben"]));
+    let copy = consumer.copy.clone();
+    let mut feed = consumer.open(&world);
+    assert_eq!(words(&world, &mut feed)[..4], ["resumed", "withheld", "withheld", "released"]);
+    assert_eq!(consumer.copy, copy);
     consumer.check(&mut world);
-    assert_eq!(consumer.resets, 1);
+    assert_eq!(consumer.resets, 0);
+}
+
+#[test]
+fn whoever_was_cut_off_by_an_older_server_or_under_other_rules_begins_anew() {
+    let (mut world, mut consumer) = heard(1);
+    world.edit(0, "members", &json!([]));
+    consumer.follow(&world, 16, Limit::Items(1));
+    let place: Place = consumer.cursor.as_ref().unwrap().parse().unwrap();
+    // Without a name, as they were given once among what was granted.
+    let older = Place { rights: place.rights.map(Mark::unsettled), ..place };
+    let copy = consumer.copy.clone();
+    for (cursor, rules, resets) in [(older, 1, 1), (place, 0, 2), (place, 1, 2)] {
+        world.rules = rules;
+        world.access().set_rules(world.parsed());
+        (consumer.feed, consumer.cursor, consumer.copy) = (None, Some(cursor.to_string()), copy.clone());
+        consumer.check(&mut world);
+        assert_eq!(consumer.resets, resets, "{rules}");
+    }
 }
 
 #[test]
