@@ -34,7 +34,7 @@ export class Rejections {
     const handle = this.#repo.handles[documentId] as DocHandle<unknown> | undefined
     if (!handle?.isReady()) return
     const doc = handle.doc()
-    const here = changes.length > 0 ? changes.filter(hash => A.hasHeads(doc, [hash])) : this.#beginningsOf(handle)
+    const here = changes.length > 0 ? this.#notThere(handle, changes.filter(hash => A.hasHeads(doc, [hash]))) : this.#beginningsOf(handle)
     if (here.length === 0) return
     this.#remember(documentId, here)
     if (!this.#watched.has(handle)) {
@@ -116,7 +116,12 @@ export class Rejections {
   /** The first changes of a document that may not be created, by which it is refused as a whole. */
   #beginningsOf(handle: DocHandle<unknown>): string[] {
     const all = A.getChangesMetaSince(handle.doc(), []).filter(({ deps }) => deps.length === 0).map(({ hash }) => hash)
-    return this.#holdings.missing(handle, all) ?? all
+    return this.#notThere(handle, all)
+  }
+
+  /** Those that the server is not known to have. What it has was allowed after it was refused, and that may be told first. */
+  #notThere(handle: DocHandle<unknown>, hashes: string[]): string[] {
+    return this.#holdings.missing(handle, hashes) ?? hashes
   }
 
   #remember(documentId: DocumentId, hashes: readonly string[]): void {
