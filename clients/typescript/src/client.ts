@@ -50,6 +50,7 @@ export class Client {
   /** @internal */
   readonly rejections: Rejections
   readonly #adapter: TidelogAdapter
+  readonly #store: Store | undefined
   readonly #endSaving: () => void
   #closing: Promise<void> | undefined
 
@@ -60,6 +61,7 @@ export class Client {
     this.connection.onExpiring = () => void this.authenticate().catch(() => {})
     const failed = (error: unknown) => this.#adapter.fail(storageFault(error))
     const store = options.storage && new Store(options.storage, failed)
+    this.#store = store
     this.repo = new Repo({ network: [this.#adapter], ...(store ? { storage: store } : {}) })
     this.#adapter.isOpen = documentId => documentId in this.repo.handles
     this.#endSaving = saveAgain(this.repo, store, failed)
@@ -180,6 +182,7 @@ export class Client {
       await end().catch((error: unknown) => void faults.push(error))
     }
     await this.repo.shutdown().catch(() => {})
+    await this.#store?.settled()
     // What is still looked for is not found any more.
     for (const handle of Object.values(this.repo.handles)) {
       const search = setTimeout(() => handle.inState(["loading"]) && handle.delete(), STORE_MS)
@@ -226,11 +229,19 @@ export class Client {
       if (error instanceof TidelogError && error.code === "E0203") this.rejections.denyDeletion(held, error)
       throw error
     }
-    this.holdings.forget(held)
-    const { documentId } = held
+    try {
+      await this.#takeOut(held)
+    } finally {
+      // Not before: it would be shown once more, and be edited.
+      this.holdings.forget(held)
+    }
+  }
+
+  /** Takes a document that was deleted on the server out of the repo and the store. */
+  async #takeOut({ documentId, fault }: Held): Promise<void> {
     const handle = this.repo.handles[documentId]
     // What the store does not give stays in it.
-    if (!handle || held.fault) return
+    if (!handle || fault) return
     await endSearch(handle)
     // What the repo has yet to save it would save after the document is out of the store.
     if (handle.isReady()) await this.repo.flush([documentId]).catch(() => {})
@@ -239,7 +250,7 @@ export class Client {
     if (this.repo.handles[documentId] !== handle) return
     // So does it when somebody searches again for what was not found: that stays not found.
     if (handle.isReady()) this.repo.delete(documentId)
-    else await this.repo.storageSubsystem?.removeDoc(documentId).catch(() => {})
+    await this.#store?.removeDocument(documentId, this.repo).catch(() => {})
   }
 
   /** When the server has what is here of a document now, or has refused it. @internal */

@@ -134,6 +134,9 @@ export class Holdings {
   /** What was asked of the store last. Never fails, or nothing would be asked of it any more. */
   #saving: Promise<void>
   #saveTimer: ReturnType<typeof setTimeout> | undefined
+  #saveAt = 0
+  /** What the store has is not known: it failed. */
+  #isUnread = false
   #isClosed = false
 
   constructor(
@@ -141,7 +144,10 @@ export class Holdings {
     readonly adapter: TidelogAdapter,
     readonly storage: StorageAdapterInterface | undefined,
   ) {
-    this.ready = this.#load()
+    this.ready = this.#load().catch((error: unknown) => {
+      adapter.fail(storageFault(error))
+      this.#saveAfter(SAVE_AGAIN_MS)
+    })
     // What it has is read before anything is written over it, and before the server hears of any of it.
     this.#saving = this.ready
     adapter.loaded = this.ready
@@ -347,12 +353,8 @@ export class Holdings {
   async flush(): Promise<void> {
     clearTimeout(this.#saveTimer)
     this.#saveTimer = undefined
-    const all = [...this.#unsaved]
-    this.#unsaved.clear()
-    const written = this.#saving.then(() => this.#write(all))
-    this.#saving = written.catch(() => {
-      for (const held of all) this.#save(held, SAVE_AGAIN_MS)
-    })
+    const written = this.#saving.then(() => this.#write())
+    this.#saving = written.catch(() => this.#saveAfter(SAVE_AGAIN_MS))
     await written
   }
 
@@ -446,10 +448,18 @@ export class Holdings {
     }
   }
 
-  #save(held: Held, ms = SAVE_MS): void {
-    if (!this.storage || this.#isClosed) return
+  #save(held: Held): void {
+    if (!this.storage) return
     this.#unsaved.add(held)
-    this.#saveTimer ??= setTimeout(() => {
+    this.#saveAfter(SAVE_MS)
+  }
+
+  #saveAfter(ms: number): void {
+    const at = performance.now() + ms
+    if (this.#isClosed || (this.#saveTimer && this.#saveAt <= at)) return
+    clearTimeout(this.#saveTimer)
+    this.#saveAt = at
+    this.#saveTimer = setTimeout(() => {
       this.flush().catch((error: unknown) => this.adapter.fail(storageFault(error)))
     }, ms)
   }
@@ -459,39 +469,48 @@ export class Holdings {
     if (storage) await again(() => storage.remove([...KEY, held.collection, held.documentId]))
   }
 
-  async #write(all: Held[]): Promise<void> {
+  async #write(): Promise<void> {
     const { storage } = this
     if (!storage) return
-    const encoder = new TextEncoder()
+    // What was not read must not be written over.
+    if (this.#isUnread) await this.#load()
+    const all = [...this.#unsaved]
+    this.#unsaved.clear()
+    const faults: unknown[] = []
+    // One that the store does not take does not keep the others out.
     for (const held of all) {
-      if (!this.has(held)) continue
-      if (held.isRejected) {
-        await this.#remove(held)
-        continue
-      }
-      const shown = held.standing() ?? held.told
-      const written: Written = {
-        name: held.name,
-        heads: shown?.heads ?? "",
-        value: toJson(shown?.value ?? null),
-        position: held.told?.position ?? -1,
-        synced: held.synced ?? null,
-        pending: held.isPending,
-        deleted: held.isDeleted,
-        isNew: held.isNew,
-      }
-      const data = encoder.encode(JSON.stringify(written))
-      await again(() => storage.save([...KEY, held.collection, held.documentId], data))
+      await this.#writeOne(storage, held).catch((error: unknown) => {
+        faults.push(error)
+        this.#unsaved.add(held)
+      })
     }
+    if (faults.length > 0) throw faults[0]
+  }
+
+  async #writeOne(storage: StorageAdapterInterface, held: Held): Promise<void> {
+    if (!this.has(held)) return
+    if (held.isRejected) return await this.#remove(held)
+    const shown = held.standing() ?? held.told
+    const written: Written = {
+      name: held.name,
+      heads: shown?.heads ?? "",
+      value: noted(shown?.value ?? null),
+      position: held.told?.position ?? -1,
+      synced: held.synced ?? null,
+      pending: held.isPending,
+      deleted: held.isDeleted,
+      isNew: held.isNew,
+    }
+    const data = new TextEncoder().encode(JSON.stringify(written))
+    await again(() => storage.save([...KEY, held.collection, held.documentId], data))
   }
 
   async #load(): Promise<void> {
     const { storage } = this
     if (!storage) return
-    const chunks = await again(() => storage.loadRange(KEY)).catch((error: unknown) => {
-      this.adapter.fail(storageFault(error))
-      return []
-    })
+    this.#isUnread = true
+    const chunks = await again(() => storage.loadRange(KEY))
+    this.#isUnread = false
     const decoder = new TextDecoder()
     for (const { key, data } of chunks) {
       const [, , collection, documentId] = key
@@ -544,5 +563,14 @@ export class Holdings {
     if (!handle.isReady() || held.isNew) held.isPending = false
     this.#enliven(held)
     this.#changed(held)
+  }
+}
+
+/** A value as the store has it; nothing in place of what cannot be written as JSON. The document has it all the same. */
+function noted(value: unknown): unknown {
+  try {
+    return toJson(value)
+  } catch {
+    return null
   }
 }

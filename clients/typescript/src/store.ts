@@ -8,6 +8,9 @@ import { rebuild } from "./rebuild.js"
 type Key = Parameters<StorageAdapterInterface["load"]>[0]
 type Chunks = Awaited<ReturnType<StorageAdapterInterface["loadRange"]>>
 
+/** Under which the repo keeps its own name. Without one it would connect to nobody. */
+const NAME = "storage-adapter-id"
+
 /** How long it is waited before a store that fails is asked again, in milliseconds. Then it has failed. */
 const PAUSES_MS = [50, 250, 1_000]
 
@@ -36,8 +39,9 @@ export class Store implements StorageAdapterInterface {
     readonly failed: (error: unknown) => void = () => {},
   ) {}
 
-  load(key: Key): Promise<Uint8Array | undefined> {
-    return this.#read(() => this.inner.load(key))
+  async load(key: Key): Promise<Uint8Array | undefined> {
+    const read = this.#read(() => this.inner.load(key))
+    return await (key[0] === NAME ? read.catch(() => undefined) : read)
   }
 
   async loadRange(key: Key): Promise<Chunks> {
@@ -48,12 +52,13 @@ export class Store implements StorageAdapterInterface {
     return [{ key: [...key, "nothing"], data: A.save(A.init()) }]
   }
 
-  save(key: Key, data: Uint8Array): Promise<void> {
-    return this.inTurn(key[0]!, async () => {
+  async save(key: Key, data: Uint8Array): Promise<void> {
+    const saved = this.inTurn(key[0]!, async () => {
       await again(async () => {
         if (!this.#absent.has(key[0]!)) await this.inner.save(key, data)
       })
     })
+    await (key[0] === NAME ? saved.catch(this.failed) : saved)
   }
 
   remove(key: Key): Promise<void> {
@@ -102,6 +107,22 @@ export class Store implements StorageAdapterInterface {
     await this.#rewritten.get(documentId)?.catch(() => {})
   }
 
+  /** Takes a document out, that the repo has not any more; it knows that nothing is left. */
+  removeDocument(documentId: DocumentId, repo: Repo): Promise<void> {
+    return this.rewrite(documentId, async () => {
+      try {
+        for (const kind of ["snapshot", "incremental", "sync-state"]) await again(() => this.inner.removeRange([documentId, kind]))
+      } finally {
+        await this.#readLeft(documentId, repo)
+      }
+    })
+  }
+
+  /** Waits until all that was to be done is done. */
+  async settled(): Promise<void> {
+    while (this.#last.size > 0) await Promise.allSettled([...this.#last.values()])
+  }
+
   /** Whether a document is to be kept at all: one that may not be there is not. */
   setAbsent(documentId: DocumentId, isAbsent: boolean): void {
     if (isAbsent) this.#absent.add(documentId)
@@ -116,9 +137,14 @@ export class Store implements StorageAdapterInterface {
     try {
       await this.#takeOut(documentId, changes)
     } finally {
-      this.#left.add(documentId)
-      await repo.storageSubsystem?.loadDoc(documentId).finally(() => this.#left.delete(documentId))
+      await this.#readLeft(documentId, repo)
     }
+  }
+
+  /** Has the repo know what is left of a document. */
+  async #readLeft(documentId: DocumentId, repo: Repo): Promise<void> {
+    this.#left.add(documentId)
+    await repo.storageSubsystem?.loadDoc(documentId).finally(() => this.#left.delete(documentId))
   }
 
   async #takeOut(documentId: DocumentId, changes: ReadonlySet<string>): Promise<void> {

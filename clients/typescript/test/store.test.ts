@@ -186,3 +186,80 @@ test("what the store does not give is told to whoever waits for it, and can be d
   await soon(client.collection<Note>("unread").doc(ref!.id).delete(), "it is deleted")
   await soon(client.whenSynced(), "nothing waits")
 })
+
+/** What the store has noted of a document. */
+async function noted(id: string): Promise<{ deleted?: boolean; pending?: boolean } | undefined> {
+  const data = await new NodeFSStorageAdapter(folder).load(["tidelog", "collection", "notes", id])
+  return data && (JSON.parse(new TextDecoder().decode(data)) as { deleted?: boolean; pending?: boolean })
+}
+
+test("a deleted document is not shown again, takes no edits, and is out of the store when that is done", { skip }, async () => {
+  const client = open()
+  const ref = await client.collection<Note>("notes").add({ text: "a" })
+  await soon(client.whenSynced(), "it is on the server")
+  await client.repo.flush()
+  const seen = new Watch<boolean>()
+  let isOver = false
+  const edited: Promise<string>[] = []
+  ref.onSnapshot(snapshot => {
+    seen.take(snapshot.exists)
+    if (!snapshot.exists && !isOver) edited.push(ref.change(doc => void (doc.text = "b")).then(() => "taken", () => "refused"))
+  })
+  await seen.until(exists => exists, "it is shown")
+  const deleted = ref.delete()
+  await soon(deleted, "it is deleted")
+  isOver = true
+  await client.close()
+  assert.deepEqual(seen.all, [true, false])
+  assert.deepEqual(new Set(await Promise.all(edited)), new Set(["refused"]))
+  const chunks = await Promise.all(["snapshot", "incremental"].map(kind => new NodeFSStorageAdapter(folder).loadRange([ref.id, kind])))
+  assert.deepEqual([chunks.flat().length, await noted(ref.id)], [0, undefined])
+  // Nor does the repo bring it back.
+  await new Promise(done => setTimeout(done, 250))
+  assert.deepEqual((await new NodeFSStorageAdapter(folder).loadRange([ref.id])).length, 0)
+})
+
+test("a close while the store fails writes what it takes in the end, and one note that it does not take keeps no other out", { skip }, async () => {
+  let failing = (_key: Key) => false
+  const client = open(storage => (storage.fails = (work, key) => work === "save" && failing(key)))
+  client.disableNetwork()
+  const notes = client.collection<Note>("notes")
+  await client.holdings.ready
+  const [first, second] = [await notes.add({ text: "a" }), await notes.add({ text: "b" })]
+  let asked = 0
+  const tried = new Watch<number>()
+  failing = key => {
+    if (key[0] !== "tidelog" || key[3] !== first.id) return false
+    tried.take((asked += 1))
+    return asked <= 5
+  }
+  const flushed = assert.rejects(client.holdings.flush(), /cannot save/)
+  await tried.until(count => count === 2, "it is tried again")
+  const ended = client.close()
+  await Promise.all([flushed, ended])
+  assert.deepEqual([(await noted(first.id))?.pending, (await noted(second.id))?.pending], [true, true])
+})
+
+test("a store that could not be read is not written over", { skip }, async () => {
+  const before = open()
+  const ref = await before.collection<Note>("notes").add({ text: "a" })
+  await soon(before.whenSynced(), "it is on the server")
+  before.disableNetwork()
+  const ended = assert.rejects(ref.delete(), { code: "E0406" })
+  await before.close()
+  await ended
+  assert.equal((await noted(ref.id))?.deleted, true)
+
+  const storage = new Storage(folder)
+  storage.fails = (work, key) => work === "read" && key[0] === "tidelog" && key[1] === "collection"
+  const client = tidelog({ url: server.url, storage, retryMs: 100 })
+  await client.holdings.ready
+  assert.equal(client.lastError?.code, "E0402")
+  // The server tells of it.
+  assert.equal((await client.collection<Note>("notes").get()).size, 1)
+  await assert.rejects(client.close(), /cannot read/)
+  assert.equal((await noted(ref.id))?.deleted, true)
+  const next = open()
+  await soon(next.whenSynced(), "it is deleted")
+  assert.equal((await next.collection<Note>("notes").get()).docs.some(doc => doc.id === ref.id), false)
+})
