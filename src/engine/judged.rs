@@ -18,6 +18,7 @@ use super::refusal::{Audit, Refusal, Refused};
 use crate::document::{Change, Edit, Path, Touched, Values, View, ViewError};
 use crate::error::Error;
 use crate::history::Reader;
+use crate::history::fold::fold_lifecycle;
 use crate::id::{ActorId, ChangeHash, CollectionName, DocumentId, Lsn};
 use crate::log::record::{Lifecycle, LifecycleKind, RefusedReason};
 use crate::sync::Denied;
@@ -139,6 +140,11 @@ impl Database {
             examined.missing.push((document, Vec::new()));
             return Ok(());
         };
+        // What the log has is not judged again, and what others have overruled does nothing.
+        let stands = self.reader().row(document)?;
+        if stands.is_some_and(|mut stands| !fold_lifecycle(&mut stands, Lsn::ZERO, id, &statement, 0)) {
+            return Ok(());
+        }
         let place = Place { document, collection: &state.collection, name: state.name.as_deref() };
         match self.judge_deletion(judge, place)? {
             Ok(ruling) => {

@@ -292,3 +292,25 @@ fn nobody_goes_on_under_the_name_of_another_s_author() {
     let forged = forger.set("here", 2);
     assert_eq!(denied(&offer(&database, &ann, rows(id, &[&forged]))), [forged.hash()]);
 }
+
+#[test]
+fn a_word_about_a_document_that_changes_nothing_is_not_judged() {
+    let (database, document) = (database(), DocumentId([7; 16]));
+    let admin = By { principal: "ann", sees: false, rule: |_, _, _, _| true };
+    let user = By { principal: "ada", sees: false, rule: |deed, _, _, _| deed != Deed::Delete };
+    let said = |kind, lamport| {
+        let IncomingBody::Lifecycle(bytes) = creation(document, "notes").body else { panic!("a statement") };
+        let statement = Lifecycle { kind, lamport, ..Lifecycle::decode(&bytes).unwrap() };
+        let body = IncomingBody::Lifecycle(statement.encode());
+        Incoming { document, body, origin: origin(""), signature: None }
+    };
+    offer(&database, &admin, vec![creation(document, "notes")]);
+    offer(&database, &admin, vec![said(LifecycleKind::Restored, 2), said(LifecycleKind::Deleted, 3)]);
+    // A client says with every answer what it has.
+    let known = vec![said(LifecycleKind::Restored, 2), said(LifecycleKind::Deleted, 3)];
+    let examined = offer(&database, &user, known);
+    assert!(examined.denied.is_empty() && examined.refused.is_empty() && examined.fault.is_none());
+    let examined = offer(&database, &user, vec![said(LifecycleKind::Restored, 4)]);
+    assert_eq!(examined.denied.len(), 1);
+    assert!(!database.reader().document(document).unwrap().unwrap().visible);
+}
