@@ -558,9 +558,15 @@ export class Holdings {
     this.attach(held, handle)
     if (held.local()) return
     // The process ended before the store had the edits themselves: there is nothing to bring.
-    if (held.isNew && !held.isDeleted) return this.forget(held)
+    const isTold = held.told !== undefined && !held.told.isOurs
+    if (held.isNew && !held.isDeleted && !isTold) return this.forget(held)
     // What stands on changes that the server has comes to light with those.
     if (!handle.isReady() || held.isNew) held.isPending = false
+    // It was sent before that, and the server tells it.
+    if (isTold) {
+      held.isNew = false
+      this.adapter.settle(held.documentId)
+    }
     this.#enliven(held)
     this.#changed(held)
   }

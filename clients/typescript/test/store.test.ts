@@ -263,3 +263,37 @@ test("a store that could not be read is not written over", { skip }, async () =>
   await soon(next.whenSynced(), "it is deleted")
   assert.equal((await next.collection<Note>("notes").get()).docs.some(doc => doc.id === ref.id), false)
 })
+
+test("a document that the server tells stays shown, though the store has a note of it and nothing else", { skip }, async () => {
+  const before = open()
+  const ref = await before.collection<Note>("notes").add({ text: "a" })
+  await soon(before.whenSynced(), "it is on the server")
+  await before.close()
+  // The process ended before the store had the document, and that it was on its way.
+  const storage = new Storage(folder)
+  await storage.removeRange([ref.id])
+  const key = ["tidelog", "collection", "notes", ref.id]
+  const note = new TextEncoder().encode(JSON.stringify({ ...(await noted(ref.id)), pending: true, isNew: true }))
+  await storage.save(key, note)
+
+  const client = open()
+  const find = client.repo.find.bind(client.repo)
+  let goOn = () => {}
+  const opened = new Promise<void>(done => (goOn = done))
+  client.repo.find = (async (...words: Parameters<typeof find>) => {
+    // The network of documents is slower than that of queries.
+    client.repo.find = find
+    await opened
+    const [nothing, no] = [() => {}, () => false]
+    return { documentId: ref.id, isReady: no, isDeleted: no, on: nothing, off: nothing, getSyncInfo: nothing, words }
+  }) as never
+  const seen = new Watch<QuerySnapshot<Note>>()
+  client.collection<Note>("notes").onSnapshot({ includeMetadataChanges: true }, seen.take)
+  await seen.until(snap => !snap.metadata.fromCache && snap.docs.some(doc => doc.id === ref.id), "the server tells it")
+  goOn()
+  await client.holdings.flush()
+  await soon(client.whenSynced(), "nothing is waited for")
+  const result = await client.collection<Note>("notes").get()
+  assert.equal(result.docs.find(doc => doc.id === ref.id)?.data().text, "a")
+  assert.equal(seen.last?.docs.some(doc => doc.id === ref.id), true)
+})
