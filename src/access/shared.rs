@@ -66,6 +66,8 @@ pub(super) struct Shared {
     rules: RwLock<Option<InForce>>,
     /// Rises when an answer may be another than before, for whatever reason but a change of the very document.
     epoch: watch::Sender<u64>,
+    /// Rises with it, unless nothing but documents changed: no token is revoked by these.
+    renewals: watch::Sender<u64>,
     pub(super) consulted: Consulted,
     pub(super) counts: Counts,
     /// What feeds keep of documents that rules look at.
@@ -125,6 +127,7 @@ impl Access {
             authority,
             rules: RwLock::new(rules.map(InForce::new)),
             epoch: watch::channel(0).0,
+            renewals: watch::channel(0).0,
             consulted: Consulted::default(),
             counts: Counts::default(),
             kept: Arc::default(),
@@ -206,6 +209,7 @@ impl Access {
             *epoch += 1;
             self.0.consulted.note_change_of_all(*epoch);
         });
+        self.0.renewals.send_modify(|renewals| *renewals += 1);
     }
 
     /// Has every answer found anew that rests on these documents, if any does.
@@ -221,6 +225,11 @@ impl Access {
     /// A number that rises when answers may be others than before.
     pub(crate) fn epoch(&self) -> watch::Receiver<u64> {
         self.0.epoch.subscribe()
+    }
+
+    /// A number that rises when tokens may have been revoked.
+    pub(super) fn renewals(&self) -> watch::Receiver<u64> {
+        self.0.renewals.subscribe()
     }
 
     /// Looks at what is written and revoked, and says when answers may be others, for as long as anybody has this. Only the

@@ -14,7 +14,7 @@ use crate::sync::Leave;
 pub(crate) struct Vigil {
     subject: Subject,
     epoch: watch::Receiver<u64>,
-    /// The same, for whether he has to go: that is looked at without a rest.
+    /// For whether he has to go: that is looked at without a rest. No document that changed wakes anybody for it.
     revocations: watch::Receiver<u64>,
     /// The epoch that was looked at last.
     seen: u64,
@@ -36,6 +36,9 @@ const FAR_MS: u64 = 86_400_000;
 /// How long nothing is told after what followed from a change was done, at least; as long as that took, and so long at
 /// most.
 pub(super) const REST: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(2)];
+/// How long nobody is woken after a change that did not concern him: documents that decide for others may change all the
+/// time.
+const UNCONCERNED: Duration = Duration::from_millis(50);
 /// How often every answer is found anew where some rest on the time.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 
@@ -44,8 +47,8 @@ impl Vigil {
     pub(super) fn new(subject: Subject, mut epoch: watch::Receiver<u64>) -> Self {
         let seen = *epoch.borrow_and_update();
         Self {
+            revocations: subject.0.access.renewals(),
             subject,
-            revocations: epoch.clone(),
             epoch,
             seen,
             is_narrow: false,
@@ -106,6 +109,8 @@ impl Vigil {
                     if self.is_concerned() {
                         return self.told(false);
                     }
+                    // Whatever is told meanwhile asks first whether this is behind.
+                    self.rests_until = self.rests_until.max(Instant::now() + UNCONCERNED);
                 }
                 Ok(()) = self.revocations.changed() => {
                     if let Some(leave) = self.subject.must_leave(now_ms()) {
@@ -139,10 +144,11 @@ impl Vigil {
         !self.is_narrow || self.subject.is_concerned(since)
     }
 
-    /// As if it had been told, since what follows from it is done in any case.
-    pub(crate) fn catch_up(&mut self) {
+    /// As if [`Self::next`] had told it, since what follows from it is done in any case: so he may have to go.
+    #[must_use]
+    pub(crate) fn catch_up(&mut self) -> Option<Leave> {
         self.seen = *self.epoch.borrow_and_update();
-        self.told(false);
+        self.told(false)
     }
 
     /// Whether only time went by, when [`Self::next`] told of no reason to go.
@@ -166,6 +172,10 @@ async fn changed_after(moment: Instant, epoch: &mut watch::Receiver<u64>) -> Res
 
 #[cfg(test)]
 mod tests {
+    use std::future::Future;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+
     use super::*;
     use crate::access::{Access, AccessOptions, Admittance};
     use crate::engine::Database;
@@ -245,10 +255,40 @@ mod tests {
             assert!(!others.is_behind());
             access.renew_for(&[a]);
             assert!(others.is_behind());
-            others.catch_up();
+            assert_eq!(others.catch_up(), None);
         }
         access.renew();
         assert!(narrow.is_behind() && others.is_behind());
         assert!(told_after(&mut narrow).await.is_some() && told_after(&mut others).await.is_some());
+    }
+    #[tokio::test(start_paused = true)]
+    async fn documents_that_decide_for_others_wake_nobody_all_the_time() {
+        let (access, document) = access("get(/rooms/a).data.open");
+        let rooms = access.0.database.collection("rooms").unwrap();
+        let room = rooms.doc_with("a", serde_json::json!({ "open": true })).unwrap().id();
+        let (one, other) = (access.admit(None).unwrap(), access.admit(None).unwrap());
+        assert!(one.may(Operation::Get, document).unwrap());
+        let mut vigil = other.vigil().of_his_decisions();
+        let wakes = Arc::new(AtomicUsize::new(0));
+        let count = wakes.clone();
+        let waits = tokio::spawn(async move {
+            let mut next = std::pin::pin!(vigil.next());
+            std::future::poll_fn(|context| {
+                count.fetch_add(1, Ordering::Relaxed);
+                next.as_mut().poll(context)
+            })
+            .await
+        });
+        for _ in 0..1000 {
+            access.renew_for(&[room]);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // Once for each rest that ends, and perhaps once more for the change after it.
+        let most = 2 * 1000 / UNCONCERNED.as_millis() as usize + 2;
+        assert!(wakes.load(Ordering::Relaxed) <= most, "{wakes:?}, and {most} at most");
+        // He is told, no later than that, once it concerns him.
+        assert!(!waits.is_finished() && other.may(Operation::Get, document).unwrap());
+        access.renew_for(&[room]);
+        assert_eq!(tokio::time::timeout(UNCONCERNED, waits).await.unwrap().unwrap(), None);
     }
 }

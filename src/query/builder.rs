@@ -157,6 +157,23 @@ impl Query {
         self
     }
 
+    /// Keeps the view where it stands until what this gives is dropped.
+    #[cfg(all(test, feature = "web"))]
+    pub(crate) fn held_up(&self) -> std::sync::mpsc::Sender<()> {
+        use std::sync::mpsc::channel;
+        let (_, view) = view_of(&self.collection).unwrap();
+        let ((stands, stood), (sender, receiver)) = (channel(), channel::<()>());
+        std::thread::spawn(move || {
+            let standing = view.standing();
+            stands.send(()).unwrap();
+            // Nothing is ever sent.
+            let _ = receiver.recv();
+            drop(standing);
+        });
+        stood.recv().unwrap();
+        sender
+    }
+
     /// What is asked, held against every bound.
     pub(super) fn shape(&self) -> Result<Shape, QueryError> {
         Ok(Shape { sieve: self.sieve.clone(), ..self.asked.shape()? })

@@ -59,6 +59,8 @@ pub struct Listener {
     stage: Stage,
     /// What was told last.
     shown: Placed,
+    /// Where that was exact.
+    shown_at: Option<FeedCursor>,
     /// It begins anew, and what it told counts.
     goes_on: bool,
 }
@@ -153,7 +155,7 @@ impl Listening {
 impl Listener {
     pub(super) fn new(query: Query, options: ListenOptions) -> Result<Self, Error> {
         let shape = Arc::new(query.shape()?);
-        Ok(Self { query, shape, options, stage: Stage::New, shown: Vec::new(), goes_on: false })
+        Ok(Self { query, shape, options, stage: Stage::New, shown: Vec::new(), shown_at: None, goes_on: false })
     }
 
     /// The next snapshot, once the result has changed; `None` after an error.
@@ -238,7 +240,8 @@ impl Listener {
     }
 
     /// Has the next snapshot tell what came and what went because whoever listens may see other documents now. `sieve`
-    /// says which; so does the one before it, which is asked where there was one.
+    /// says which; so does the one before it, which is asked where there was one. It says so of documents as they are in
+    /// the view, by the rights of now: only once it was [ready](Self::ready) since these changed were both there at once.
     ///
     /// # Errors
     /// As [`Query::on_snapshot`].
@@ -257,13 +260,34 @@ impl Listener {
             let mut again = Self::new(self.query.clone().seen_through(sieve), self.options)?;
             again.goes_on = self.goes_on || !matches!(self.stage, Stage::New);
             again.shown = std::mem::take(&mut self.shown);
+            again.shown_at = self.shown_at;
             *self = again;
         }
         Ok(())
     }
 
-    /// Whether it has yet to begin, or to begin anew, and to be [ready](Self::ready) for that.
+    /// What was told before without what `sieve` does not pass now; nothing when it passes all of that. This adds nothing
+    /// and tells no value, so it needs no view: it is for when that is held up, and [`Self::sift`] has to wait.
+    ///
+    /// # Errors
+    /// As [`Query::on_snapshot`].
+    ///
+    /// # Cost
+    /// A question to the sieve for each document that was told.
     #[cfg(feature = "web")]
+    pub(crate) fn take_away(&mut self, sieve: Option<&dyn Sieve>) -> Result<Option<QuerySnapshot>, Error> {
+        let (Some(sieve), Some(position)) = (sieve, self.shown_at) else { return Ok(None) };
+        let left: Placed = self.shown.iter().filter(|(_, document)| sieve.passes(document)).cloned().collect();
+        if left.len() == self.shown.len() {
+            return Ok(None);
+        }
+        let changes = changes_between(&self.shown, &left);
+        self.shown = left;
+        self.snapshot(position, changes).map(Some)
+    }
+
+    /// Whether it has yet to begin, or to begin anew, and to be [ready](Self::ready) for that.
+    #[cfg(test)]
     pub(crate) fn is_new(&self) -> bool {
         matches!(self.stage, Stage::New)
     }
@@ -375,11 +399,17 @@ impl Listener {
         }
         let before = std::mem::replace(&mut self.shown, now);
         self.annotate(&before, &mut changes)?;
+        self.snapshot(position, changes).map(Some)
+    }
+
+    /// What is shown now, as of a position.
+    fn snapshot(&mut self, position: FeedCursor, changes: Vec<DocChange>) -> Result<QuerySnapshot, Error> {
+        self.shown_at = Some(position);
         let views = Views::of(self.database())?;
         let documents: Vec<Arc<Document>> = self.shown.iter().map(|(_, document)| document.clone()).collect();
         let has_pending_writes = documents.iter().any(|document| self.database().has_edits_in_flight(document.id));
         let metadata = Metadata { position, from_cache: !views.is_in_touch(), has_pending_writes };
-        Ok(Some(QuerySnapshot { documents, changes, is_reset: false, metadata }))
+        Ok(QuerySnapshot { documents, changes, is_reset: false, metadata })
     }
 
     /// Adds the patches and conflicts that were asked for.
