@@ -53,8 +53,11 @@ pub(crate) struct Right {
     document: DocumentId,
     /// As whoever is told knows it.
     collection: CollectionName,
+    /// Whether he may see it that could not.
+    is_released: bool,
     name: Option<String>,
-    /// What it is now; `None` where he may not see it any more.
+    /// What it is now; `None` where he may not see it any more, or not by now: he asks for it until he may, or hears that
+    /// it is withheld.
     heads: Option<Heads>,
 }
 
@@ -69,7 +72,7 @@ impl Right {
         let mut object = Map::new();
         let mut put = |key: &str, value: Value| drop(object.insert(key.to_owned(), value));
         put("cursor", json!(self.place.to_string()));
-        put("kind", json!(if self.heads.is_some() { "released" } else { "withheld" }));
+        put("kind", json!(if self.is_released { "released" } else { "withheld" }));
         put("id", json!(self.document.to_string()));
         put("collection", json!(self.collection.as_str()));
         if let Some(heads) = &self.heads {

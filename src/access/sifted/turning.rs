@@ -262,8 +262,8 @@ impl SiftedFeed {
         Ok(false)
     }
 
-    /// Whether he may see a document otherwise than before. What would be released must be so `now` as well, where that is
-    /// given: if it is not, the next step says so.
+    /// Whether he may see a document otherwise than before. What is released must be so `now` as well, where that is given:
+    /// if it is not, he is told no more than which it is. That much he must be told, as later cursors say that he was.
     pub(super) fn compare(
         &self,
         turning: &mut Turning,
@@ -312,13 +312,14 @@ impl SiftedFeed {
             (Some(true), Some(false) | None) => (was.collection, None, None),
             (None, Some(false) | None) => return Ok(Found::Unclear),
             (Some(false) | None, Some(true)) if is.is_visible && filter.admits(document, &is.collection) => {
-                if let Some(now) = now
-                    && !self.sees_as_of(now, document)?
-                {
-                    return Ok(Found::Same);
+                let is_so = match now {
+                    Some(now) => self.sees_as_of(now, document)?,
+                    None => true,
+                };
+                match is_so {
+                    true => (is.collection, is.name, Some(self.reader().heads_at(document, to.position)?)),
+                    false => (is.collection, None, None),
                 }
-                let heads = self.reader().heads_at(document, to.position)?;
-                (is.collection, is.name, Some(heads))
             }
             _ => return Ok(Found::Same),
         };
@@ -326,6 +327,7 @@ impl SiftedFeed {
             turning.told.insert(document);
         }
         let (place, position) = (self.place_in(turning), Lsn(row.last_lsn));
-        Ok(Found::Other(Box::new(Right { place, position, document, collection, name, heads })))
+        let is_released = before != Some(true);
+        Ok(Found::Other(Box::new(Right { place, position, document, collection, is_released, name, heads })))
     }
 }

@@ -122,6 +122,36 @@ fn nothing_is_told_of_an_earlier_moment_that_may_not_be_read_any_more() {
 }
 
 #[test]
+fn what_is_released_and_taken_again_before_it_is_told_is_told_for_all_that() {
+    for stands in [false, true] {
+        let mut world = World::new(1);
+        for _ in 0..3 {
+            world.create(0);
+        }
+        let mut consumer = Consumer::new(&world, notes(true));
+        let mut go_on = |world: &World, consumer: &mut Consumer| {
+            match stands {
+                true => consumer.follow(world, 16, Limit::Turns(1)),
+                false => consumer.page(world, 16, 1),
+            }
+            let cursor = consumer.feed.as_ref().map_or_else(|| consumer.cursor.clone().unwrap(), |f| f.cursor().to_string());
+            cursor.parse::<Place>().unwrap().rights.unwrap().step.is_some()
+        };
+        world.edit(0, "members", &json!([]));
+        while go_on(&world, &mut consumer) || consumer.copy != consumer.expected(&world) {}
+        // He comes to the room, leaves it while he is told so, and is back before anything else is asked.
+        world.edit(0, "members", &json!(["ben"]));
+        assert!(go_on(&world, &mut consumer), "it takes more than one turn");
+        world.edit(0, "members", &json!([]));
+        while go_on(&world, &mut consumer) {}
+        assert!(!consumer.again.is_empty());
+        world.edit(0, "members", &json!(["ben"]));
+        consumer.check(&mut world);
+        assert_eq!(consumer.resets, 0);
+    }
+}
+
+#[test]
 fn every_document_is_met_whatever_changes_meanwhile() {
     let world = World::new(2);
     let database = world.database().clone();
