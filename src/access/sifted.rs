@@ -122,6 +122,8 @@ pub(crate) struct SiftedFeed {
     given: crate::feed::FeedCursor,
     /// Not everything is asked about again before that.
     rests_until: Instant,
+    /// It goes on from where he was told all as of the moment, and nothing was told since.
+    is_fresh: bool,
     /// How long documents are asked about at a stretch.
     stretch: Duration,
 }
@@ -168,12 +170,14 @@ impl SiftedFeed {
             rests_on: is_from_nothing.then(HashSet::new),
             known: HashMap::new(),
             rests_until: Instant::now(),
+            is_fresh: false,
             stretch: Duration::from_millis(bounds::TURN_MS),
         };
-        if opened.begin(told)?
-            && let Some((to, at)) = step
-        {
-            opened.resume(to, at)?;
+        if opened.begin(told)? {
+            match step {
+                Some((to, at)) => opened.resume(to, at)?,
+                None => opened.is_fresh = true,
+            }
         }
         Ok(opened)
     }
@@ -287,9 +291,16 @@ impl SiftedFeed {
             Some(turning) => turning,
             None => {
                 let turning = self.turn()?;
-                if turning.is_wide && Instant::now() < self.rests_until {
-                    let goes_on = self.tell_meanwhile(&mut said)?;
-                    return Ok((said, if goes_on { Next::Pull } else { Next::Rest(self.rests_until) }));
+                let is_fresh = std::mem::take(&mut self.is_fresh);
+                let rests = Instant::now() < self.rests_until;
+                // What comes in pages has no pauses: each is another feed.
+                if turning.is_wide && (rests || is_fresh) {
+                    if self.tell_meanwhile(&mut said)? {
+                        return Ok((said, Next::Pull));
+                    }
+                    if rests {
+                        return Ok((said, Next::Rest(self.rests_until)));
+                    }
                 }
                 turning
             }
@@ -354,8 +365,8 @@ impl SiftedFeed {
         Ok(())
     }
 
-    /// Tells what happened up to the moment, while it is too early to ask about everything again; whether there was
-    /// anything. So a feed gets on, however often that must be done.
+    /// Tells what happened up to the moment, while it is too early to ask about everything again, and first of all where a
+    /// feed goes on; whether there was anything. So a feed gets on, however often that must be done.
     fn tell_meanwhile(&mut self, said: &mut Vec<Said>) -> Result<bool, Error> {
         let (count, now) = (self.pulled.len(), self.subject.moment());
         self.tell_pulled(self.moment.position, Some(&now), said)?;

@@ -82,17 +82,17 @@ fn a_feed_gets_on_however_often_everything_has_to_be_asked_about() {
             world.edit(which, "body", &json!(round));
         }
     }
-    for (coalesced, stands) in [(false, false), (false, true), (true, true)] {
+    for (coalesced, stands, turns) in [(false, false, 3), (false, false, 1), (false, true, 2), (true, true, 2)] {
         let mut consumer = Consumer::new(&world, Wants { coalesced, ..notes(false) });
         let mut rounds = 0;
         while consumer.copy != consumer.expected(&world) || rounds < 10 {
             rounds += 1;
-            assert!(rounds < 1000, "it ends: {coalesced} {stands} {}", consumer.copy.len());
+            assert!(rounds < 1000, "it ends: {coalesced} {stands} {turns} {}", consumer.copy.len());
             // Somebody else comes and goes before each look.
             world.edit(1, "members", &if rounds % 2 == 0 { json!(["ben"]) } else { json!(["ben", "eve"]) });
             match stands {
-                true => consumer.follow(&world, 4, Limit::Turns(2)),
-                false => consumer.page(&world, 4, 3),
+                true => consumer.follow(&world, 4, Limit::Turns(turns)),
+                false => consumer.page(&world, 4, turns),
             }
         }
         assert_eq!(consumer.resets, 0);
@@ -129,7 +129,8 @@ fn what_is_released_and_taken_again_before_it_is_told_is_told_for_all_that() {
             world.create(0);
         }
         let mut consumer = Consumer::new(&world, notes(true));
-        let mut go_on = |world: &World, consumer: &mut Consumer| {
+        let go_on = |world: &World, consumer: &mut Consumer| {
+            consumer.feed.iter_mut().for_each(|feed| feed.rests_until = Instant::now());
             match stands {
                 true => consumer.follow(world, 16, Limit::Turns(1)),
                 false => consumer.page(world, 16, 1),
