@@ -51,8 +51,9 @@ fn a_page_ends_in_time_while_all_is_asked_about_and_its_cursor_goes_on() {
         ids.sort();
         assert!(ids == notes, "each once: {} of {NOTES}", ids.len());
     }
-    // Who has the time is told all at once.
+    // Who has the time is told it in fewer: nothing is kept back for much more than a second.
     assert_eq!(node.ask(Some(&ann), "PATCH", &room, &json!({ "members": [] })).0, 200);
+    let begun = Instant::now();
     let (told, pages) = hear(&mut cursor, "&timeout=300");
-    assert!(told.len() == NOTES && pages <= 2, "{} in {pages}", told.len());
+    assert!(told.len() == NOTES && pages <= 2 + begun.elapsed().as_secs(), "{} in {pages}", told.len());
 }

@@ -166,7 +166,8 @@ fn open(app: &App, wanted: &Wanted, last: Option<&str>, subject: Subject) -> Res
 }
 
 /// So many items as there are now; or, when there are none, those that come first within the time. Where it takes longer to
-/// find out what may be told, it is told what was found until then: its cursor goes on from there.
+/// find out what may be told, it is told what was found until then: its cursor goes on from there. Nor is it kept back for
+/// long once there is something, as rights may change.
 async fn page(mut feed: SiftedFeed, wanted: &Wanted, waits: bool, told: &Told) -> Result<Response, Problem> {
     let mut stop = told.app.shared.stop.clone();
     let limit = bounded(wanted.limit)?;
@@ -178,6 +179,8 @@ async fn page(mut feed: SiftedFeed, wanted: &Wanted, waits: bool, told: &Told) -
     let end = Instant::now() + Duration::from_secs(seconds);
     let mut vigil = told.subject.vigil().with_the_time();
     let (mut events, mut opening, mut caught_up) = (Vec::new(), Value::Null, false);
+    // Since when the oldest of them is kept back.
+    let mut kept: Option<Instant> = None;
     loop {
         feed.pull(limit.saturating_sub(events.len()).max(1)).await?;
         let (said, next);
@@ -202,7 +205,9 @@ async fn page(mut feed: SiftedFeed, wanted: &Wanted, waits: bool, told: &Told) -
         if told.subject.must_leave(now_ms()).is_some() {
             return Err(Problem::left());
         }
-        let is_over = !feed.is_free() && (Instant::now() >= end || *stop.borrow());
+        kept = if events.is_empty() { None } else { kept.or_else(|| Some(Instant::now())) };
+        let is_stale = kept.is_some_and(|since| since.elapsed() >= api::STREAM_PAUSE);
+        let is_over = !feed.is_free() && (is_stale || Instant::now() >= end || *stop.borrow());
         match next {
             Next::Work | Next::Pull if is_over => {
                 caught_up = false;
@@ -220,6 +225,8 @@ async fn page(mut feed: SiftedFeed, wanted: &Wanted, waits: bool, told: &Told) -
             Next::Wait => {}
         }
         let rest = if let Next::Rest(until) = next { Some(until) } else { None };
+        // It was, but what is to be asked about then was not yet.
+        caught_up &= rest.is_none();
         let more = tokio::select! {
             () = until(rest), if rest.is_some() => true,
             more = feed.wait(), if rest.is_none() => more,
@@ -305,11 +312,12 @@ impl Teller {
         while text.len() < api::STREAM_BYTES {
             let Some(mut feed) = self.feed.take() else { return Ok(false) };
             let rest = match self.next {
-                Next::Rest(until) => Some(until),
-                Next::Wait if !text.is_empty() => {
+                // It may be long, and what was found may be true no more then.
+                Next::Wait | Next::Rest(_) if !text.is_empty() => {
                     self.feed = Some(feed);
                     return Ok(true);
                 }
+                Next::Rest(until) => Some(until),
                 _ => None,
             };
             let waits = self.next == Next::Wait;
