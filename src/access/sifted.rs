@@ -357,12 +357,20 @@ impl SiftedFeed {
         if !turning.told.is_empty() && !is_settled {
             said.push(Said::Progress(self.cursor(), self.is_at_end && self.pulled.is_empty()));
         }
-        if self.rests_on.as_ref().is_some_and(|rests_on| rests_on.len() > bounds::RESTS_ON_MAX) {
-            self.rests_on = None;
-        }
+        self.bound();
         self.subject.note_time(self.moment.needs.time);
         self.rest();
         Ok(())
+    }
+
+    /// Forgets what is too much to remember. All can be found again.
+    fn bound(&mut self) {
+        if self.rests_on.as_ref().is_some_and(|rests_on| rests_on.len() > bounds::RESTS_ON_MAX) {
+            self.rests_on = None;
+        }
+        if self.known.len() > 2 * bounds::KNOWN_MAX {
+            self.known.clear();
+        }
     }
 
     /// Tells what happened up to the moment, while it is too early to ask about everything again, and first of all where a
@@ -432,6 +440,8 @@ impl SiftedFeed {
         }
         let allowed = verdict.allowed.unwrap_or(false);
         self.known.insert(document, allowed);
+        // Much may be told before everything is asked about again.
+        self.bound();
         Ok(allowed)
     }
 

@@ -258,6 +258,29 @@ fn what_left_for_another_collection_is_withheld_also_while_all_is_asked_about() 
 }
 
 #[test]
+fn a_feed_remembers_no_more_documents_than_it_may_also_while_it_rests() {
+    let mut world = World::new(1);
+    let mut consumer = Consumer::new(&world, EVERYTHING);
+    consumer.check(&mut world);
+    let mut feed = consumer.feed.take().unwrap();
+    let some = |count: usize| (0..count as u128).map(|n| DocumentId(n.to_be_bytes()));
+    feed.known = some(2 * bounds::KNOWN_MAX).map(|document| (document, true)).collect();
+    feed.rests_on = Some(some(bounds::RESTS_ON_MAX).collect());
+    // Whatever is written is asked about, and rests on a room.
+    world.edit(0, "members", &json!(["ben", "eve"]));
+    for which in FIXED..world.documents.len() {
+        world.edit(which, "body", &json!(1));
+    }
+    feed.moment = world.subject().moment();
+    feed.rests_until = Instant::now() + Duration::from_secs(60);
+    world.edit(0, "members", &json!(["ben"]));
+    block_on(feed.pull(64)).unwrap();
+    let (said, next) = feed.tell().unwrap();
+    assert!(said.len() > 4 && next == Next::Pull, "{} {next:?}", said.len());
+    assert!(feed.known.len() < bounds::KNOWN_MAX && feed.rests_on.is_none(), "{}", feed.known.len());
+}
+
+#[test]
 fn a_feed_keeps_no_more_bytes_than_it_may_and_none_while_it_waits() {
     let mut world = World::new(1);
     let mut consumer = Consumer::new(&world, Wants { step_by_step: true, ..EVERYTHING });
