@@ -338,16 +338,26 @@ impl Teller {
                 return Ok(false);
             }
             feed.pull(PULLED).await?;
+            let was_at_work = self.next == Next::Work;
             let (feed, said, next) = self.told.tell(feed).await?;
+            let cursor = feed.cursor();
             (self.feed, self.next) = (Some(feed), next);
             for said in said {
                 text.push_str(&line(said, self.form, &self.told).await?);
+            }
+            if text.is_empty() && was_at_work && next != Next::Work {
+                // It took long: nobody who is cut off after it shall have it done again.
+                text.push_str(&progress(cursor, false, self.form));
             }
             if !text.is_empty() && self.silent_since.elapsed() > api::STREAM_PAUSE {
                 return Ok(true);
             }
             if text.is_empty() && self.silent_since.elapsed() > silence {
-                text.push_str(SILENCE[usize::from(self.form == Form::Sse)]);
+                match next {
+                    // Nor whoever is cut off in the middle of it.
+                    Next::Work => text.push_str(&progress(cursor, false, self.form)),
+                    _ => text.push_str(SILENCE[usize::from(self.form == Form::Sse)]),
+                }
                 return Ok(true);
             }
         }
@@ -360,12 +370,15 @@ async fn line(said: Said, form: Form, told: &Told) -> Result<String, Problem> {
         Said::Opened(opening) => ("opened", None, opening),
         Said::Event(event, place) => ("change", Some(place), told.json(*event, place).await?),
         Said::Right(right) => ("change", Some(right.place()), right.to_json()),
-        Said::Progress(place, caught_up) => {
-            let progress = json!({ "progress": { "cursor": place.to_string(), "caught_up": caught_up } });
-            ("progress", Some(place), progress)
-        }
+        Said::Progress(place, caught_up) => return Ok(progress(place, caught_up, form)),
     };
     Ok(written(name, place.map(|place| place.to_string()).as_deref(), &value, form))
+}
+
+fn progress(place: Place, caught_up: bool, form: Form) -> String {
+    let cursor = place.to_string();
+    let value = json!({ "progress": { "cursor": cursor, "caught_up": caught_up } });
+    written("progress", Some(&cursor), &value, form)
 }
 
 /// Events that a stream reads at a time.

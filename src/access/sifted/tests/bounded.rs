@@ -265,7 +265,7 @@ fn a_feed_remembers_no_more_documents_than_it_may_also_while_it_rests() {
     let mut feed = consumer.feed.take().unwrap();
     let some = |count: usize| (0..count as u128).map(|n| DocumentId(n.to_be_bytes()));
     feed.known = some(2 * bounds::KNOWN_MAX).map(|document| (document, true)).collect();
-    feed.rests_on = Some(some(bounds::RESTS_ON_MAX).collect());
+    feed.rests_on = Some(some(bounds::RESTS_ON_MAX - 1).chain([world.documents[0]]).collect());
     // Whatever is written is asked about, and rests on a room.
     world.edit(0, "members", &json!(["ben", "eve"]));
     for which in FIXED..world.documents.len() {
