@@ -1,6 +1,7 @@
 //! The change feed over HTTP: a page, a page once there is one, lines that go on, or server-sent events.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Extension;
@@ -13,7 +14,7 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::documents::{answer, bounded, query_problem};
@@ -91,14 +92,34 @@ struct Told {
     held: Option<Held>,
 }
 
-/// A turn at finding out what a feed may tell, which takes a while. Those of one account take turns among themselves first:
-/// however many those are, others come in between.
-async fn turn<'a>(account: Option<&'a Account>, tellers: &'a Semaphore) -> [Option<SemaphorePermit<'a>>; 2] {
-    let own = match account {
-        Some(account) => account.turns().acquire().await.ok(),
-        None => None,
-    };
-    [own, tellers.acquire().await.ok()]
+/// A turn at finding out what a feed may tell, which takes a while. Dropped, it is given back.
+struct Turn {
+    own: Option<Arc<Account>>,
+    _teller: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.own.iter().for_each(|account| account.turns().add_permits(1));
+    }
+}
+
+/// Waits for a turn. Those of one account take turns among themselves first: however many those are, others come in
+/// between.
+async fn turn(account: Option<Arc<Account>>, tellers: Arc<Semaphore>) -> Turn {
+    let mut turn = Turn { own: None, _teller: None };
+    if let Some(account) = account {
+        let is_taken = match account.turns().acquire().await {
+            Ok(permit) => {
+                permit.forget();
+                true
+            }
+            Err(_) => false,
+        };
+        turn.own = is_taken.then_some(account);
+    }
+    turn._teller = tellers.acquire_owned().await.ok();
+    turn
 }
 
 impl Told {
@@ -109,12 +130,18 @@ impl Told {
             let (said, next) = feed.tell()?;
             return Ok((feed, said, next));
         }
-        let _turn = turn(self.held.as_ref().map(|(payer, _)| &*payer.account), &self.app.tellers).await;
+        let turn = self.turn().await;
         blocking(&self.app, move || {
+            // Also where nobody waits for it any more.
+            let _turn = turn;
             let (said, next) = feed.tell()?;
             Ok((feed, said, next))
         })
         .await
+    }
+
+    async fn turn(&self) -> Turn {
+        turn(self.held.as_ref().map(|(payer, _)| payer.account.clone()), self.app.tellers.clone()).await
     }
 
     async fn json(&self, event: Event, place: Place) -> Result<Value, Problem> {
@@ -122,7 +149,9 @@ impl Told {
             return Ok(placed(event.to_json()?, place));
         }
         let database = self.app.shared.database.clone();
+        let turn = self.turn().await;
         blocking(&self.app, move || {
+            let _turn = turn;
             let mut json = placed(event.to_json()?, place);
             json["patches"] = match event.patches(&database)? {
                 Some(patches) => patches.iter().map(Patch::to_json).collect(),
@@ -412,10 +441,10 @@ mod tests {
         let ledger = Ledger::new(Quotas::default());
         let now = std::time::Instant::now();
         let [many, one] = [1, 2].map(|n| ledger.address(std::net::Ipv4Addr::new(127, 0, 0, n).into(), now));
-        let tellers = Semaphore::new(api::TELLERS);
+        let tellers = Arc::new(Semaphore::new(api::TELLERS));
         let busy = || async {
             for _ in 0..10 {
-                let _turn = turn(Some(&many), &tellers).await;
+                let _turn = turn(Some(many.clone()), tellers.clone()).await;
                 tokio::time::sleep(TURN).await;
             }
         };
@@ -423,7 +452,7 @@ mod tests {
             tokio::time::sleep(TURN * 3 / 2).await;
             for _ in 0..10 {
                 let asked = Instant::now();
-                let _turn = turn(Some(&one), &tellers).await;
+                let _turn = turn(Some(one.clone()), tellers.clone()).await;
                 assert!(asked.elapsed() <= 2 * TURN, "{:?}", asked.elapsed());
                 tokio::time::sleep(TURN).await;
             }
@@ -434,5 +463,31 @@ mod tests {
             () = working => {}
             _ = all => panic!("it took them no time"),
         }
+    }
+
+    #[tokio::test]
+    async fn a_turn_is_held_until_its_work_has_ended_be_it_waited_for_or_not() {
+        let account = Ledger::new(Quotas::default()).address([127, 0, 0, 1].into(), std::time::Instant::now());
+        let (tellers, workers) = (Arc::new(Semaphore::new(api::TELLERS)), Arc::new(Semaphore::new(1)));
+        let free = || (account.turns().available_permits(), tellers.available_permits(), workers.available_permits());
+        let before = free();
+        let turn = turn(Some(account.clone()), tellers.clone()).await;
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let work = crate::web::api::in_room(workers.clone(), move || {
+            let _turn = turn;
+            let _ = ended.recv();
+            Ok(())
+        });
+        // The request is dropped.
+        assert!(tokio::time::timeout(Duration::from_millis(20), work).await.is_err());
+        assert_eq!(free(), (before.0 - 1, before.1 - 1, before.2 - 1));
+        end.send(()).unwrap();
+        tokio::time::timeout(Duration::from_secs(30), async {
+            while free() != before {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await
+        .unwrap();
     }
 }

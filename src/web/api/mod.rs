@@ -9,6 +9,7 @@ mod documents;
 mod problem;
 mod queries;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -25,6 +26,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use futures_util::TryStreamExt as _;
 use hyper::body::Body as _;
+use tokio::sync::Semaphore;
 
 use self::problem::Problem;
 use super::guest::{self, Payer, Turned};
@@ -208,6 +210,18 @@ async fn blocking<T: Send + 'static>(
     app: &App,
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Problem> {
-    let _room = app.workers.clone().acquire_owned().await.map_err(|_| Error::Closed)?;
-    Ok(tokio::task::spawn_blocking(work).await.map_err(|error| Problem::internal(&error.to_string()))??)
+    in_room(app.workers.clone(), work).await
+}
+
+/// The room is held until that has ended, also where nobody waits for it any more.
+async fn in_room<T: Send + 'static>(
+    workers: Arc<Semaphore>,
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Problem> {
+    let room = workers.acquire_owned().await.map_err(|_| Error::Closed)?;
+    let done = tokio::task::spawn_blocking(move || {
+        let _room = room;
+        work()
+    });
+    Ok(done.await.map_err(|error| Problem::internal(&error.to_string()))??)
 }
