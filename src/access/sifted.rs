@@ -23,7 +23,7 @@ use crate::feed::{ChangeFeed, Changes, Event, EventKind, Item, Opening, ResetRea
 use crate::history::Reader;
 use crate::id::{CollectionName, DocumentId, Heads, Lsn};
 use crate::limits::{feeds, sifted as bounds};
-use turning::{Found, Turning};
+use turning::{Found, Met, Turning};
 
 /// From where somebody is told.
 #[derive(Debug, Clone, Copy)]
@@ -307,8 +307,13 @@ impl SiftedFeed {
         };
         let began = Instant::now();
         let now = turning.is_late().then(|| self.subject.moment());
-        while let Some(document) = turning.next()? {
-            match self.compare(&mut turning, document, now.as_ref())? {
+        loop {
+            let found = match turning.next()? {
+                Met::Document(_, document) => self.compare(&mut turning, document, now.as_ref())?,
+                Met::Nothing => Found::Same,
+                Met::End => break,
+            };
+            match found {
                 Found::Same => {}
                 Found::Other(right) => said.push(Said::Right(*right)),
                 Found::Unclear => return self.anew(said),

@@ -39,6 +39,19 @@ pub(super) struct Turning {
     pub(super) took: Duration,
 }
 
+/// What comes next.
+pub(super) enum Met {
+    /// A document that is to be asked about, and up to where all were given with it.
+    Document(Lsn, DocumentId),
+    /// Nothing among what was read in one go.
+    Nothing,
+    /// There are no more.
+    End,
+}
+
+/// Rows that are read in one go where few of them are to be asked about.
+const ROWS: usize = 64;
+
 /// What was found out about a document.
 pub(super) enum Found {
     Same,
@@ -64,16 +77,16 @@ impl Turning {
     }
 
     /// The next document that is to be asked about.
-    pub(super) fn next(&mut self) -> Result<Option<DocumentId>, Error> {
-        let next = match (self.left.pop_front(), &mut self.walk) {
-            (Some(next), _) => Some(next),
+    pub(super) fn next(&mut self) -> Result<Met, Error> {
+        let met = match (self.left.pop_front(), &mut self.walk) {
+            (Some((at, document)), _) => Met::Document(at, document),
             (None, Some(walk)) => walk.next()?,
-            (None, None) => None,
+            (None, None) => Met::End,
         };
-        Ok(next.map(|(at, document)| {
+        if let Met::Document(at, _) = met {
             self.at = at;
-            document
-        }))
+        }
+        Ok(met)
     }
 
     /// Whether each document that there is was asked about here, once there is no next one.
@@ -124,22 +137,28 @@ impl Walk {
         })
     }
 
-    /// The next document, and up to where all were given with it.
-    pub(super) fn next(&mut self) -> Result<Option<(Lsn, DocumentId)>, Error> {
+    /// The next document, after not many rows. What changed since it began may be in a collection that came to be since,
+    /// so no more is said to be given than what was there then.
+    pub(super) fn next(&mut self) -> Result<Met, Error> {
+        let mut rows = 0;
         while !self.is_hopeless {
             while let Some((lsn, document)) = self.round.next()? {
                 self.late += usize::from(lsn > self.began);
+                self.is_hopeless = self.late > bounds::LATE_MAX;
                 let Some(moved_after) = self.moved_after else {
-                    self.is_hopeless = self.late > bounds::LATE_MAX;
-                    return Ok(Some((lsn, document)));
+                    return Ok(Met::Document(lsn.min(self.began), document));
                 };
                 if self.reader.row(document)?.is_some_and(|row| has_moved(&row, moved_after)) {
                     self.has_moved = true;
-                    return Ok(Some((self.began, document)));
+                    return Ok(Met::Document(self.began, document));
+                }
+                rows += 1;
+                if rows >= ROWS || self.is_hopeless {
+                    return Ok(Met::Nothing);
                 }
             }
             if self.moved_after.is_some() && !std::mem::take(&mut self.has_moved) {
-                return Ok(None);
+                return Ok(Met::End);
             }
             self.rounds += 1;
             self.is_hopeless = self.rounds > bounds::ROUNDS_MAX;
@@ -148,7 +167,7 @@ impl Walk {
             self.round = Standings::over(self.reader.clone(), lanes, Lsn(u64::MAX))?;
             self.moved_after = Some(after);
         }
-        Ok(None)
+        Ok(Met::End)
     }
 }
 
