@@ -426,7 +426,7 @@ mod tests {
         let secret = json!({ "room": "attic", "text": "a secret" });
         let moved = json!({ "room": "hall", "text": "moved" });
         let seen = json!({ "room": "hall", "text": "seen" });
-        let large = json!({ "room": "attic", "text": format!("a secret {}", "x".repeat(66_000)) });
+        let large = json!({ "room": "attic", "text": "a secret", "more": "x".repeat(66_000) });
         let (mut world, [note, other, third, fourth]) = World::new(OPEN, [&secret, &moved, &seen, &large]);
         world.open(0, true);
         let first = world.first().await;
