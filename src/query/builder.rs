@@ -159,18 +159,19 @@ impl Query {
 
     /// Keeps the view where it stands until what this gives is dropped.
     #[cfg(all(test, feature = "web"))]
-    pub(crate) fn held_up(&self) -> std::sync::mpsc::Sender<()> {
-        use std::sync::mpsc::channel;
-        let (_, view) = view_of(&self.collection).unwrap();
-        let ((stands, stood), (sender, receiver)) = (channel(), channel::<()>());
+    #[expect(clippy::expect_used, reason = "a test's")]
+    pub(crate) fn held_up(&self) -> std::sync::mpsc::SyncSender<()> {
+        use std::sync::mpsc::sync_channel;
+        let (_, view) = view_of(&self.collection).expect("a view of the collection");
+        let ((stands, stood), (sender, receiver)) = (sync_channel(1), sync_channel::<()>(1));
         std::thread::spawn(move || {
             let standing = view.standing();
-            stands.send(()).unwrap();
+            stands.send(()).expect("it is waited for");
             // Nothing is ever sent.
             let _ = receiver.recv();
             drop(standing);
         });
-        stood.recv().unwrap();
+        stood.recv().expect("the view stands");
         sender
     }
 

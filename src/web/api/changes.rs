@@ -472,7 +472,7 @@ mod tests {
         let free = || (account.turns().available_permits(), tellers.available_permits(), workers.available_permits());
         let before = free();
         let turn = turn(Some(account.clone()), tellers.clone()).await;
-        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let (end, ended) = std::sync::mpsc::sync_channel::<()>(1);
         let work = crate::web::api::in_room(workers.clone(), move || {
             let _turn = turn;
             let _ = ended.recv();
