@@ -35,8 +35,11 @@ export type FeedEvent =
       time: number
       message?: string
     })
-  /** May be read by now: read it anew, whatever you have of it. */
-  | { kind: "released"; cursor: string; position: number; id: string; collection: string; name?: string; heads: string[] }
+  /**
+   * May be read by now: read it anew, whatever you have of it. Without a position it may not be read once more already,
+   * and a `withheld` follows: keep in mind to ask for it until then.
+   */
+  | { kind: "released"; cursor: string; position?: number; id: string; collection: string; name?: string; heads?: string[] }
   /** May not be read any more: drop it. */
   | { kind: "withheld"; cursor: string; id: string; collection: string }
   | (EventBase & { kind: "withdrawn" | "void" | "standing" | "gone"; [more: string]: unknown })
