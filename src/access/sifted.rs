@@ -295,7 +295,12 @@ impl SiftedFeed {
                 let rests = Instant::now() < self.rests_until;
                 // What comes in pages has no pauses: each is another feed.
                 if turning.is_wide && (rests || is_fresh) {
-                    if self.tell_meanwhile(&mut said)? {
+                    let has_told = self.tell_meanwhile(&mut said)?;
+                    if is_fresh {
+                        // What could not be told there is not known to be hidden: the place that the cursor names says.
+                        self.known.clear();
+                    }
+                    if has_told {
                         return Ok((said, Next::Pull));
                     }
                     if rests {

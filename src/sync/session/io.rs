@@ -46,7 +46,7 @@ pub enum Side {
 #[non_exhaustive]
 pub enum Output {
     /// Send a frame (type, version and body; the driver writes its length) and answer with
-    /// [`Session::handle_sent`]. The first frame on a channel of ours opens it.
+    /// [`Session::handle_sent`](super::Session::handle_sent). The first frame on a channel of ours opens it.
     Send {
         /// Where.
         channel: Channel,
@@ -57,7 +57,7 @@ pub enum Output {
     },
     /// Drop a channel: neither side needs what is on it.
     Reset(Channel),
-    /// Give the rows to the writer, and answer with [`Session::handle_admitted`] or [`Session::handle_refused`].
+    /// Give the rows to the writer, and answer with [`Session::handle_admitted`](super::Session::handle_admitted) or [`Session::handle_refused`](super::Session::handle_refused).
     ///
     /// Rows whose dependencies are missing wait with the writer. `cursor` is stored in the same batch, and only if no
     /// row waits.
@@ -69,14 +69,14 @@ pub enum Output {
         /// How far the peer's log is followed with these rows.
         cursor: Option<LogCursor>,
     },
-    /// Store the cursor alone, and answer with [`Session::handle_admitted`].
+    /// Store the cursor alone, and answer with [`Session::handle_admitted`](super::Session::handle_admitted).
     StoreCursor {
         /// Names the answer.
         ticket: u64,
         /// How far the peer's log is followed.
         cursor: LogCursor,
     },
-    /// Find out who the peer's user is, and answer with [`Session::handle_proven`], or close the link. It comes again
+    /// Find out who the peer's user is, and answer with [`Session::handle_proven`](super::Session::handle_proven), or close the link. It comes again
     /// whenever the peer shows another token.
     Prove {
         /// What the peer shows, if it shows anything.

@@ -1,7 +1,7 @@
 //! Queries over HTTP: asked once, or listened to with server-sent events; and the indexes that answer them.
 
 use std::convert::Infallible;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Extension;
 use axum::body::{Body, Bytes};
@@ -130,7 +130,7 @@ pub(super) async fn listen(
     })
     .await?;
     let first = first.map(|snapshot| line(&snapshot)).unwrap_or_default();
-    let told = Told { listener, subject, vigil, owed: Owed::Nothing };
+    let told = Told { listener, subject, vigil, owed: Owed::Nothing, rests_until: Instant::now() };
     Ok(flow(first, told, held, app.shared.stop.clone()))
 }
 
@@ -141,6 +141,8 @@ struct Told {
     vigil: Vigil,
     // Kept here, since whoever waits for what is told may stop at any time, and the vigil tells of each change once.
     owed: Owed,
+    // Until then only what may not be seen any more is looked for: rights change faster than they can be asked about.
+    rests_until: Instant,
 }
 
 /// What is still to be done since rights changed.
@@ -164,8 +166,9 @@ enum Stands {
 
 /// How long a view is waited for when rights changed; after that what may not be seen any more is taken away without it.
 const HELD_UP: Duration = Duration::from_millis(250);
-/// How often rights may change while everything is asked about, until that waits.
+/// How often rights may change while everything is asked about, until that waits, and for how long.
 const ROUNDS: usize = 4;
+const ROUNDS_REST: Duration = Duration::from_millis(500);
 
 impl Told {
     /// The next lines; `None` at the end.
@@ -210,7 +213,7 @@ impl Told {
             // is asked before the view has what came until then, nor told before it has what came while that was asked.
             match self.stands().await? {
                 Stands::Ready if is_sifted => self.owed = Owed::Nothing,
-                Stands::Ready if rounds < ROUNDS => {
+                Stands::Ready if rounds < ROUNDS && Instant::now() >= self.rests_until => {
                     let sieve = self.subject.sieve(self.listener.collection());
                     self.listener.sift(sieve)?;
                     (is_sifted, rounds) = (true, rounds + 1);
@@ -219,13 +222,13 @@ impl Told {
                 Stands::Ready | Stands::HeldUp => {
                     let sieve = self.subject.sieve(self.listener.collection());
                     self.owed = Owed::AllButRemovals;
+                    if rounds == ROUNDS {
+                        (self.rests_until, rounds) = (Instant::now() + ROUNDS_REST, 0);
+                    }
                     if let Some(snapshot) = self.listener.take_away(sieve.as_deref())? {
                         return Ok(Some(snapshot));
                     }
-                    if rounds == ROUNDS {
-                        tokio::time::sleep(HELD_UP).await;
-                        rounds = 0;
-                    }
+                    tokio::time::sleep_until(self.rests_until.into()).await;
                 }
             }
         }
@@ -392,7 +395,7 @@ mod tests {
             let collection = database.collection("notes").unwrap();
             let query = collection.query().seen_through(subject.sieve(collection.name()));
             let listener = query.on_snapshot(ListenOptions::default()).unwrap();
-            let told = Told { listener, subject, vigil, owed: Owed::Nothing };
+            let told = Told { listener, subject, vigil, owed: Owed::Nothing, rests_until: Instant::now() };
             let (token_id, _place) = (issued.id, place);
             (Self { database, access, authority, token_id, told, query, rooms, _place }, notes)
         }
@@ -452,7 +455,7 @@ mod tests {
         let held = world.query.held_up();
         world.put("notes", third, "text", "unseen");
         world.open(1, false);
-        let began = std::time::Instant::now();
+        let began = Instant::now();
         let mut gone = None;
         while gone.is_none() && began.elapsed() < Duration::from_secs(10) {
             gone = world.hears(600).await;
