@@ -163,7 +163,7 @@ impl Query {
     pub(crate) fn held_up(&self) -> std::sync::mpsc::SyncSender<()> {
         use std::sync::mpsc::sync_channel;
         let (_, view) = view_of(&self.collection).expect("a view of the collection");
-        let ((stands, stood), (sender, receiver)) = (sync_channel(1), sync_channel::<()>(1));
+        let ((stands, stood), (sender, receiver)) = (sync_channel::<()>(1), sync_channel::<()>(1));
         std::thread::spawn(move || {
             let standing = view.standing();
             stands.send(()).expect("it is waited for");
