@@ -59,12 +59,11 @@ export class Client {
     this.connection = new Connection(options.url, options.token, options.retryMs ?? 500)
     this.#adapter = new TidelogAdapter(this.connection)
     this.connection.onExpiring = () => void this.authenticate().catch(() => {})
-    const failed = (error: unknown) => this.#adapter.fail(storageFault(error))
-    const store = options.storage && new Store(options.storage, failed)
+    const store = options.storage && new Store(options.storage, error => this.#adapter.fail(storageFault(error)))
     this.#store = store
     this.repo = new Repo({ network: [this.#adapter], ...(store ? { storage: store } : {}) })
     this.#adapter.isOpen = documentId => documentId in this.repo.handles
-    this.#endSaving = saveAgain(this.repo, store, failed)
+    this.#endSaving = saveAgain(this.repo, store)
     this.holdings = new Holdings(this.repo, this.#adapter, options.storage)
     this.rejections = new Rejections(this.repo, this.holdings, store)
     this.#adapter.onDenied = denial => this.rejections.deny(denial)

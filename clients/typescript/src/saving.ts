@@ -10,10 +10,11 @@ const AGAIN_MS = 5_000
 /** Deleted documents that are remembered until the repo does not save them any more: it does so within a moment. */
 const DELETED_MAX = 10_000
 
-/** Lets a repo live with a store that fails, or is rewritten. `failed` is told; whoever flushes is, too. Returns what ends it. */
-export function saveAgain(repo: Repo, store: Store | undefined, failed: (error: unknown) => void): () => void {
+/** Lets a repo live with a store that fails, or is rewritten. `store.failed` is told; whoever flushes is, too. Returns what ends it. */
+export function saveAgain(repo: Repo, store: Store | undefined): () => void {
   const storage = repo.storageSubsystem
   if (!storage || !store) return () => {}
+  const { failed } = store
   const unsaved = new Map<DocumentId, unknown>()
   let timer: ReturnType<typeof setTimeout> | undefined
   let isOver = false
@@ -38,7 +39,7 @@ export function saveAgain(repo: Repo, store: Store | undefined, failed: (error: 
     if (deleted.size > DELETED_MAX) for (const oldest of deleted) return void deleted.delete(oldest)
   })
   const save = async (id: DocumentId, asked: A.Doc<unknown>) => {
-    while (store.isRewritten(id)) await store.whenRewritten(id)
+    await store.whenRewritten(id)
     const handle = repo.handles[id]
     // The repo saves what is empty in place of what it has just taken out of the store.
     if (!handle && deleted.has(id)) return

@@ -99,12 +99,9 @@ export class Store implements StorageAdapterInterface {
     return done
   }
 
-  isRewritten(documentId: string): boolean {
-    return this.#rewritten.has(documentId)
-  }
-
+  /** Waits until nothing is being taken out of a document's store. */
   async whenRewritten(documentId: string): Promise<void> {
-    await this.#rewritten.get(documentId)?.catch(() => {})
+    for (let work; (work = this.#rewritten.get(documentId));) await work.catch(() => {})
   }
 
   /** Takes a document out, that the repo has not any more; it knows that nothing is left. */

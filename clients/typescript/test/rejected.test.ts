@@ -313,6 +313,12 @@ test("a document that is allowed while its refusal is written down is stored who
   // The repo saves what came within a tenth of a second.
   await new Promise(done => setTimeout(done, 250))
   goOn()
+  // Also when the process ends before anything else happens.
+  await soon((async () => {
+    // What is half written cannot be read.
+    const isStored = () => storedIn(store, ref).then(({ doc }) => A.hasHeads(doc, A.getHeads(copy)), () => false)
+    while (!await isStored()) await new Promise(done => setTimeout(done, 50))
+  })(), "it is stored")
   await ref.change(doc => void (doc.count = 1))
   const now = await same([ref, hers], "both go on")
   await client.close()
